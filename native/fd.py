@@ -1,0 +1,63 @@
+"""Ownership of file descriptors.
+
+An `OwnedFd` owns one descriptor and closes it; a raw int is borrowed and never closed by who
+holds it (house style, section 6).
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+
+class OwnedFd:
+    """One descriptor that is closed when the owner is closed, or given away by `steal`."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        if fd < 0:
+            raise ValueError(f"not a descriptor: {fd}")
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Lend the descriptor; it stays ours."""
+        if self._fd < 0:
+            raise ValueError("descriptor is closed")
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """Whether the descriptor was closed or given away."""
+        return self._fd < 0
+
+    def steal(self) -> int:
+        """Give the descriptor to the caller, who must close it."""
+        fd = self.fileno()
+        self._fd = -1
+        return fd
+
+    def close(self) -> None:
+        """Close it; closing twice is fine."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> OwnedFd:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Last resort only: a descriptor that leaks into a container is a security fault, one that
+        # is closed a little late is not.
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"OwnedFd({self._fd})"
