@@ -1,8 +1,8 @@
 """Users and groups of a container, read from its own /etc/passwd and /etc/group.
 
 The files are hostile: they are opened inside the root only, must be regular, and are read up to a
-limit (CVE-2024-9676, CVE-2026-47262). An all-digits name is a number and nothing else
-(CVE-2016-3697, CVE-2026-46680): no fallback from a failed number to a name or back.
+limit (CVE-2024-9676, CVE-2026-47262). Numbers and names arrive already told apart, so that an
+all-digits name is never looked up (CVE-2016-3697, CVE-2026-46680).
 """
 
 from __future__ import annotations
@@ -27,26 +27,21 @@ class User:
     home: str
 
 
-def resolve_user(root: Root, text: str, group_add: tuple[str, ...] = ()) -> User:
-    """Resolve Docker's user form (``name``, ``uid``, ``name:group``, ``uid:gid``, mixes).
+def resolve_user(
+    root: Root, user: int | str, group: int | str | None, group_add: tuple[int | str, ...] = ()
+) -> User:
+    """Look `user` and `group` up in the files below `root`; numbers need no entry.
 
     Without a group the passwd entry's group and the supplementary groups of the name apply; with
     one they do not (image-spec config.md, `User`). Raises InvalidArgument for unknown names.
     """
-    user_text, colon, group_text = text.partition(":")
-    if (colon and not group_text) or ":" in group_text:
-        raise InvalidArgument(f"invalid user '{_quote(text)}': expected user[:group]")
-    entry = _find_passwd(root, user_text or "0")
-    uid = _to_id(user_text or "0", "user")
-    if uid is None:
-        if entry is None:
-            raise InvalidArgument(
-                f"unknown user '{_quote(user_text)}': not in the image's /etc/passwd"
-            )
-        uid = entry.uid
+    entry = _find_passwd(root, user)
+    if entry is None and isinstance(user, str):
+        raise InvalidArgument(f"unknown user '{quote(user)}': not in the image's /etc/passwd")
+    uid = entry.uid if entry and isinstance(user, str) else int(user)
     groups: list[int] = []
-    if colon:
-        gid = _resolve_group(root, group_text)
+    if group is not None:
+        gid = _resolve_group(root, group)
     else:
         gid = entry.gid if entry else 0
         if entry:
@@ -65,22 +60,6 @@ class _PasswdEntry:
     home: str
 
 
-def _to_id(text: str, kind: str) -> int | None:
-    """Give the number that `text` is, None where it is a name; refuse everything in between."""
-    if text.isascii() and text.isdigit():
-        value = int(text) if len(text) <= 10 else MAX_ID + 1
-        if value > MAX_ID:
-            raise InvalidArgument(
-                f"invalid {kind} '{_quote(text)}': an id is a number from 0 to {MAX_ID}"
-            )
-        return value
-    if not text or text[0] in "+-" or text[0].isdigit() or not text.isprintable() or "/" in text:
-        raise InvalidArgument(
-            f"invalid {kind} '{_quote(text)}': expected a name or a number from 0 to {MAX_ID}"
-        )
-    return None
-
-
 def _rows(root: Root, path: str) -> list[list[bytes]]:
     try:
         data = root.read_file(path, PASSWD_LIMIT)
@@ -95,31 +74,29 @@ def _number(field: bytes) -> int | None:
     return int(field) if field.isdigit() and len(field) <= 10 and int(field) <= MAX_ID else None
 
 
-def _find_passwd(root: Root, wanted: str) -> _PasswdEntry | None:
-    name = wanted.encode("utf-8", "surrogateescape")
-    number = _number(name)
+def _find_passwd(root: Root, wanted: int | str) -> _PasswdEntry | None:
+    name = None if isinstance(wanted, int) else wanted.encode("utf-8", "surrogateescape")
     for row in _rows(root, "/etc/passwd"):
         if len(row) < 6:
             continue
         uid, gid = _number(row[2]), _number(row[3])
         if uid is None or gid is None:
             continue
-        if uid == number if number is not None else row[0] == name:
+        if row[0] == name or (name is None and uid == wanted):
             home = row[5].decode("utf-8", "surrogateescape")
             return _PasswdEntry(row[0], uid, gid, home)
     return None
 
 
-def _resolve_group(root: Root, text: str) -> int:
-    gid = _to_id(text, "group")
-    if gid is not None:
-        return gid
-    name = text.encode("utf-8", "surrogateescape")
+def _resolve_group(root: Root, group: int | str) -> int:
+    if isinstance(group, int):
+        return group
+    name = group.encode("utf-8", "surrogateescape")
     for row in _rows(root, "/etc/group"):
         number = _number(row[2]) if len(row) >= 3 else None
         if number is not None and row[0] == name:
             return number
-    raise InvalidArgument(f"unknown group '{_quote(text)}': not in the image's /etc/group")
+    raise InvalidArgument(f"unknown group '{quote(group)}': not in the image's /etc/group")
 
 
 def _member_of(root: Root, name: bytes) -> list[int]:
@@ -131,5 +108,6 @@ def _member_of(root: Root, name: bytes) -> list[int]:
     return found
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """Make text of a stranger fit for one line of an error: escaped, cut at 256 characters."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:256])
