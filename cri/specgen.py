@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from scow.cgroups.resources import Resources
@@ -66,13 +67,19 @@ class Generated:
     reasons: dict[str, str]
 
 
-def build_spec(record: Record, user: User, sandbox: Sandbox, cgroup_path: str) -> Generated:
+def build_spec(
+    record: Record,
+    user: User,
+    sandbox: Sandbox,
+    cgroup_path: str,
+    volume_dir: Callable[[str], str],
+) -> Generated:
     """Build the configuration of a container."""
     options = record.options
     security = options.security
     privileged = security.privileged
     covered = not (privileged or security.unmask)
-    mounts = _mounts(record, sandbox)
+    mounts = _mounts(record, sandbox, volume_dir)
     devices, device_rules = _devices(options.devices, privileged=privileged)
     spec = Spec(
         oci_version=OCI_VERSION,
@@ -174,7 +181,9 @@ def _sysctls(record: Record, sandbox: Sandbox) -> dict[str, str]:
     return found
 
 
-def _mounts(record: Record, sandbox: Sandbox) -> list[SpecMount]:
+def _mounts(
+    record: Record, sandbox: Sandbox, volume_dir: Callable[[str], str]
+) -> list[SpecMount]:
     options = record.options
     writable = "rw" if options.security.privileged else "ro"
     shm = options.shm_bytes or DEFAULT_SHM_BYTES
@@ -217,7 +226,7 @@ def _mounts(record: Record, sandbox: Sandbox) -> list[SpecMount]:
         *((mount.target, _bind(mount)) for mount in options.mounts if mount.kind == "bind"),
     ]
     asked += [
-        (use.target, _volume(record, use.name, use.target)) for use in record.volumes
+        (use.target, _volume(record, volume_dir(use.name), use.target)) for use in record.volumes
     ]
     asked.sort(key=lambda item: item[0].rstrip("/").count("/"))
     return [mount for mount in found if mount.destination not in taken] + [m for _, m in asked]
@@ -254,14 +263,14 @@ def _bind(mount: Mount) -> SpecMount:
     return SpecMount(mount.target, "bind", mount.source, tuple(options))
 
 
-def _volume(record: Record, name: str, target: str) -> SpecMount:
+def _volume(record: Record, source: str, target: str) -> SpecMount:
     asked = next(
         (m for m in record.options.mounts if m.kind == "volume" and m.target == target), None
     )
     options = ["rbind", "rprivate", "nodev"]
     if asked is not None and asked.read_only:
         options.append("rro")
-    return SpecMount(target, "bind", name, tuple(options))
+    return SpecMount(target, "bind", source, tuple(options))
 
 
 def _devices(
