@@ -26,6 +26,7 @@ from scow.native.spawn import launch
 from scow.runtime.compile import Handles, compile_run
 from scow.runtime.failures import explain_failure
 from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started
+from scow.runtime.spec import Process
 from scow.runtime.users import User, resolve_user
 
 if TYPE_CHECKING:
@@ -110,7 +111,10 @@ def prepare_launch(
         hold=hold,
         cgroup_tasks=tasks,
         cgroup_fd=directory,
-        seccomp_program=_seccomp(record, generated, store),
+        seccomp_program=seccomp_program(record, generated.spec.process, store),
+        place=f"{store.run}/rootfs",
+        mask_dir=f"{store.run}/empty/dir",
+        mask_file=f"{store.run}/empty/file",
         network_host=sandbox.host_netlink,
         network_pid_offsets=sandbox.pid_offsets,
         network_inside=sandbox.inside_netlink,
@@ -152,7 +156,7 @@ def _cleanup_env() -> tuple[bytes, ...]:
     return tuple(kept)
 
 
-def _seccomp(record: Record, generated: specgen.Generated, store: RecordStore) -> bytes | None:
+def seccomp_program(record: Record, process: Process | None, store: RecordStore) -> bytes | None:
     """Give the compiled filter, or None for `unconfined` and --privileged."""
     from scow.runtime import seccomp
 
@@ -161,7 +165,6 @@ def _seccomp(record: Record, generated: specgen.Generated, store: RecordStore) -
         return None
     if security.seccomp == "unconfined":
         return None
-    process = generated.spec.process
     held = frozenset(process.capabilities.effective if process and process.capabilities else ())
     cache = f"{store.root}/cache/seccomp"
     if security.seccomp is None:

@@ -58,11 +58,11 @@ def merge(config: ImageConfig, options: ContainerOptions) -> Merged:
             )
     user = options.user
     if user is None:
-        user = parse.parse_user(config.user) if config.user else UserSpec(0)
+        user = parse.parse_user("image User", config.user) if config.user else UserSpec(0)
     if options.stop_signal is not None:
         stop_signal = options.stop_signal
     elif config.stop_signal:
-        stop_signal = parse.parse_signal(config.stop_signal)
+        stop_signal = parse.parse_signal("image StopSignal", config.stop_signal)
     else:
         stop_signal = DEFAULT_STOP_SIGNAL
     return Merged(

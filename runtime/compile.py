@@ -19,10 +19,6 @@ from scow.runtime.mounts import mount_operations
 from scow.runtime.security import CAPABILITY_NAMES, mask_of
 from scow.runtime.spec import Process, Spec
 
-# The private place in the child's own mount namespace where the root is attached before
-# pivot_root(2); the directory is made once per boot and stays empty for everyone else.
-ROOT_PLACE = "/run/scow/rootfs"
-
 _NAMESPACE_FLAGS = {
     "mount": kernel.CLONE_NEWNS,
     "pid": kernel.CLONE_NEWPID,
@@ -48,8 +44,12 @@ class Handles:
     hold: Callable[[OwnedFd], int]
     cgroup_tasks: tuple[int, ...] = ()  # v1: the `tasks` file of each hierarchy
     cgroup_fd: int | None = None  # v2: the directory, for CLONE_INTO_CGROUP
-    mask_dir: str = "/run/scow/empty/dir"
-    mask_file: str = "/run/scow/empty/file"
+    # Where the root is attached, in the child's own mount namespace, before pivot_root(2); for
+    # everyone else the directory stays empty.
+    place: str = ""
+    # An empty directory and an empty file of the host's that cover masked paths.
+    mask_dir: str = ""
+    mask_file: str = ""
     seccomp_program: bytes | None = None
     network_host: bytes = b""
     network_pid_offsets: tuple[int, ...] = ()
@@ -86,7 +86,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
         )
     )
     ops.append(
-        p.AttachRoot(handles.root_fd, at=ROOT_PLACE, why="the image's layers, stacked by overlayfs")
+        p.AttachRoot(handles.root_fd, at=handles.place, why="the image's layers, stacked by overlayfs")
     )
     ops += mount_operations(spec.mounts, handles.hold, handles.mount_reasons, handles.bundle)
     ops += _devices(spec)
