@@ -179,10 +179,11 @@ def seccomp_program(record: Record, process: Process | None, store: RecordStore)
     return seccomp.cached_program(cache, profile, held)
 
 
-def start(record: Record, around: Surroundings) -> MonitorConnection:
+def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConnection:
     """Launch a container and release it; returns when its program runs.
 
-    The caller holds the container's lock. On any failure nothing is left but the record.
+    With `attach` the connection gets all output, and holds the container back where it cannot
+    keep up, as a pipe would; it also says that its owner cleans up. The caller holds the container's lock. On any failure nothing is left but the record.
     """
     release(record, around)
     with ExitStack() as undo, ExitStack() as held:
@@ -203,6 +204,9 @@ def start(record: Record, around: Surroundings) -> MonitorConnection:
         connection = MonitorConnection(launched.control)
         undo.callback(connection.close)
         _until(connection, Ready, prepared)
+        if attach:
+            connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
+            connection.watch()
         connection.start()
         _until(connection, Started, prepared)
         undo.pop_all()
