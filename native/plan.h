@@ -97,6 +97,7 @@ struct plan_header {
     uint32_t cleanup_argv, cleanup_argc; /* u64 offsets, one zero at the end, made pointers on load */
     uint32_t cleanup_env, cleanup_envc;
     uint32_t monitor_end; /* nothing of the monitor's own lies beyond this offset */
+    uint32_t vectors, vectors_end; /* arrays of offsets lie in here and nothing else does */
     uint32_t reserved;
 };
 
@@ -108,6 +109,7 @@ struct plan_header {
 struct plan {
     char *block;
     size_t mapped;
+    uint32_t vectors, vectors_end;
     enum plan_mode mode;
     uint64_t namespaces;
     const struct plan_op *ops;
