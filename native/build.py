@@ -58,5 +58,5 @@ ffibuilder.set_source(
         "native/scow.h",
         "native/sys.h",
     ],
-    extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"],
+    extra_compile_args=["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"],
 )
