@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from scow.native.errors import Unsupported
 
+_LIMITS = frozenset(("memory", "cpu", "pids", "devices", "freezer"))
 USUAL_ROOT = "/sys/fs/cgroup"
 
 
@@ -89,8 +90,8 @@ def detect(
         else:
             controllers = () if names.startswith("name=") else tuple(names.split(","))
             v1.append(Hierarchy(names.removeprefix("name="), controllers, directory))
-    has_limits = any(hierarchy.controllers for hierarchy in v1)
-    if has_limits:
+    # Only these make a v1 host: some v2 hosts have net_cls mounted alone for old firewalls.
+    if any(_LIMITS.intersection(hierarchy.controllers) for hierarchy in v1):
         return Hierarchies(Mode.HYBRID if unified else Mode.V1, _primary_first(v1), unified)
     if unified is None:
         raise Unsupported(
