@@ -10,8 +10,15 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Iterable
 
-from scow.native.errors import AlreadyExists, InvalidArgument, InvalidState, PermissionDenied
+from scow.native.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    PermissionDenied,
+)
 
 MARK = "trusted.scow"
 CONTAINER, PARENT = b"container", b"parent"
@@ -76,6 +83,17 @@ def require_ours(directory: str) -> bool:
     if mark is None and read_mark(os.path.dirname(directory)) == PARENT:
         return True
     raise PermissionDenied(f"cgroup '{directory}' was not made by scow, leaving it alone")
+
+
+def require_parent(roots: Iterable[str], path: str) -> None:
+    """Refuse a parent that is nowhere, unless it is of our own tree, which we make as needed."""
+    parent = path.rpartition("/")[0]
+    if parent.startswith(OWN_TOP) or any(os.path.isdir(f"{root}/{parent}") for root in roots):
+        return
+    raise NotFound(
+        f"cgroup parent '{parent}' does not exist",
+        hint="make it first, or leave the parent out to use scow's own",
+    )
 
 
 def make_parents(root: str, path: str) -> list[str]:

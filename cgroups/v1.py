@@ -95,6 +95,7 @@ class V1Cgroup:
         try:
             os.mkdir(directory, 0o755)
         except FileNotFoundError:
+            tree.require_parent((h.directory for h in self._host.v1), self.path)
             root = directory.removesuffix(f"/{self.path}")
             for parent in tree.make_parents(root, self.path):
                 self._seed_directory(parent)
