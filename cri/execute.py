@@ -67,7 +67,7 @@ def run_exec(
         plan = compile_exec(process, handles, joins, _monitor(record, options))
         launched = launch(plan)
         launched.pidfd.close()
-        connection = MonitorConnection(launched.control)
+        connection = launched.control
         try:
             _wait_started(connection, plan, root)
         except BaseException:
@@ -84,7 +84,7 @@ def _wait_started(connection: MonitorConnection, plan: p.Plan, root: Root) -> No
         elif isinstance(event, Started):
             return
         elif isinstance(event, Failed):
-            raise explain_failure(plan, event.step, event.errno, event.index, root)
+            raise explain_failure(plan, event.failure, event.text, root)
         elif event is None:
             raise ScowError("cannot execute: the monitor went away without a word")
 

@@ -199,7 +199,7 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
             pass
         launched = launch(prepared.plan)
         launched.pidfd.close()
-        connection = MonitorConnection(launched.control)
+        connection = launched.control
         undo.callback(connection.close)
         _until(connection, Ready, prepared)
         if attach:
@@ -219,7 +219,7 @@ def _until(connection: MonitorConnection, wanted: type, prepared: Prepared) -> N
             return
         if isinstance(event, Failed):
             raise explain_failure(
-                prepared.plan, event.step, event.errno, event.index, prepared.root
+                prepared.plan, event.failure, event.text, prepared.root
             )
         if event is None:
             raise ScowError("cannot start the container: its monitor went away without a word")

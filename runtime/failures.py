@@ -14,16 +14,20 @@ import struct
 from scow.native.errors import CommandNotExecutable, CommandNotFound, SetupError
 from scow.native.fs import Root
 from scow.native.plan import Execute, Op, Plan
+from scow.runtime.monitor import Failure
 from scow.runtime.users import quote
 
 _MACHINES = {3: "386", 40: "arm", 62: "amd64", 183: "arm64", 243: "riscv64", 21: "ppc64le"}
 _HEAD = 4096
 
 
-def explain_failure(
-    plan: Plan, step: str, number: int, index: int, root: Root | None
-) -> SetupError:
-    """Make the error for a failed step; `root` is the container's root while it can be read."""
+def explain_failure(plan: Plan, failure: Failure, text: str, root: Root | None) -> SetupError:
+    """Make the error for a failed step; `root` is the container's root while it can be read.
+
+    `text` is the monitor's own name of the step, for those that are not operations of the plan.
+    """
+    number, index = failure.errno, failure.index
+    step = text or f"step {failure.step}"
     op = plan.ops[index] if 0 <= index < len(plan.ops) else None
     if isinstance(op, Execute):
         return _explain_execute(op, number, index, root)
