@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.checkout import build_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,29 +79,11 @@ def test_packages_that_are_there_are_left_alone(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def copy_of_the_checkout(target: Path) -> None:
-    """What git would give to somebody else: a leftover in build/ must not get into the wheel."""
-    # git refuses to look at a checkout of somebody else, as `sudo make test` makes it see one.
-    listing = ["git", "-c", "safe.directory=*", "ls-files", "-z", "-co", "--exclude-standard"]
-    done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in filter(None, done.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_wheel(tmp_path: Path, project: dict[str, Any]) -> None:
     """What `pip install .` brings: every module, the native part, no C, the embedded image."""
-    checkout = tmp_path / "checkout"
-    copy_of_the_checkout(checkout)
-    argv = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run(
-        [*argv, "-w", tmp_path, checkout], check=False, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    [wheel] = tmp_path.glob("*.whl")
+    wheel = build_wheel(tmp_path)
     names = set(zipfile.ZipFile(wheel).namelist())
     missing = {
         f"scow/{path.relative_to(ROOT)}"
