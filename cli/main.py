@@ -34,7 +34,9 @@ def run(words: list[str]) -> int:
     import signal
 
     _open_standard_streams()
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1) stays in force
+            signal.signal(number, _raise_terminated)
     try:
         status = _dispatch(words)
         sys.stdout.flush()

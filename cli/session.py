@@ -28,7 +28,7 @@ class Session:
             self._service = Service(root=self.root, run=self.run)
         return self._service
 
-    def use(self, service: Service) -> None:
+    def use(self, service: Service | None) -> None:
         """Take this service instead (tests)."""
         self._service = service
 

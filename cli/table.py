@@ -101,7 +101,8 @@ class Values:
         """Note one occurrence."""
         if option.kind == MANY:
             found = self._found.setdefault(option.key, [])
-            assert isinstance(found, list) and isinstance(value, str)
+            assert isinstance(found, list)
+            assert isinstance(value, str)
             found.append(value)
         else:
             self._found[option.key] = value
