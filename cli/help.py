@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
-
 from scow.cli import registry
 from scow.cli.table import FLAG, MANY, Argument, Command, Option
 
