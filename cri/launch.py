@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scow.cgroups.cgroup import Cgroup, open_cgroup
+from scow.cgroups.cgroup import Cgroup, container_path, open_cgroup
 from scow.cri import specgen
 from scow.cri.records import Record, RecordStore
 from scow.cri.sandbox import Sandbox, prepare
@@ -31,8 +31,6 @@ from scow.runtime.users import User, resolve_user
 
 if TYPE_CHECKING:
     from scow.netns.network import BridgeNetwork
-
-CGROUP_PARENT = "scow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +57,7 @@ class Prepared:
 
 def cgroup_path(record: Record) -> str:
     """Give the cgroup of a container, relative to each hierarchy's mount."""
-    parent = (record.options.cgroup_parent or CGROUP_PARENT).strip("/")
-    return f"{parent}/{record.id}"
+    return container_path(record.id, record.options.cgroup_parent)
 
 
 def container_cgroup(record: Record) -> Cgroup:
@@ -105,7 +102,8 @@ def prepare_launch(
         tasks = tuple(hold(fd) for fd in cgroup.join_fds())
         into = cgroup.dir_fd()
         directory = hold(into) if into is not None else None
-        oom = hold(cgroup.oom_fd())
+        events = cgroup.oom_fd()
+        oom = hold(events) if events is not None else None
     handles = Handles(
         root_fd=root_fd,
         hold=hold,

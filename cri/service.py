@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -104,14 +104,14 @@ class Service:
 
         return self.images.load_layout(layout_path(), BUILTIN_IMAGE)
 
-    def remove_image(self, name: str, *, force: bool = False) -> list[str]:
+    def remove_image(self, name: str, *, force: bool = False) -> Sequence[str]:
         """Remove an image by name or id; containers that use it are in the way without `force`."""
         return self.images.remove(name, force=force, in_use=self._users_of)
 
-    def _users_of(self, image_id: str) -> list[str]:
+    def _users_of(self, image_id: str) -> Sequence[str]:
         return [record.id for record in self.store.list() if record.image_id == image_id]
 
-    def _layer_paths(self, record: Record) -> list[str]:
+    def _layer_paths(self, record: Record) -> Sequence[str]:
         return self.images.paths_of(record.diff_ids)
 
     # --- create, start, remove ----------------------------------------------------------------
@@ -412,7 +412,7 @@ class Service:
         """Say what a container is doing now."""
         return read_status(self.store, record)
 
-    def list(self) -> list[ContainerView]:
+    def list(self) -> Sequence[ContainerView]:
         """List all containers, newest first."""
         from scow.cri.views import view
 
@@ -432,13 +432,13 @@ class Service:
         with ExitStack() as stack:
             return launching.prepare_launch(record, self._around, stack, dry_run=True).plan
 
-    def info(self) -> list[Fact]:
+    def info(self) -> Sequence[Fact]:
         """Say what this host can do and what is missing."""
         from scow.cri.info import gather
 
         return gather(self)
 
-    def check(self, *, repair: bool = False) -> list[str]:
+    def check(self, *, repair: bool = False) -> Sequence[str]:
         """Look for anything left behind or damaged; with `repair`, mend it. Empty means clean."""
         from scow.cri.check import check
 
