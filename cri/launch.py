@@ -111,8 +111,6 @@ def prepare_launch(
         cgroup_fd=directory,
         seccomp_program=seccomp_program(record, generated.spec.process, store),
         place=f"{store.run}/rootfs",
-        mask_dir=f"{store.run}/empty/dir",
-        mask_file=f"{store.run}/empty/file",
         network_host=sandbox.host_netlink,
         network_pid_offsets=sandbox.pid_offsets,
         network_inside=sandbox.inside_netlink,
@@ -188,7 +186,7 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
         run_dir = around.store.run_dir(record.id)
         undo.callback(release, record, around)
         os.mkdir(run_dir, 0o700)
-        _make_places(around.store.run)
+        os.makedirs(f"{around.store.run}/rootfs", mode=0o700, exist_ok=True)
         if record.options.ipc.kind == "shareable":
             _make_shm(f"{run_dir}/shm", record)
         _make_bind_sources(record)
@@ -199,7 +197,7 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
             pass
         launched = launch(prepared.plan)
         launched.pidfd.close()
-        connection = launched.control
+        connection = MonitorConnection(launched.control.steal())
         undo.callback(connection.close)
         _until(connection, Ready, prepared)
         if attach:
@@ -219,23 +217,10 @@ def _until(connection: MonitorConnection, wanted: type, prepared: Prepared) -> N
             return
         if isinstance(event, Failed):
             raise explain_failure(
-                prepared.plan, event.failure, event.text, prepared.root
+                prepared.plan, event.failure, prepared.root
             )
         if event is None:
             raise ScowError("cannot start the container: its monitor went away without a word")
-
-
-def _make_places(run: str) -> None:
-    """Make what all containers share: the root's private place, and what covers masked paths."""
-    for path, mode in ((f"{run}/rootfs", 0o700), (f"{run}/empty", 0o755), (f"{run}/empty/dir", 0o555)):
-        try:
-            os.mkdir(path, mode)
-        except FileExistsError:
-            continue
-    try:
-        os.close(os.open(f"{run}/empty/file", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-    except FileExistsError:
-        pass
 
 
 def _make_shm(path: str, record: Record) -> None:
