@@ -13,7 +13,6 @@ import struct
 from typing import ClassVar, Final
 
 import msgspec
-
 from scow.native import sys
 from scow.native.block import NONE, BlockWriter, Text
 from scow.native.errors import InvalidArgument
@@ -248,9 +247,7 @@ class MakeDirectory(Operation, frozen=True):
         return _show(self.path)
 
     def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(
-            self.code, texts=(self.path,), numbers=(self.mode, self.uid, self.gid)
-        )
+        return writer.record(self.code, texts=(self.path,), numbers=(self.mode, self.uid, self.gid))
 
 
 class MakeDevice(Operation, frozen=True):
@@ -461,7 +458,7 @@ class RemountRootReadOnly(Operation, frozen=True):
 
 
 class SetCwd(Operation, frozen=True):
-    """chdir, made before if missing; refused when it is not inside of the root."""
+    """chdir as the user; PivotRoot makes it when missing. Refused when it is not inside of the root."""
 
     code = 22
     step = "change directory"

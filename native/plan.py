@@ -13,7 +13,6 @@ import struct
 from typing import Final, Literal
 
 import msgspec
-
 from scow.native.block import NONE, RECORD, BlockWriter, Region, Text
 from scow.native.errors import (
     CommandNotExecutable,
@@ -241,8 +240,12 @@ def setup_error(plan: Plan, step: int, error: int, index: int, detail: int = 0) 
     at = -1 if index == NONE else index
     if step in _STEPS or not 0 <= at < len(plan.ops) or plan.ops[at].code != step:
         name = _STEPS.get(step, f"step {step}")
-        where = f", byte {detail}" if step == 1000 else f", message {detail}" if step == 1004 else ""
-        return SetupError(f"cannot {name}: {_reason(error)}{where}", step=name, errno=error, index=at)
+        where = (
+            f", byte {detail}" if step == 1000 else f", message {detail}" if step == 1004 else ""
+        )
+        return SetupError(
+            f"cannot {name}: {_reason(error)}{where}", step=name, errno=error, index=at
+        )
     op = plan.ops[at]
     subject = op.subject()
     kind = SetupError
@@ -253,6 +256,4 @@ def setup_error(plan: Plan, step: int, error: int, index: int, detail: int = 0) 
         words = f"cannot mount {op.fstype} on '{subject}'"
     elif isinstance(op, MountTree):
         words = f"cannot mount on '{subject}'"
-    return kind(
-        f"{words}: {_reason(error)}", step=op.step, errno=error, index=at, path=subject
-    )
+    return kind(f"{words}: {_reason(error)}", step=op.step, errno=error, index=at, path=subject)
