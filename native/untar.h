@@ -14,103 +14,103 @@
 #include <time.h>
 
 enum {
-	UNTAR_BLOCK = 512,
-	UNTAR_BUFFER = 1 << 20,    /* one read of a full pipe (F_SETPIPE_SZ 1 MiB) */
-	UNTAR_PATH = 4096,         /* PATH_MAX: the kernel takes no longer name, NUL included */
-	UNTAR_PAX = 1 << 20,       /* the extended header of one entry */
-	UNTAR_XATTRS = 128,        /* of one entry */
-	UNTAR_SEGMENTS = 1 << 20,  /* of one sparse file */
-	UNTAR_DEPTH = 1024,        /* components of a path */
-	UNTAR_SYMLINKS = 40,       /* followed for one path, as the kernel's MAXSYMLINKS */
-	UNTAR_DIRS = 16,           /* open directories kept between entries */
-	UNTAR_SPOOL = 256 << 10,   /* directory times kept in memory before they spill to disk */
-	UNTAR_REPORT = 16 << 20,   /* bytes of report about things that need the lower layers */
+    UNTAR_BLOCK = 512,
+    UNTAR_BUFFER = 1 << 20,    /* one read of a full pipe (F_SETPIPE_SZ 1 MiB) */
+    UNTAR_PATH = 4096,         /* PATH_MAX: the kernel takes no longer name, NUL included */
+    UNTAR_PAX = 1 << 20,       /* the extended header of one entry */
+    UNTAR_XATTRS = 128,        /* of one entry */
+    UNTAR_SEGMENTS = 1 << 20,  /* of one sparse file */
+    UNTAR_DEPTH = 1024,        /* components of a path */
+    UNTAR_SYMLINKS = 40,       /* followed for one path, as the kernel's MAXSYMLINKS */
+    UNTAR_DIRS = 16,           /* open directories kept between entries */
+    UNTAR_SPOOL = 256 << 10,   /* directory times kept in memory before they spill to disk */
+    UNTAR_REPORT = 16 << 20,   /* bytes of report about things that need the lower layers */
 };
 
 struct untar_stream {
-	int fd;
-	bool eof;
-	uint64_t offset; /* bytes consumed */
-	uint64_t limit;  /* most bytes the stream may have */
-	size_t start, end;
-	unsigned char buf[UNTAR_BUFFER];
+    int fd;
+    bool eof;
+    uint64_t offset; /* bytes consumed */
+    uint64_t limit;  /* most bytes the stream may have */
+    size_t start, end;
+    unsigned char buf[UNTAR_BUFFER];
 };
 
 struct untar_xattr {
-	const char *name;
-	const void *value;
-	size_t size;
+    const char *name;
+    const void *value;
+    size_t size;
 };
 
 struct untar_segment {
-	uint64_t offset, length;
+    uint64_t offset, length;
 };
 
 /* What `x`, `L` and `K` headers say about the entry that follows them. */
 struct untar_overrides {
-	bool has_path, has_link, has_size, has_uid, has_gid, has_mtime, has_major, has_minor;
-	bool has_sparse_name, has_sparse_size;
-	uint64_t size, uid, gid, major, minor, sparse_size;
-	uint64_t sparse_version; /* 0: by records of the header, 1: map at the start of the data */
-	bool is_sparse;
-	uint64_t next_offset; /* GNU.sparse.offset waiting for its numbytes */
-	struct timespec mtime;
-	size_t n_xattrs;
-	struct untar_xattr xattrs[UNTAR_XATTRS];
-	char path[UNTAR_PATH], link[UNTAR_PATH];
+    bool has_path, has_link, has_size, has_uid, has_gid, has_mtime, has_major, has_minor;
+    bool has_sparse_name, has_sparse_size;
+    uint64_t size, uid, gid, major, minor, sparse_size;
+    uint64_t sparse_version; /* 0: by records of the header, 1: map at the start of the data */
+    bool is_sparse;
+    uint64_t next_offset; /* GNU.sparse.offset waiting for its numbytes */
+    struct timespec mtime;
+    size_t n_xattrs;
+    struct untar_xattr xattrs[UNTAR_XATTRS];
+    char path[UNTAR_PATH], link[UNTAR_PATH];
 };
 
 struct untar_entry {
-	char type;
-	uint32_t mode, uid, gid, major, minor;
-	uint64_t size;      /* bytes in the stream */
-	uint64_t real_size; /* bytes of the file; differs for sparse ones */
-	struct timespec mtime;
-	bool is_sparse;
-	char path[UNTAR_PATH]; /* as written, for messages */
-	char link[UNTAR_PATH];
-	char clean[UNTAR_PATH]; /* no leading, double or trailing slash, no "."; "" is the root */
+    char type;
+    uint32_t mode, uid, gid, major, minor;
+    uint64_t size;      /* bytes in the stream */
+    uint64_t real_size; /* bytes of the file; differs for sparse ones */
+    struct timespec mtime;
+    bool is_sparse;
+    char path[UNTAR_PATH]; /* as written, for messages */
+    char link[UNTAR_PATH];
+    char clean[UNTAR_PATH]; /* no leading, double or trailing slash, no "."; "" is the root */
 };
 
 struct untar_dir {
-	int fd; /* -1: free */
-	uint32_t stamp;
-	size_t length;
-	char path[UNTAR_PATH];
+    int fd; /* -1: free */
+    uint32_t stamp;
+    size_t length;
+    char path[UNTAR_PATH];
 };
 
 struct untar_counts {
-	uint64_t entries, files, dirs, symlinks, hardlinks, devices, whiteouts, skipped;
-	uint64_t data_bytes, dropped_xattrs;
+    uint64_t entries, files, dirs, symlinks, hardlinks, devices, whiteouts, skipped;
+    uint64_t data_bytes, dropped_xattrs;
 };
 
 struct untar_failure {
-	int error;
-	uint64_t offset;
-	char message[192];
+    int error;
+    uint64_t offset;
+    char message[192];
 };
 
 struct untar {
-	int root_fd, report_fd, privileged_fd;
-	bool sync;
-	uint64_t max_entries;
-	uint64_t entry_offset;
-	struct untar_counts counts;
-	struct untar_failure failure;
-	struct untar_entry entry;
-	struct untar_overrides over;
-	uint32_t clock;
-	struct untar_dir dirs[UNTAR_DIRS];
-	int spill_fd;
-	size_t spool_used;
-	size_t n_segments;
-	size_t report_used, report_total;
-	bool noted_implied, noted_opaque;
-	char report[8192];
-	struct untar_stream stream;
-	unsigned char pax[UNTAR_PAX + 1];
-	unsigned char spool[UNTAR_SPOOL];
-	struct untar_segment segments[UNTAR_SEGMENTS];
+    int root_fd, report_fd, privileged_fd;
+    bool sync;
+    uint64_t max_entries;
+    uint64_t entry_offset;
+    struct untar_counts counts;
+    struct untar_failure failure;
+    struct untar_entry entry;
+    struct untar_overrides over;
+    uint32_t clock;
+    struct untar_dir dirs[UNTAR_DIRS];
+    int spill_fd;
+    size_t spool_used;
+    size_t n_segments;
+    size_t report_used, report_total;
+    bool noted_implied, noted_opaque;
+    char report[8192];
+    struct untar_stream stream;
+    unsigned char pax[UNTAR_PAX + 1];
+    unsigned char spool[UNTAR_SPOOL];
+    struct untar_segment segments[UNTAR_SEGMENTS];
 };
 
 /* untar_stream.c */
