@@ -36,7 +36,10 @@ def build_monitor(target: str) -> None:
         ).stdout.strip()
         command = [compiler, "-idirafter", "/usr/include", "-idirafter", f"/usr/include/{triplet}"]
     else:
-        print("warning: no musl-gcc: the monitor is linked with glibc, ten times larger", file=sys.stderr)
+        print(
+            "warning: no musl-gcc: the monitor is linked with glibc, ten times larger",
+            file=sys.stderr,
+        )
         command = [os.environ.get("CC", "cc")]
     os.makedirs(os.path.dirname(target), exist_ok=True)
     subprocess.run([*command, *MONITOR_FLAGS, "-o", target, *monitor_sources()], check=True)

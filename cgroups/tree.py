@@ -26,7 +26,7 @@ CONTAINER, PARENT = b"container", b"parent"
 OWN_TOP = "scow"
 _MAX_COMPONENT = 255
 _MAX_PATH = 3000
-_REMOVE_TIMEOUT_S = 2.0
+REMOVE_TIMEOUT_S = 2.0
 
 
 def check_path(path: str) -> str:
@@ -183,13 +183,14 @@ def _read_pids(directory_fd: int) -> list[int]:
     return []
 
 
-def remove_tree(directory: str) -> None:
+def remove_tree(directory: str, *, deadline: float | None = None) -> None:
     """Remove a cgroup and all below it; fine when it is gone. Processes are not killed here.
 
     Retries for a while: a process that has just been reaped can still hold its cgroup for a
-    moment. Raises InvalidState that names who stays.
+    moment. `deadline` is on the monotonic clock. Raises InvalidState that names who stays.
     """
-    deadline = time.monotonic() + _REMOVE_TIMEOUT_S
+    if deadline is None:
+        deadline = time.monotonic() + REMOVE_TIMEOUT_S
     pause = 0.0001
     while True:
         try:

@@ -53,7 +53,11 @@ class V1Cgroup:
     def create(self, resources: Resources) -> None:
         """See `cgroup.Cgroup`."""
         writes = self.planned_writes(resources)
-        self._make_primary()
+        try:
+            self._make_primary()
+        except BaseException:
+            self._remove_empty_parents(self._primary)
+            raise
         try:
             for directory in self._others():
                 self._make_directory(directory)
@@ -400,15 +404,19 @@ class V1Cgroup:
 
     def _remove_directories(self) -> None:
         first: Exception | None = None
+        deadline = time.monotonic() + tree.REMOVE_TIMEOUT_S
         for directory in (*self._others(), self._primary):
             try:
-                tree.remove_tree(directory)
+                tree.remove_tree(directory, deadline=deadline)
             except (OSError, ScowError) as error:
                 if first is None:
                     first = error
                 if directory != self._primary:
                     continue
-            if "/" in self.path.removeprefix(f"{tree.OWN_TOP}/"):
-                tree.remove_empty_parents(directory.removesuffix(f"/{self.path}"), self.path)
+            self._remove_empty_parents(directory)
         if first is not None:
             raise first
+
+    def _remove_empty_parents(self, directory: str) -> None:
+        if "/" in self.path.removeprefix(f"{tree.OWN_TOP}/"):
+            tree.remove_empty_parents(directory.removesuffix(f"/{self.path}"), self.path)

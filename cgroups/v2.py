@@ -55,7 +55,11 @@ class V2Cgroup:
     def create(self, resources: Resources) -> None:
         """See `cgroup.Cgroup`."""
         writes = self.planned_writes(resources)
-        self._make(writes)
+        try:
+            self._make(writes)
+        except BaseException:
+            self._remove_empty_parents()
+            raise
         try:
             self._refuse_bad_parent()
             self._apply(writes)
@@ -357,5 +361,8 @@ class V2Cgroup:
 
     def _remove(self) -> None:
         tree.remove_tree(self._directory)
+        self._remove_empty_parents()
+
+    def _remove_empty_parents(self) -> None:
         if "/" in self.path.removeprefix(f"{tree.OWN_TOP}/"):
             tree.remove_empty_parents(self._root, self.path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from scow.cri.launch import CGROUP_PARENT, Surroundings, release
+from scow.cri.launch import Surroundings, release
 from scow.cri.records import ID_LENGTH, SHORT_ID
 from scow.native.errors import NotFound, ScowError
 from scow.runtime.state import State
@@ -91,19 +91,22 @@ def _check_run_dirs(service: Service, known: set[str], *, repair: bool) -> list[
 def _check_cgroups(known: set[str], *, repair: bool) -> list[str]:
     from scow.cgroups.cgroup import open_cgroup
     from scow.cgroups.detect import hierarchies
+    from scow.cgroups.tree import OWN_TOP
 
     stray: set[str] = set()
-    for mount in hierarchies().values():
+    host = hierarchies()
+    mounts = [hierarchy.directory for hierarchy in host.v1]
+    for mount in [*mounts, host.unified] if host.unified else mounts:
         try:
-            names = os.listdir(f"{mount}/{CGROUP_PARENT}")
+            names = os.listdir(f"{mount}/{OWN_TOP}")
         except FileNotFoundError:
             continue
         stray |= {name for name in names if len(name) == ID_LENGTH and name not in known}
     for name in stray:
         if repair:
-            open_cgroup(f"{CGROUP_PARENT}/{name}").remove()
+            open_cgroup(f"{OWN_TOP}/{name}").remove()
     return [
-        _line(f"cgroup '{CGROUP_PARENT}/{name}' belongs to no container", mended=repair)
+        _line(f"cgroup '{OWN_TOP}/{name}' belongs to no container", mended=repair)
         for name in sorted(stray)
     ]
 

@@ -14,6 +14,7 @@ from scow.cri.options import ExecOptions
 from scow.cri.records import Record
 from scow.cri.specgen import build_capabilities, build_process
 from scow.native import plan as p
+from scow.native import sys as kernel
 from scow.native.errors import ScowError
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
@@ -26,12 +27,12 @@ from scow.runtime.spec import ConsoleSize, Process, ProcessUser
 from scow.runtime.users import resolve_user
 
 _KINDS = (
-    ("pid", "pid"),
-    ("network", "net"),
-    ("ipc", "ipc"),
-    ("uts", "uts"),
-    ("cgroup", "cgroup"),
-    ("mount", "mnt"),
+    (kernel.CLONE_NEWPID, "pid"),
+    (kernel.CLONE_NEWNET, "net"),
+    (kernel.CLONE_NEWIPC, "ipc"),
+    (kernel.CLONE_NEWUTS, "uts"),
+    (kernel.CLONE_NEWCGROUP, "cgroup"),
+    (kernel.CLONE_NEWNS, "mnt"),
 )
 
 
@@ -47,11 +48,11 @@ def run_exec(
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         root = Root(hold(OwnedFd(os.open(f"/proc/{pid}/root", flags))))
         process = _process(record, root, options)
-        joins: tuple[p.Op, ...] = tuple(
+        joins: tuple[p.Operation, ...] = tuple(
             p.JoinNamespace(
                 hold(OwnedFd(os.open(f"/proc/{pid}/ns/{file}", os.O_RDONLY | os.O_CLOEXEC))),
                 kind,
-                why=f"the container's {kind} namespace",
+                why=f"the container's {file} namespace",
             )
             for kind, file in _KINDS
         )
@@ -67,7 +68,7 @@ def run_exec(
         plan = compile_exec(process, handles, joins, _monitor(record, options))
         launched = launch(plan)
         launched.pidfd.close()
-        connection = MonitorConnection(launched.control)
+        connection = MonitorConnection(launched.control.steal())
         try:
             _wait_started(connection, plan, root)
         except BaseException:
@@ -84,7 +85,7 @@ def _wait_started(connection: MonitorConnection, plan: p.Plan, root: Root) -> No
         elif isinstance(event, Started):
             return
         elif isinstance(event, Failed):
-            raise explain_failure(plan, event.step, event.errno, event.index, root)
+            raise explain_failure(plan, event.failure, root)
         elif event is None:
             raise ScowError("cannot execute: the monitor went away without a word")
 

@@ -105,22 +105,31 @@ def _cgroups() -> Fact:
 
 
 def _controllers() -> Fact:
-    from scow.cgroups.detect import controllers
+    from scow.cgroups.detect import hierarchies
 
-    names = sorted(controllers())
-    missing = {"memory", "cpu", "pids"} - set(names)
+    host = hierarchies()
+    names = {name for hierarchy in host.v1 for name in hierarchy.controllers}
+    if not host.v1 and host.unified:
+        with open(f"{host.unified}/cgroup.controllers", encoding="ascii") as file:
+            names = set(file.read().split())
+    missing = {"memory", "cpu", "pids"} - names
     return Fact(
         "Cgroup controllers",
-        " ".join(names) or "none",
+        " ".join(sorted(names)) or "none",
         not missing,
         f"limits on {', '.join(sorted(missing))} will be refused; enable the controller at boot",
     )
 
 
 def _swap() -> Fact:
-    from scow.cgroups.detect import has_swap_accounting
+    from scow.cgroups.detect import hierarchies
 
-    well = has_swap_accounting()
+    memory = hierarchies().with_controller("memory")
+    if memory is not None:
+        well = os.path.exists(f"{memory.directory}/memory.memsw.limit_in_bytes")
+    else:
+        # v2 counts swap wherever the kernel was built with it (CONFIG_SWAP).
+        well = os.path.exists("/proc/swaps")
     return Fact(
         "Swap limits",
         "yes" if well else "no",

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scow.cgroups.cgroup import Cgroup, open_cgroup
+from scow.cgroups.cgroup import Cgroup, container_path, open_cgroup
 from scow.cri import specgen
 from scow.cri.records import Record, RecordStore
 from scow.cri.sandbox import Sandbox, prepare
@@ -31,8 +31,6 @@ from scow.runtime.users import User, resolve_user
 
 if TYPE_CHECKING:
     from scow.netns.network import BridgeNetwork
-
-CGROUP_PARENT = "scow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +57,7 @@ class Prepared:
 
 def cgroup_path(record: Record) -> str:
     """Give the cgroup of a container, relative to each hierarchy's mount."""
-    parent = (record.options.cgroup_parent or CGROUP_PARENT).strip("/")
-    return f"{parent}/{record.id}"
+    return container_path(record.id, record.options.cgroup_parent)
 
 
 def container_cgroup(record: Record) -> Cgroup:
@@ -105,7 +102,8 @@ def prepare_launch(
         tasks = tuple(hold(fd) for fd in cgroup.join_fds())
         into = cgroup.dir_fd()
         directory = hold(into) if into is not None else None
-        oom = hold(cgroup.oom_fd())
+        events = cgroup.oom_fd()
+        oom = hold(events) if events is not None else None
     handles = Handles(
         root_fd=root_fd,
         hold=hold,
@@ -113,8 +111,6 @@ def prepare_launch(
         cgroup_fd=directory,
         seccomp_program=seccomp_program(record, generated.spec.process, store),
         place=f"{store.run}/rootfs",
-        mask_dir=f"{store.run}/empty/dir",
-        mask_file=f"{store.run}/empty/file",
         network_host=sandbox.host_netlink,
         network_pid_offsets=sandbox.pid_offsets,
         network_inside=sandbox.inside_netlink,
@@ -190,7 +186,7 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
         run_dir = around.store.run_dir(record.id)
         undo.callback(release, record, around)
         os.mkdir(run_dir, 0o700)
-        _make_places(around.store.run)
+        os.makedirs(f"{around.store.run}/rootfs", mode=0o700, exist_ok=True)
         if record.options.ipc.kind == "shareable":
             _make_shm(f"{run_dir}/shm", record)
         _make_bind_sources(record)
@@ -201,7 +197,7 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
             pass
         launched = launch(prepared.plan)
         launched.pidfd.close()
-        connection = MonitorConnection(launched.control)
+        connection = MonitorConnection(launched.control.steal())
         undo.callback(connection.close)
         _until(connection, Ready, prepared)
         if attach:
@@ -221,23 +217,10 @@ def _until(connection: MonitorConnection, wanted: type, prepared: Prepared) -> N
             return
         if isinstance(event, Failed):
             raise explain_failure(
-                prepared.plan, event.step, event.errno, event.index, prepared.root
+                prepared.plan, event.failure, prepared.root
             )
         if event is None:
             raise ScowError("cannot start the container: its monitor went away without a word")
-
-
-def _make_places(run: str) -> None:
-    """Make what all containers share: the root's private place, and what covers masked paths."""
-    for path, mode in ((f"{run}/rootfs", 0o700), (f"{run}/empty", 0o755), (f"{run}/empty/dir", 0o555)):
-        try:
-            os.mkdir(path, mode)
-        except FileExistsError:
-            continue
-    try:
-        os.close(os.open(f"{run}/empty/file", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-    except FileExistsError:
-        pass
 
 
 def _make_shm(path: str, record: Record) -> None:

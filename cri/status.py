@@ -16,22 +16,16 @@ import msgspec
 from scow.cri.launch import container_cgroup
 from scow.cri.records import Record, RecordStore
 from scow.native.errors import InvalidState
-from scow.runtime.monitor import ExitRecord
+from scow.runtime.monitor import (
+    ExitRecord,
+    StatusRecord,
+    read_exit_record,
+    read_status_record,
+)
 from scow.runtime.state import State
 
 # What is reported for a run whose monitor was killed before it could write down the end.
 SUPERVISOR_LOST_CODE = 137
-
-
-@dataclass(frozen=True, slots=True)
-class RunStatus:
-    """The monitor's status file: who runs, since when."""
-
-    pid: int
-    start_time: int  # field 22 of /proc/PID/stat, clock ticks since boot
-    monitor_pid: int
-    monitor_start_time: int
-    started_at: int = 0  # ns since 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +41,6 @@ class Status:
     error: str = ""
 
 
-_RUN = msgspec.json.Decoder(RunStatus)
-_EXIT = msgspec.json.Decoder(ExitRecord)
-
-
 def read_status(store: RecordStore, record: Record) -> Status:
     """Say what the container is doing now."""
     ended = _read_exit(store, record.id)
@@ -61,7 +51,7 @@ def read_status(store: RecordStore, record: Record) -> Status:
             finished_ns=ended.finished_at,
             exit_code=ended.exit_code,
             oom_killed=ended.oom_killed,
-            error=ended.error or "",
+            error=_words(ended),
         )
     run = read_run(store, record.id)
     if run is None:
@@ -69,47 +59,48 @@ def read_status(store: RecordStore, record: Record) -> Status:
     if not is_process(run.monitor_pid, run.monitor_start_time):
         return Status(
             State.EXITED,
-            started_ns=run.started_at,
+            started_ns=run.created_at,
             exit_code=SUPERVISOR_LOST_CODE,
             error="its monitor was killed; the end was not recorded",
         )
     paused = container_cgroup(record).is_frozen()
     return Status(
-        State.PAUSED if paused else State.RUNNING, pid=run.pid, started_ns=run.started_at
+        State.PAUSED if paused else State.RUNNING, pid=run.pid, started_ns=run.created_at
     )
 
 
+def _words(ended: ExitRecord) -> str:
+    """Say in words why a run never began, or what of its log was lost."""
+    if ended.error is not None:
+        return f"set-up failed: {os.strerror(ended.error.errno)}"
+    if ended.log_lost_bytes:
+        why = os.strerror(ended.log_errno)
+        return f"{ended.log_lost_bytes} bytes of its log were lost: {why}"
+    return ""
+
+
 def _read_exit(store: RecordStore, container_id: str) -> ExitRecord | None:
-    data = _read(f"{store.container_dir(container_id)}/exit.json")
     try:
-        return _EXIT.decode(data) if data else None
+        return read_exit_record(f"{store.container_dir(container_id)}/exit.json")
     except msgspec.MsgspecError:
         return None
 
 
-def read_run(store: RecordStore, container_id: str) -> RunStatus | None:
+def read_run(store: RecordStore, container_id: str) -> StatusRecord | None:
     """Read the monitor's status file; None where no run was begun since the boot."""
-    data = _read(f"{store.run_dir(container_id)}/status.json")
     try:
-        return _RUN.decode(data) if data else None
+        return read_status_record(f"{store.run_dir(container_id)}/status.json")
     except msgspec.MsgspecError:
         return None
-
-
-def _read(path: str) -> bytes:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, 1 << 16)
-    finally:
-        os.close(fd)
 
 
 def start_time_of(pid: int) -> int | None:
     """Give a process's start time in clock ticks since boot, None where it is gone or a zombie."""
-    data = _read(f"/proc/{pid}/stat")
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            data = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
     # The name may hold spaces and parentheses: count fields from the last ')' (proc(5)).
     fields = data.rpartition(b")")[2].split()
     if len(fields) < 20 or fields[0] in (b"Z", b"X"):
@@ -122,7 +113,7 @@ def is_process(pid: int, start_time: int) -> bool:
     return pid > 1 and start_time_of(pid) == start_time
 
 
-def send_signal(run: RunStatus, number: int) -> bool:
+def send_signal(run: StatusRecord, number: int) -> bool:
     """Signal the container's first process if it is still the one recorded; says whether it was."""
     if run.pid <= 1:
         raise InvalidState(f"refusing to signal pid {run.pid}")

@@ -47,9 +47,6 @@ class Handles:
     # Where the root is attached, in the child's own mount namespace, before pivot_root(2); for
     # everyone else the directory stays empty.
     place: str = ""
-    # An empty directory and an empty file of the host's that cover masked paths.
-    mask_dir: str = ""
-    mask_file: str = ""
     seccomp_program: bytes | None = None
     network_host: bytes = b""
     network_pid_offsets: tuple[int, ...] = ()
@@ -65,7 +62,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
     if process is None:
         raise InvalidArgument("cannot run a container without 'process' in its configuration")
     new, joins = _namespaces(spec, handles.hold)
-    ops: list[p.Op] = []
+    ops: list[p.Operation] = []
     # First of all, before anything is allocated on its behalf, the child is under its limits.
     if handles.cgroup_tasks:
         ops.append(
@@ -90,7 +87,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
     )
     ops += mount_operations(spec.mounts, handles.hold, handles.mount_reasons, handles.bundle)
     ops += _devices(spec)
-    ops += _covers(spec, handles)
+    ops += _covers(spec)
     if handles.network_inside:
         ops.append(p.AwaitParent(why="the host's end of the cable must exist first"))
         ops.append(p.Netlink(handles.network_inside, why="bring up lo and eth0, add address, route"))
@@ -115,14 +112,14 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
 
 
 def compile_exec(
-    process: Process, handles: Handles, joins: tuple[p.Op, ...], monitor: p.MonitorConfig
+    process: Process, handles: Handles, joins: tuple[p.Operation, ...], monitor: p.MonitorConfig
 ) -> p.Plan:
     """Compile the plan of a further process in a running container.
 
     `joins` are the namespaces of the container's first process; its limits come first here too,
     and no part of the host is open or dumpable when they are entered (CVE-2016-9962).
     """
-    ops: list[p.Op] = []
+    ops: list[p.Operation] = []
     if handles.cgroup_tasks:
         ops.append(p.JoinCgroups(handles.cgroup_tasks, why="be under the container's limits"))
     ops += joins
@@ -142,7 +139,7 @@ def compile_exec(
     )
 
 
-def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p.Op]]:
+def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p.Operation]]:
     """Give the CLONE_NEW* mask of new namespaces and the operations that join existing ones."""
     new = 0
     paths: dict[str, str] = {}
@@ -155,16 +152,16 @@ def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p
             paths[namespace.type] = namespace.path
         else:
             new |= _NAMESPACE_FLAGS[namespace.type]
-    joins: list[p.Op] = []
+    joins: list[p.Operation] = []
     for kind in _JOIN_ORDER:
         if kind in paths:
             fd = hold(OwnedFd(os.open(paths[kind], os.O_RDONLY | os.O_CLOEXEC)))
-            joins.append(p.JoinNamespace(fd, kind, why=f"share the {kind} namespace"))
+            joins.append(p.JoinNamespace(fd, _NAMESPACE_FLAGS[kind], why=f"share the {kind} namespace"))
     return new, joins
 
 
-def _devices(spec: Spec) -> list[p.Op]:
-    found: list[p.Op] = []
+def _devices(spec: Spec) -> list[p.Operation]:
+    found: list[p.Operation] = []
     for device in spec.linux.devices:
         if device.type not in _DEVICE_MODES:
             raise InvalidArgument(f"invalid type '{device.type}' of device '{device.path}'")
@@ -185,20 +182,20 @@ def _devices(spec: Spec) -> list[p.Op]:
     return found
 
 
-def _covers(spec: Spec, handles: Handles) -> list[p.Op]:
-    found: list[p.Op] = [
+def _covers(spec: Spec) -> list[p.Operation]:
+    found: list[p.Operation] = [
         p.ReadOnlyPath(path, why="the host's kernel settings are not the container's to change")
         for path in spec.linux.readonly_paths
     ]
     found += [
-        p.Mask(path, handles.mask_dir, handles.mask_file, why="says too much about the host")
+        p.Mask(path, why="says too much about the host")
         for path in spec.linux.masked_paths
     ]
     return found
 
 
-def _names_and_sysctls(spec: Spec) -> list[p.Op]:
-    found: list[p.Op] = []
+def _names_and_sysctls(spec: Spec) -> list[p.Operation]:
+    found: list[p.Operation] = []
     if spec.hostname:
         found.append(p.SetHostname(spec.hostname))
     if spec.domainname:
@@ -242,9 +239,10 @@ def _is_plain(part: str) -> bool:
     return part.isascii() and all(c.isalnum() or c in "._-" for c in part)
 
 
-def _stdio(process: Process) -> p.Op:
+def _stdio(process: Process) -> p.Operation:
     if not process.terminal:
-        return p.StdioFromMonitor(why="input and output are pipes to scow-monitor")
+        return p.StdioFromMonitor(
+            process.user.uid, process.user.gid, why="input and output are pipes to scow-monitor")
     size = process.console_size
     return p.Terminal(
         size.height if size else 24,
@@ -254,8 +252,8 @@ def _stdio(process: Process) -> p.Op:
     )
 
 
-def _limits(process: Process) -> list[p.Op]:
-    found: list[p.Op] = [
+def _limits(process: Process) -> list[p.Operation]:
+    found: list[p.Operation] = [
         p.NewSessionKeyring("scow", why="no keys of the host's session"),
         p.ResetAffinity(why="all processors that the cpuset allows"),
     ]
@@ -263,14 +261,15 @@ def _limits(process: Process) -> list[p.Op]:
         number = getattr(resource, limit.type, None)
         if not limit.type.startswith("RLIMIT_") or not isinstance(number, int):
             raise InvalidArgument(f"unknown rlimit '{limit.type}'")
-        found.append(p.SetRlimit(number, limit.soft, limit.hard, why=limit.type))
+        soft, hard = (-1 if value >= UNLIMITED else value for value in (limit.soft, limit.hard))
+        found.append(p.SetRlimit(number, soft, hard, why=limit.type))
     if process.oom_score_adj is not None:
         found.append(p.SetOomScoreAdj(process.oom_score_adj))
     found.append(p.SetUmask(0o022 if process.user.umask is None else process.user.umask))
     return found
 
 
-def _identity(process: Process, seccomp_program: bytes | None) -> list[p.Op]:
+def _identity(process: Process, seccomp_program: bytes | None) -> list[p.Operation]:
     """Give up rights, in the only order that works (capabilities(7), seccomp(2))."""
     capabilities = process.capabilities
     bounding = mask_of(capabilities.bounding) if capabilities else 0
@@ -281,7 +280,7 @@ def _identity(process: Process, seccomp_program: bytes | None) -> list[p.Op]:
         if seccomp_program is not None
         else []
     )
-    found: list[p.Op] = [
+    found: list[p.Operation] = [
         p.DropBounding(bounding, why="what is not kept here no setuid program can give back")
     ]
     if not process.no_new_privileges:
@@ -304,10 +303,10 @@ def _identity(process: Process, seccomp_program: bytes | None) -> list[p.Op]:
     return found
 
 
-def _execute(process: Process, run_init: bool) -> p.Op:
+def _execute(process: Process, run_init: bool) -> p.Operation:
     argv = tuple(os.fsencode(arg) for arg in process.args)
     env = tuple(os.fsencode(entry) for entry in process.env)
-    return p.Execute(argv, env, init=run_init)
+    return p.Execute(argv, env)
 
 
 def all_capabilities() -> tuple[str, ...]:

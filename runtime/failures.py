@@ -13,42 +13,35 @@ import struct
 
 from scow.native.errors import CommandNotExecutable, CommandNotFound, SetupError
 from scow.native.fs import Root
-from scow.native.plan import Execute, Op, Plan
+from scow.native.plan import (
+    AttachRoot,
+    Execute,
+    MountFilesystem,
+    MountTree,
+    Operation,
+    Plan,
+    setup_error,
+)
+from scow.runtime.monitor import Failure
 from scow.runtime.users import quote
 
 _MACHINES = {3: "386", 40: "arm", 62: "amd64", 183: "arm64", 243: "riscv64", 21: "ppc64le"}
 _HEAD = 4096
 
 
-def explain_failure(
-    plan: Plan, step: str, number: int, index: int, root: Root | None
-) -> SetupError:
+def explain_failure(plan: Plan, failure: Failure, root: Root | None) -> SetupError:
     """Make the error for a failed step; `root` is the container's root while it can be read."""
+    number, index = failure.errno, failure.index
     op = plan.ops[index] if 0 <= index < len(plan.ops) else None
     if isinstance(op, Execute):
         return _explain_execute(op, number, index, root)
-    what = op.describe() if op is not None else step
-    reason = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
-    return SetupError(
-        f"cannot set up the container: {what}: {reason}",
-        step=type(op).__name__ if op is not None else step,
-        errno=number,
-        index=index,
-        path=_path_of(op),
-        hint=_hint(op, number),
-    )
+    error = setup_error(plan, failure.step, number, index, failure.detail)
+    error.hint = _hint(op, number)
+    return error
 
 
-def _path_of(op: Op | None) -> str | None:
-    for name in ("dest", "path"):
-        value = getattr(op, name, None)
-        if isinstance(value, str):
-            return value
-    return None
-
-
-def _hint(op: Op | None, number: int) -> str | None:
-    if number == errno.ENOSPC and op is not None and "mount" in op.describe():
+def _hint(op: Operation | None, number: int) -> str | None:
+    if number == errno.ENOSPC and isinstance(op, MountFilesystem | MountTree | AttachRoot):
         return "the limit fs.mount-max is reached"
     if number == errno.EPERM:
         return "scow needs root with CAP_SYS_ADMIN in the host's user namespace"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from scow.native import sys as kernel
 from scow.native.errors import InvalidArgument, NotFound, PermissionDenied, ScowError
 from scow.native.fd import OwnedFd
-from scow.native.plan import MountFilesystem, MountTree, Op
+from scow.native.plan import MakeSymlink, MountFilesystem, MountTree, Operation
 from scow.runtime.spec import SpecMount
 
 # option -> (bits to set, bits to clear): mount_setattr(2).
@@ -100,19 +100,21 @@ def mount_operations(
     hold: Callable[[OwnedFd], int],
     reasons: dict[str, str],
     relative_to: str = "/",
-) -> list[Op]:
+) -> list[Operation]:
     """Turn OCI mounts into operations, in the order given.
 
     `hold` takes ownership of every descriptor opened here and lends its number; `reasons` gives
     words for --explain by destination; relative bind sources start at `relative_to` (the bundle).
     """
-    found: list[Op] = []
+    found: list[Operation] = []
     for index, mount in enumerate(mounts):
         _check_destination(index, mount)
         options = _Options(mount)
         why = reasons.get(mount.destination, "")
         if options.bind:
             found.append(_bind(index, mount, options, hold, relative_to, why))
+        elif mount.type == "cgroup":
+            found += _cgroup_mounts(mount.destination, options.set, why)
         elif mount.type in _FILESYSTEMS:
             data = tuple(options.data)
             attributes = options.set
@@ -131,6 +133,42 @@ def mount_operations(
                 f"cannot mount '{mount.type}' on '{mount.destination}': mounts[{index}] has a "
                 "filesystem type that scow does not mount"
             )
+    return found
+
+
+def _cgroup_mounts(dest: str, attributes: int, why: str) -> list[Operation]:
+    """Mount the cgroup file systems as the host has them.
+
+    Inside a cgroup namespace each shows the container's own cgroup as its root
+    (cgroup_namespaces(7)). v1: a tmpfs with one directory for each hierarchy, and links for the
+    single names of controllers that are mounted together, as everywhere.
+    """
+    from scow.cgroups.detect import Mode, hierarchies
+
+    host = hierarchies()
+    if host.mode is Mode.V2:
+        return [MountFilesystem("cgroup2", dest, flags=attributes, source="cgroup", why=why)]
+    writable = attributes & ~kernel.MOUNT_ATTR_RDONLY
+    size = (("mode", "755"), ("size", "64k"))
+    found: list[Operation] = [
+        MountFilesystem("tmpfs", dest, flags=writable, options=size, source="tmpfs", why=why)
+    ]
+    for hierarchy in host.v1:
+        name = os.path.basename(hierarchy.directory)
+        data: tuple[tuple[str, str | None], ...]
+        if hierarchy.controllers:
+            data = tuple((controller, None) for controller in hierarchy.controllers)
+        else:
+            data = (("none", None), ("name", hierarchy.name))
+        place = f"{dest}/{name}"
+        found.append(
+            MountFilesystem("cgroup", place, flags=attributes, options=data, source="cgroup")
+        )
+        if len(hierarchy.controllers) > 1:
+            found += [MakeSymlink(name, f"{dest}/{alias}") for alias in hierarchy.controllers]
+    if host.unified:
+        place = f"{dest}/unified"
+        found.append(MountFilesystem("cgroup2", place, flags=attributes, source="cgroup"))
     return found
 
 
@@ -156,7 +194,7 @@ def _bind(
     hold: Callable[[OwnedFd], int],
     relative_to: str,
     why: str,
-) -> Op:
+) -> Operation:
     if options.data:
         name = options.data[0][0]
         raise InvalidArgument(
