@@ -72,4 +72,5 @@ class BuildPy(build_py):
 setup(
     cffi_modules=["native/build.py:ffibuilder"],
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
