@@ -151,7 +151,7 @@ def _rm(values: Values) -> int:
 
     def remove(name: str) -> str | None:
         try:
-            service().remove(service().find(name), force, values.flag("volumes"))
+            service().remove(service().find(name), force=force, volumes=values.flag("volumes"))
         except NotFound:
             if not force:
                 raise

@@ -174,8 +174,9 @@ def _require_root(command: Command) -> None:
 
 
 def _say(line: str) -> None:
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(shown, file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass  # nobody can be told; the exit status still says it
 
@@ -189,7 +190,7 @@ def _report(error: ScowError) -> int:
         sys.stdout.flush()
     except BrokenPipeError as broken:
         _closed_output(broken)
-    _say("scow: " + " ".join(str(error).split("\n")))
+    _say(f"scow: {error}")
     if error.hint:
         _say(f"hint: {error.hint}")
     return error.exit_code
@@ -215,3 +216,7 @@ def _closed_output(_error: BrokenPipeError) -> int:
     except OSError:
         pass
     return CLOSED_OUTPUT_STATUS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,7 +14,7 @@ from scow.cli.table import Command, UsageError, Values, flag, many, text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from scow.cri.service import ContainerView
+    from scow.cri.views import ContainerView
     from scow.netns.ports import PortMapping
 
 HEADINGS = {
@@ -72,8 +72,11 @@ def command_text(words: Iterable[str] | str, *, full: bool) -> str:
     return f'"{escaped}"'
 
 
-def ports_text(ports: Iterable[PortMapping]) -> str:
-    """`0.0.0.0:8080->80/tcp`; neighbours are joined to a range, as Docker does."""
+def ports_text(ports: Iterable[PortMapping], exposed: Iterable[str] = ()) -> str:
+    """`0.0.0.0:8080->80/tcp`; neighbours are joined to a range, as Docker does.
+
+    Ports that the image exposes and nobody published stand alone: `443/tcp`.
+    """
     order = sorted(ports, key=lambda p: (p.host_ip, p.protocol, p.container_port, p.host_port))
     groups: list[list[PortMapping]] = []
     for port in order:
@@ -87,7 +90,10 @@ def ports_text(ports: Iterable[PortMapping]) -> str:
             groups[-1].append(port)
         else:
             groups.append([port])
-    return ", ".join(_port_range(group[0], group[-1]) for group in groups)
+    published = {f"{port.container_port}/{port.protocol}" for port in order}
+    alone = [text if "/" in text else text + "/tcp" for text in exposed]
+    shown = [text for text in sorted(alone) if text not in published]
+    return ", ".join(shown + [_port_range(group[0], group[-1]) for group in groups])
 
 
 def _port_range(first: PortMapping, last: PortMapping) -> str:
@@ -111,15 +117,15 @@ def row(view: ContainerView, *, full: bool, now_ns: int) -> Row:
         "RunningFor": lambda: human.ago(view.created_ns, now_ns),
         "Status": lambda: status_text(view, now_ns),
         "State": view.state,
-        "Ports": lambda: ports_text(view.ports),
+        "Ports": lambda: ports_text(view.ports, view.exposed_ports),
         "Names": view.name,
         "Labels": lambda: ",".join(f"{key}={labels[key]}" for key in sorted(labels)),
         "Label": lambda key="": labels.get(key, ""),
         "Networks": lambda: ",".join(view.networks),
         "Pid": str(view.pid or 0),
         "Size": "0B",
-        "Mounts": "",
-        "LocalVolumes": "0",
+        "Mounts": lambda: ",".join(human.ellipsis(mount, 15) for mount in view.mounts),
+        "LocalVolumes": lambda: str(sum(not mount.startswith("/") for mount in view.mounts)),
     }
 
 
@@ -141,7 +147,10 @@ def _tests(views: list[ContainerView]) -> dict[str, Callable[[ContainerView, str
         "label": lambda view, v: matches_label(view.labels, v),
         "status": lambda view, v: view.state == v,
         "exited": lambda view, v: view.state == "exited" and str(view.exit_code) == v,
-        "ancestor": lambda view, v: view.image in (v, v + ":latest", v.removesuffix(":latest")),
+        "ancestor": lambda view, v: (
+            view.image in (v, v + ":latest", v.removesuffix(":latest"))
+            or view.image_id.removeprefix("sha256:").startswith(v.removeprefix("sha256:"))
+        ),
         "network": lambda view, v: v in view.networks,
         "before": lambda view, v: view.created_ns < _reference(views, v).created_ns,
         "since": lambda view, v: view.created_ns > _reference(views, v).created_ns,

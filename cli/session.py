@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scow.cri.service import Service
 
-DEFAULT_ROOT = "/var/lib/scow"
-DEFAULT_RUN = "/run/scow"
-
 
 class Session:
     """Global options; `debug` shows tracebacks."""
 
     def __init__(self) -> None:
-        self.root = DEFAULT_ROOT
-        self.run = DEFAULT_RUN
+        self.root: str | None = None  # the service has its own defaults
+        self.run: str | None = None
         self.debug = False
         self._service: Service | None = None
 

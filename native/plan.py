@@ -1,7 +1,7 @@
 """The plan: everything that one container's first process does, as one block that C validates.
 
 What belongs here: the Plan, its encoding, and what a failed step means in words. The operations are
-in `operations`, and are named here too, so that users of plans import one module. What must not:
+in `mount_operations` and `process_operations`, and are named here too: users of plans import one module. What must not:
 policy (runtime/), starting anything (native/spawn.py).
 """
 
@@ -20,16 +20,8 @@ from scow.native.errors import (
     InvalidArgument,
     SetupError,
 )
-from scow.native.operations import (
-    NAMESPACE_NAMES,
+from scow.native.mount_operations import (
     AttachRoot,
-    AwaitParent,
-    AwaitStart,
-    DropBounding,
-    Execute,
-    JoinCgroups,
-    JoinNamespace,
-    LoadSeccomp,
     MakeDevice,
     MakeDirectory,
     MakeSymlink,
@@ -37,13 +29,23 @@ from scow.native.operations import (
     MountFilesystem,
     MountPropagation,
     MountTree,
-    Netlink,
-    NewSessionKeyring,
-    NoNewPrivileges,
-    Operation,
     PivotRoot,
     ReadOnlyPath,
     RemountRootReadOnly,
+)
+from scow.native.operation import Operation, flag_names
+from scow.native.process_operations import (
+    NAMESPACE_NAMES,
+    AwaitParent,
+    AwaitStart,
+    DropBounding,
+    Execute,
+    JoinCgroups,
+    JoinNamespace,
+    LoadSeccomp,
+    Netlink,
+    NewSessionKeyring,
+    NoNewPrivileges,
     ResetAffinity,
     SetCapabilities,
     SetCwd,
@@ -57,7 +59,6 @@ from scow.native.operations import (
     StdioFromMonitor,
     Terminal,
     Unshare,
-    flag_names,
 )
 
 __all__ = [
