@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PROVISION := tests/vm/provision.sh
 ROOMS := native runtime image cgroups netns cri cli scheduler
 SOURCES := pyproject.toml setup.py $(wildcard native/*.c native/*.h native/build.py)
-HELLO := cli/hello-image/index.json
+HELLO := cri/hello-image/index.json
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=SCOW_CI,SCOW_TEST_CACHE)
 # What to give to pytest: make test TESTS=tests/unit ARGS="-x -k reference"
 TESTS ?= tests
@@ -58,8 +58,8 @@ $(VENV)/.stamp: $(SOURCES) | $(BIN)/python
 
 # The image scow/hello, an OCI layout that becomes part of the package.
 hello: $(HELLO)
-$(HELLO): tests/payload/hello.c cli/build_hello.py | packages-run
-	$(PYTHON) cli/build_hello.py cli/hello-image
+$(HELLO): tests/payload/hello.c cri/build_hello.py | packages-run
+	$(PYTHON) cri/build_hello.py cri/hello-image
 
 # mypy and pyright want to see the rooms as the package that they are.
 types:
@@ -73,4 +73,4 @@ lint: venv types
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) build dist .cache cli/hello-image *.egg-info native/_scow.c native/*.so
+	rm -rf $(VENV) build dist .cache cri/hello-image *.egg-info native/_scow.c native/*.so

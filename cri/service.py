@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from scow.cri import launch as launching
 from scow.cri import status as state_of
+from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
 from scow.cri.merge import merge
 from scow.cri.options import ContainerOptions, ExecOptions
-from scow.cri.records import SHORT_ID, Record, RecordStore, VolumeUse
+from scow.cri.records import Record, RecordStore, VolumeUse
 from scow.cri.status import Status, read_status
 from scow.cri.volumes import VolumeStore
 from scow.native.errors import (
@@ -100,8 +101,6 @@ class Service:
         return self.images.pull(reference, platform=platform, progress=progress)
 
     def _load_builtin(self) -> Image:
-        from scow.cli.hello import layout_path
-
         return self.images.load_layout(layout_path(), BUILTIN_IMAGE)
 
     def remove_image(self, name: str, *, force: bool = False) -> Sequence[str]:
@@ -463,14 +462,6 @@ class Service:
                 hint=f"start it first: scow start {text}",
             )
         return container_id, status.pid
-
-
-BUILTIN_IMAGE = "scow/hello"
-
-
-def reference_is_builtin(reference: str) -> bool:
-    """Whether `reference` names the image that comes with scow."""
-    return reference in (BUILTIN_IMAGE, f"{BUILTIN_IMAGE}:latest")
 
 
 def _cleanup_argv(container_id: str) -> tuple[bytes, ...]:

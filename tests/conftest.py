@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
 from fixtures import kernel, residue
 from fixtures.images import ImageFactory
 from fixtures.registry import Registry

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from fixtures import residue
 from fixtures.images import MANY_LAYERS, ImageFactory
 from fixtures.registry import Registry

@@ -10,9 +10,7 @@ from scow.runtime import security
 
 @pytest.fixture(autouse=True)
 def _hold_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        security, "held_capabilities", lambda: frozenset(security.CAPABILITY_NAMES)
-    )
+    monkeypatch.setattr(security, "held_capabilities", lambda: frozenset(security.CAPABILITY_NAMES))
 
 
 def test_the_numbers_are_the_kernels() -> None:

@@ -21,7 +21,7 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOURCE = os.path.join(ROOT, "tests", "payload", "hello.c")
-LAYOUT = os.path.join(ROOT, "cli", "hello-image")
+LAYOUT = os.path.join(ROOT, "cri", "hello-image")
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 FLAGS = ["-static", "-Os", "-Wall", "-Wextra", "-Wshadow", "-s"]
 # image-spec says RFC 3339; a fixed one keeps the digest a function of the source.
@@ -101,7 +101,7 @@ def write_layout(directory: str, program: bytes) -> None:
                 "type": "layers",
                 "diff_ids": [f"sha256:{hashlib.sha256(tar).hexdigest()}"],
             },
-            "history": [{"created": CREATED, "created_by": "cli/build_hello.py"}],
+            "history": [{"created": CREATED, "created_by": "cri/build_hello.py"}],
         },
     )
     manifest = layout.document(
