@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -88,7 +88,7 @@ class RecordStore:
         """Give the directory of a container that dies with the boot."""
         return f"{self.run}/containers/{container_id}"
 
-    def ids(self) -> list[str]:
+    def ids(self) -> Sequence[str]:
         """List the ids of all containers."""
         try:
             return [name for name in os.listdir(self._containers) if len(name) == ID_LENGTH]
@@ -172,7 +172,7 @@ class RecordStore:
                 hint="'scow system check --repair' sets damaged records aside",
             ) from error
 
-    def list(self) -> list[Record]:
+    def list(self) -> Sequence[Record]:
         """Read all records; those being made, removed or damaged are left out."""
         found: list[Record] = []
         for container_id in self.ids():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import msgspec
 
-from scow.cgroups.resources import Resources
 from scow.native.errors import InvalidArgument
 
 CONFIG_LIMIT = 4 << 20
@@ -90,7 +89,7 @@ class Linux(_Document):
     namespaces: tuple[Namespace, ...] = ()
     devices: tuple[Device, ...] = ()
     cgroups_path: str = ""
-    resources: Resources | None = None
+    resources: msgspec.Raw | None = None  # scow.cgroups.resources.resources_from_oci reads it
     sysctl: dict[str, str] = {}
     masked_paths: tuple[str, ...] = ()
     readonly_paths: tuple[str, ...] = ()
