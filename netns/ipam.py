@@ -169,8 +169,10 @@ class LeaseStore:
             self.release(owner, address)
         return dead
 
-    def claim_any(self, container_id: str, subnet: Subnet) -> str | None:
+    def claim_any(self, container_id: str, subnet: Subnet, limit: int) -> str | None:
         """Claim the next free address after the last one that was given; None if there is none.
+
+        `limit` is how many leases the network bears, whatever the subnet's size.
 
         Going round, instead of taking the lowest, keeps an address unused for a while after its
         container is gone, so that old flows of others do not land at a stranger.
@@ -178,8 +180,11 @@ class LeaseStore:
         first, count = subnet.base + 2, subnet.size - 3
         if count <= 0:
             return None
-        start = (self._last() + 1 - first) % count
+        last = self._last()
+        start = (last + 1 - first) % count if first <= last < first + count else 0
         taken = frozenset(os.listdir(self._dir))
+        if len(taken) >= limit and sum(address in subnet for address in taken) >= limit:
+            return None
         for offset in range(count):
             address = to_text(first + (start + offset) % count)
             if address not in taken and self.claim(container_id, address):

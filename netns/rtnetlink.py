@@ -106,10 +106,18 @@ def address_body(*, index: int, prefix_length: int) -> bytes:
     return _IFADDR.pack(socket.AF_INET, prefix_length, 0, RT_SCOPE_UNIVERSE, index)
 
 
-def default_route_body() -> bytes:
-    """Pack `struct rtmsg` for an IPv4 default route in the main table."""
+def route_body(destination_length: int) -> bytes:
+    """Pack `struct rtmsg` for an IPv4 unicast route in the main table; length 0 is the default."""
     return _RTMSG.pack(
-        socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0
+        socket.AF_INET,
+        destination_length,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        RTPROT_BOOT,
+        RT_SCOPE_UNIVERSE,
+        RTN_UNICAST,
+        0,
     )
 
 
@@ -230,6 +238,11 @@ def link_by_name(name: str) -> bytes:
 def link_by_index(index: int) -> bytes:
     """Ask for a link by its index; the answer is RTM_NEWLINK or ENODEV."""
     return message(RTM_GETLINK, 0, link_body(index=index))
+
+
+def all_links() -> bytes:
+    """Ask for every link of this namespace."""
+    return message(RTM_GETLINK, NLM_F_DUMP, link_body())
 
 
 def delete_link(index: int) -> bytes:

@@ -57,6 +57,21 @@ def host_name(address: str) -> str:
     return f"scow-{int.from_bytes(socket.inet_aton(address)):08x}"
 
 
+def address_of_link(link: nl.Link) -> str | None:
+    """The address a link of ours stands for, None for everybody else's links."""
+    prefix, digits = link.name[:5], link.name[5:]
+    if prefix != "scow-" or len(digits) != 8 or digits.strip("0123456789abcdef"):
+        return None
+    address = socket.inet_ntoa(bytes.fromhex(digits))
+    return address if link.index == host_index(address) else None
+
+
+def enslave(address: str, bridge_index: int) -> bytes:
+    """The message that puts an existing host's end into a bridge again."""
+    body = nl.link_body(index=host_index(address)) + nl.u32(nl.IFLA_MASTER, bridge_index)
+    return nl.message(nl.RTM_NEWLINK, nl.NLM_F_ACK, body)
+
+
 def mac_for(address: str) -> str:
     """A locally administered MAC that belongs to the address.
 
@@ -76,13 +91,16 @@ def _no_ipv6_address() -> bytes:
     return nl.nested(nl.IFLA_AF_SPEC, nl.nested(socket.AF_INET6, mode))
 
 
-def host_batch(address: str, mac: str, bridge_index: int) -> tuple[bytes, tuple[int, ...]]:
+def host_batch(
+    address: str, mac: str, bridge_index: int, mtu: int
+) -> tuple[bytes, tuple[int, ...]]:
     """The batch for the host's namespace, and the offsets of its pid holes."""
     pid = nl.u32(nl.IFLA_NET_NS_PID, PID_PLACEHOLDER)
     peer = (
         nl.link_body(index=CONTAINER_INDEX)
         + nl.text(nl.IFLA_IFNAME, CONTAINER_INTERFACE)
         + nl.attribute(nl.IFLA_ADDRESS, _mac_bytes(mac))
+        + nl.u32(nl.IFLA_MTU, mtu)
         + pid
     )
     create = nl.message(
@@ -90,6 +108,7 @@ def host_batch(address: str, mac: str, bridge_index: int) -> tuple[bytes, tuple[
         nl.NLM_F_ACK | nl.NLM_F_CREATE | nl.NLM_F_EXCL,
         nl.link_body(index=host_index(address), flags=nl.IFF_UP, change=nl.IFF_UP)
         + nl.text(nl.IFLA_IFNAME, host_name(address))
+        + nl.u32(nl.IFLA_MTU, mtu)
         + nl.u32(nl.IFLA_MASTER, bridge_index)
         + nl.nested(
             nl.IFLA_LINKINFO,
@@ -128,7 +147,7 @@ def inside_batch(address: str, prefix_length: int, gateway: str) -> bytes:
             nl.message(
                 nl.RTM_NEWROUTE,
                 nl.NLM_F_ACK | nl.NLM_F_CREATE | nl.NLM_F_EXCL,
-                nl.default_route_body() + nl.attribute(nl.RTA_GATEWAY, socket.inet_aton(gateway)),
+                nl.route_body(0) + nl.attribute(nl.RTA_GATEWAY, socket.inet_aton(gateway)),
             ),
         )
     )
