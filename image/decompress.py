@@ -8,7 +8,7 @@ the ratio, and a zstd window may not exceed 128 MiB. The heavy work releases the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from scow.native.errors import IntegrityError, Unsupported
 
@@ -108,6 +108,7 @@ class _Gzip:
         from isal import igzip_lib
 
         self._library = igzip_lib
+        self._error = cast("type[Exception]", igzip_lib.error)
         self._member: Any = None
         self._head = b""
         self._padding = False
@@ -119,7 +120,7 @@ class _Gzip:
                 continue
             try:
                 piece = self._member.decompress(data, MAX_PIECE)
-            except (self._library.error, EOFError) as error:
+            except (self._error, EOFError) as error:
                 raise IntegrityError(f"bad gzip data: {error}") from error
             data = b""
             if self._member.eof:
