@@ -98,7 +98,8 @@ def _plans(names: list[str]) -> int:
     from scow.cli.explain import explain_plan
 
     for name in names:
-        print(explain_plan(service().plan_of(service().find(name))))
+        before, plan = service().explain(service().find(name))
+        print(explain_plan(plan, before))
     return 0
 
 

@@ -175,7 +175,8 @@ def _explain(container_id: str, *, dry_run: bool) -> bool:
     from scow.cli.explain import explain_plan
 
     out = sys.stdout if dry_run else sys.stderr
-    print(explain_plan(service().plan_of(container_id)), file=out, flush=True)
+    before, plan = service().explain(container_id)
+    print(explain_plan(plan, before), file=out, flush=True)
     return dry_run
 
 
