@@ -27,6 +27,10 @@ struct status_record {
  * -errno; on error the old file is as it was. */
 int record_replace(const char *path, const char *data, size_t len);
 
+/* Takes the room on the disk that the exit record will need, so that a disk which is full by then still
+ * holds the truth. An empty path takes nothing. 0 or -errno. */
+int exit_record_reserve(const char *path);
+
 /* Both: an empty path writes nothing. 0 or -errno. */
 int exit_record_write(const char *path, const struct exit_record *record);
 int status_record_write(const char *path, const struct status_record *record);

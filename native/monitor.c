@@ -82,7 +82,7 @@ static void tidy(struct monitor *m) {
     for (int i = 0; i < 2; i++)
         forget(m->log.partial[i].data, m->log.partial[i].data + LOG_LINE_MAX);
     const char *here = __builtin_frame_address(0);
-    forget(here - STACK_MAX, here - 4096); /* the page below may hold the frames of this call */
+    forget(here - STACK_MAX, here - 512); /* the frames of these calls are in between */
     m->untidy = false;
 }
 
@@ -134,6 +134,9 @@ static int prepare(struct monitor *m, struct failure *ret_failure) {
     if (r < 0) return r;
     ret_failure->step = STEP_MONITOR_LOG;
     r = log_open(&m->log, m->plan->log_path, m->plan->log_max_bytes, m->plan->log_max_files);
+    if (r < 0) return r;
+    ret_failure->step = STEP_MONITOR_EXIT;
+    r = exit_record_reserve(m->plan->exit_path);
     if (r < 0) return r;
     ret_failure->step = STEP_MONITOR_SOCKET;
     return client_listen(m, m->plan->socket_path);

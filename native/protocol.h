@@ -74,6 +74,7 @@ enum monitor_step {
     STEP_MONITOR_SOCKET,     /* the path socket */
     STEP_MONITOR_STATUS,     /* the status record */
     STEP_MONITOR_SIGNALS,    /* signalfd */
+    STEP_MONITOR_EXIT,       /* room for the exit record */
 };
 
 #endif

@@ -448,6 +448,46 @@ def test_memory_of_an_idle_monitor(launch: Launch) -> None:
 
 
 @pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write until the disk takes no more."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def test_a_full_disk(small_disk: Path, launch: Launch) -> None:
+    running = launch(
+        "sh", "-c", "echo first; read x; seq 100000; exit 5", open_stdin=True,
+        log_path=str(small_disk / "log"), exit_path=str(small_disk / "exit"),
+    )  # fmt: skip
+    running.ready()
+    running.connection.attach(stdin=True, lossless=True)
+    running.connection.start()
+    wait_for(lambda: (small_disk / "log").read_bytes().endswith(b" first\n"))
+    fill(small_disk / "filler")
+    running.connection.send_stdin(b"\n")
+    events = running.finish()
+    assert output(events) == b"first\n" + b"".join(b"%d\n" % i for i in range(1, 100_001))
+    record = monitor.read_exit_record(str(small_disk / "exit"))
+    assert record is not None
+    assert (record.exit_code, record.log_errno) == (5, errno.ENOSPC)
+    kept = [line[40:] + b"\n" for line in (small_disk / "log").read_bytes().split(b"\n")[:-1]]
+    assert len(b"".join(kept)) + record.log_lost_bytes == len(output(events))
+    assert b"".join(kept) == output(events)[: len(b"".join(kept))]
+
+
+@pytest.fixture
 def memory_cgroup() -> Iterator[Path]:
     base = Path("/sys/fs/cgroup/memory")
     if not (base / "tasks").exists():
