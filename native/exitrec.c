@@ -55,24 +55,24 @@ static int make_temporary(const struct place *place) {
 }
 
 /* Fills the temporary file that `fd` is and gives it its name. */
-static int publish(const struct place *place, int fd, const char *data, size_t len) {
+static int publish(const struct place *place, int fd, const char *data, size_t len, bool durable) {
     int r = write_all(fd, data, len);
-    if (r == 0 && (ftruncate(fd, (off_t)len) < 0 || fsync(fd) < 0)) r = -errno;
+    if (r == 0 && (ftruncate(fd, (off_t)len) < 0 || (durable && fsync(fd) < 0))) r = -errno;
     if (r == 0 && renameat(place->dir_fd, place->temporary, place->dir_fd, place->name) < 0) r = -errno;
     if (r < 0) {
         (void)unlinkat(place->dir_fd, place->temporary, 0);
         return r;
     }
-    return fsync(place->dir_fd) < 0 ? -errno : 0;
+    return durable && fsync(place->dir_fd) < 0 ? -errno : 0;
 }
 
-int record_replace(const char *path, const char *data, size_t len) {
+int record_replace(const char *path, const char *data, size_t len, bool durable) {
     struct place place;
     int r = find_place(path, &place);
     if (r < 0) return r;
     cleanup_fd int dir_fd = place.dir_fd;
     cleanup_fd int fd = make_temporary(&place);
-    return fd < 0 ? fd : publish(&place, fd, data, len);
+    return fd < 0 ? fd : publish(&place, fd, data, len, durable);
 }
 
 int exit_record_reserve(const char *path) {
@@ -95,7 +95,7 @@ static int replace_reserved(const char *path, const char *data, size_t len) {
     cleanup_fd int dir_fd = place.dir_fd;
     cleanup_fd int fd = openat(place.dir_fd, place.temporary, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0) fd = make_temporary(&place);
-    return fd < 0 ? fd : publish(&place, fd, data, len);
+    return fd < 0 ? fd : publish(&place, fd, data, len, true);
 }
 
 static void field_i64(struct text *text, const char *key, int64_t value) {
@@ -157,7 +157,9 @@ int status_record_write(const char *path, const struct status_record *record) {
     field_i64(&text, "monitor_start_time", (int64_t)record->monitor_start_time);
     field_i64(&text, "created_at", record->created_ns);
     text_str(&text, "}\n");
-    return text.full ? -EOVERFLOW : record_replace(path, data, text.len);
+    /* It says who runs, which a reboot makes untrue: atomic is enough, and a disk's fsync would be the
+     * dearest part of a start. */
+    return text.full ? -EOVERFLOW : record_replace(path, data, text.len, false);
 }
 
 int process_start_time(pid_t pid, uint64_t *ret_ticks) {
