@@ -23,9 +23,9 @@ struct status_record {
     int64_t created_ns;
 };
 
-/* Replaces the file at `path`: temporary file beside it, fsync, rename, fsync of the directory. 0 or
- * -errno; on error the old file is as it was. */
-int record_replace(const char *path, const char *data, size_t len);
+/* Replaces the file at `path`: temporary file beside it, rename; durable: with fsync of the file before and
+ * of the directory after. 0 or -errno; on error the old file is as it was. */
+int record_replace(const char *path, const char *data, size_t len, bool durable);
 
 /* Takes the room on the disk that the exit record will need, so that a disk which is full by then still
  * holds the truth. An empty path takes nothing. 0 or -errno. */

@@ -135,9 +135,12 @@ def read_exit_record(path: str) -> ExitRecord | None:
 
 
 def read_status_record(path: str) -> StatusRecord | None:
-    """The status record at `path`; None as long as there is none."""
+    """The status record at `path`; None as long as there is none.
+
+    It is not synced: after a power loss it may be empty, which is as good as none.
+    """
     data = _read_record(path)
-    return None if data is None else msgspec.json.decode(data, type=StatusRecord)
+    return None if not data else msgspec.json.decode(data, type=StatusRecord)
 
 
 def _read_record(path: str) -> bytes | None:
