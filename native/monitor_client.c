@@ -63,14 +63,24 @@ static void tell_state(struct monitor *m, struct client *client) {
     }
 }
 
+static struct client *free_place(struct monitor *m) {
+    for (int i = STARTER + 1; i < CLIENTS_MAX; i++)
+        if (m->clients[i].fd < 0) return &m->clients[i];
+    for (int i = STARTER + 1; i < CLIENTS_MAX; i++) {
+        /* gone, and input of its own that nobody reads is all that is left of it: the living come first */
+        if (!m->clients[i].hung_up || !m->clients[i].waits_stdin) continue;
+        client_close(m, &m->clients[i]);
+        return &m->clients[i];
+    }
+    return NULL;
+}
+
 void client_accept(struct monitor *m) {
     for (;;) {
         cleanup_fd int fd = m->listen_fd < 0 ? -1 : accept4(m->listen_fd, NULL, NULL, SOCK_CLOEXEC);
         if (fd < 0) return;
         if (!is_ours(fd)) continue;
-        struct client *client = NULL;
-        for (int i = STARTER + 1; i < CLIENTS_MAX && !client; i++)
-            if (m->clients[i].fd < 0) client = &m->clients[i];
+        struct client *client = free_place(m);
         if (!client) {
             struct msg_dropped full = {MSG_DROPPED, DROPPED_FULL};
             (void)send(fd, &full, sizeof(full), MSG_DONTWAIT | MSG_NOSIGNAL);
