@@ -58,7 +58,8 @@ static int make_temporary(const struct place *place) {
 static int publish(const struct place *place, int fd, const char *data, size_t len, bool durable) {
     int r = write_all(fd, data, len);
     if (r == 0 && (ftruncate(fd, (off_t)len) < 0 || (durable && fsync(fd) < 0))) r = -errno;
-    if (r == 0 && renameat(place->dir_fd, place->temporary, place->dir_fd, place->name) < 0) r = -errno;
+    if (r == 0 && renameat(place->dir_fd, place->temporary, place->dir_fd, place->name) < 0)
+        r = -errno;
     if (r < 0) {
         (void)unlinkat(place->dir_fd, place->temporary, 0);
         return r;
@@ -136,8 +137,8 @@ int exit_record_write(const char *path, const struct exit_record *record) {
     return text.full ? -EOVERFLOW : replace_reserved(path, data, text.len);
 }
 
-/* The id is ours ([0-9a-f] or a checked name), but a record that is not JSON would be worse than an id
- * that is not whole. */
+/* The id is ours ([0-9a-f] or a checked name), but a record that is not JSON would be worse than an
+ * id that is not whole. */
 static void text_json(struct text *text, const char *str) {
     text_str(text, "\"");
     for (; *str; str++)
@@ -157,8 +158,8 @@ int status_record_write(const char *path, const struct status_record *record) {
     field_i64(&text, "monitor_start_time", (int64_t)record->monitor_start_time);
     field_i64(&text, "created_at", record->created_ns);
     text_str(&text, "}\n");
-    /* It says who runs, which a reboot makes untrue: atomic is enough, and a disk's fsync would be the
-     * dearest part of a start. */
+    /* It says who runs, which a reboot makes untrue: atomic is enough, and a disk's fsync would be
+     * the dearest part of a start. */
     return text.full ? -EOVERFLOW : record_replace(path, data, text.len, false);
 }
 

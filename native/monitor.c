@@ -1,5 +1,5 @@
-/* The monitor's life: prepare, spawn, relay until the process has ended and its last bytes are out, leave
- * the record, tell, clean up. */
+/* The monitor's life: prepare, spawn, relay until the process has ended and its last bytes are out,
+ * leave the record, tell, clean up. */
 #include "monitor.h"
 
 #include <signal.h>
@@ -36,7 +36,7 @@ static void watch_clients(struct monitor *m, struct pollfd *fds, bool *ret_stdin
         if (client->waits_room) slot->events |= POLLOUT;
         if (client->fd >= 0 && client->waits_stdin) {
             *ret_stdin = true;
-            /* poll reports a hang-up whether asked or not; once known, only the container can help */
+            /* poll reports a hang-up unasked; once known, only the container can help */
             if (client->hung_up) slot->fd = -1;
         }
     }
@@ -74,8 +74,8 @@ static void forget(const void *from, const void *to) {
     if (first < last) (void)madvise((void *)first, last - first, MADV_DONTNEED);
 }
 
-/* Quiet: log the heads of lines (a prompt is worth reading, too), give back the pages of the relay and of
- * the stack that set-up used, which was deeper than this loop. */
+/* Quiet: log the heads of lines (a prompt is worth reading, too), give back the pages of the relay
+ * and of the stack that set-up used, which was deeper than this loop. */
 static void tidy(struct monitor *m) {
     log_flush(&m->log);
     forget(m->relay, m->relay + sizeof(m->relay));
