@@ -10,6 +10,7 @@ only for those, and because they are made in a tenth of the time when the module
 from __future__ import annotations
 
 import msgspec
+
 from scow.native.errors import InvalidArgument
 
 MAX_INT64 = 2**63 - 1

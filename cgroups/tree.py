@@ -80,7 +80,7 @@ def require_ours(directory: str) -> bool:
         return True
     # A creation that was killed between mkdir and the mark leaves an unmarked directory; below a
     # parent that we made, nobody else makes any.
-    if mark is None and read_mark(os.path.dirname(directory)) == PARENT:
+    if mark is None and is_own_parent(os.path.dirname(directory)):
         return True
     raise PermissionDenied(f"cgroup '{directory}' was not made by scow, leaving it alone")
 
@@ -94,6 +94,14 @@ def require_parent(roots: Iterable[str], path: str) -> None:
         f"cgroup parent '{parent}' does not exist",
         hint="make it first, or leave the parent out to use scow's own",
     )
+
+
+def is_own_parent(directory: str) -> bool:
+    """Whether scow made `directory` to hold containers; False when it does not exist."""
+    try:
+        return read_mark(directory) == PARENT
+    except FileNotFoundError:
+        return False
 
 
 def make_parents(root: str, path: str) -> list[str]:

@@ -402,7 +402,9 @@ class V1Cgroup:
 
     def remove(self) -> None:
         """See `cgroup.Cgroup`."""
-        if tree.require_ours(self._primary):
+        # Without the primary directory the rest can only be what a dead attempt left, or what
+        # somebody else made; below a parent that is ours it is the former.
+        if tree.require_ours(self._primary) or tree.is_own_parent(os.path.dirname(self._primary)):
             self._remove_directories()
 
     def _remove_directories(self) -> None:

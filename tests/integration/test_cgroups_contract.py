@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from scow.cgroups import cgroup, detect, tree
 from scow.cgroups.cgroup import Cgroup
 from scow.cgroups.detect import Hierarchies, Mode
