@@ -104,6 +104,22 @@ def is_own_parent(directory: str) -> bool:
         return False
 
 
+def refuse_container_above(root: str, path: str) -> None:
+    """Refuse a parent that is, or is inside, the cgroup of a container."""
+    parts = path.split("/")[:-1]
+    if parts == [OWN_TOP]:
+        return  # the usual case; we make no container there
+    directory = root
+    for part in parts:
+        directory = f"{directory}/{part}"
+        try:
+            mark = read_mark(directory)
+        except FileNotFoundError:
+            return
+        if mark == CONTAINER:
+            raise InvalidArgument(f"cgroup parent '{directory}' is the cgroup of a container")
+
+
 def make_parents(root: str, path: str) -> list[str]:
     """Make and mark what is missing above the last component; gives what was made, top first."""
     made: list[str] = []
@@ -113,10 +129,6 @@ def make_parents(root: str, path: str) -> list[str]:
         try:
             os.mkdir(directory, 0o755)
         except FileExistsError:
-            if read_mark(directory) == CONTAINER:
-                raise InvalidArgument(
-                    f"cgroup parent '{directory}' is the cgroup of a container"
-                ) from None
             continue
         set_mark(directory, PARENT)
         made.append(directory)

@@ -81,6 +81,7 @@ class V1Cgroup:
         return found
 
     def _make_primary(self) -> None:
+        tree.refuse_container_above(self._host.v1[0].directory, self.path)
         for attempt in (1, 2):
             try:
                 self._make_directory(self._primary)
@@ -224,8 +225,9 @@ class V1Cgroup:
         try:
             self._apply(writes)
         except BaseException:
-            with contextlib.suppress(OSError, ScowError):
-                self._apply(before)
+            for write in before:
+                with contextlib.suppress(OSError, ScowError):
+                    self._apply([write])
             raise
 
     def _device_writes(self, resources: Resources) -> list[Write]:

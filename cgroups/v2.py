@@ -75,6 +75,7 @@ class V2Cgroup:
             raise
 
     def _make(self, writes: list[Write]) -> None:
+        tree.refuse_container_above(self._root, self.path)
         for attempt in (1, 2):
             try:
                 self._enable_controllers(writes)
@@ -227,8 +228,9 @@ class V2Cgroup:
             self._apply(writes)
             self._apply_devices(resources)
         except BaseException:
-            with contextlib.suppress(OSError, ScowError):
-                self._apply(before)
+            for write in before:
+                with contextlib.suppress(OSError, ScowError):
+                    self._apply([write])
             raise
 
     def _check_usage(self, fd: int, resources: Resources) -> None:

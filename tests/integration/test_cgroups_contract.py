@@ -453,7 +453,9 @@ def test_a_cgroup_of_somebody_else_is_left_alone(host: Hierarchies, group: Cgrou
 def test_parents(host: Hierarchies, group: Cgroup) -> None:
     group.create(Resources())
     below = cgroup.open_cgroup(f"{group.path}/inner", hierarchies=host)
-    with pytest.raises(ScowError):
+    with pytest.raises(InvalidArgument, match="cgroup of a container"):
+        below.create(Resources())
+    with pytest.raises(NotFound):
         below.update(Resources())
     with pytest.raises(NotFound, match="'no-such-parent'"):
         cgroup.open_cgroup("no-such-parent/x", hierarchies=host).create(Resources())
