@@ -117,9 +117,7 @@ class Service:
     def _layer_paths(self, record: Record) -> Strings:
         from scow.image.digest import DiffID
 
-        # Recorded bottom first, as images list them; overlayfs wants the top first.
-        layers = self.images.layers
-        return [layers.path(DiffID(diff_id)) for diff_id in reversed(record.diff_ids)]
+        return self.images.layers.stack([DiffID(diff_id) for diff_id in record.diff_ids])
 
     # --- create, start, remove ----------------------------------------------------------------
 
