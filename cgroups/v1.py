@@ -158,8 +158,9 @@ class V1Cgroup:
         if directory is None:
             raise Unsupported(
                 f"cannot set '{write.file}' to '{write.value}': "
-                f"this host has no cgroup controller '{write.controller}'",
-                hint="see /proc/cgroups; the kernel may need a boot option to enable it",
+                f"this host has no cgroup v1 controller '{write.controller}'",
+                hint="see /proc/cgroups: in hierarchy 0 it is free to be mounted, "
+                "or used by cgroup v2, where a hybrid host sets no limits",
             )
         return directory
 
@@ -190,7 +191,12 @@ class V1Cgroup:
             control.write_file(fd, write.file, write.value)
         except FileNotFoundError as missing:
             if write.instead is not None:
+                # Only weights have another name: bfq's, which needs a disk that uses bfq.
+                from scow.cgroups import weight
+
                 try:
+                    if not weight.has_bfq_disk():
+                        raise weight.no_effect_error(write, self.path) from missing
                     control.write_file(fd, write.instead, write.value)
                     return
                 except FileNotFoundError:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from scow.cgroups import cgroup, detect, tree
+from scow.cgroups import cgroup, detect, tree, weight
 from scow.cgroups.cgroup import Cgroup
 from scow.cgroups.detect import Hierarchies, Mode
 from scow.cgroups.resources import (
@@ -410,6 +410,18 @@ def test_block_io_throttle(host: Hierarchies, group: Cgroup) -> None:
     missing = BlockDeviceValue(4095, 77, rate=_MIB)
     with pytest.raises(ScowError, match="4095:77"):
         group.update(Resources(block_io=BlockIO(throttle_read_bps_device=(missing,))))
+
+
+@backends("block io")
+def test_a_weight_is_kept_or_refused(host: Hierarchies, group: Cgroup) -> None:
+    wanted = Resources(block_io=BlockIO(weight=500))
+    has_io_cost = host.mode is Mode.V2 and weight.has_io_cost(host.unified or "")
+    if weight.has_bfq_disk() or has_io_cost:
+        group.create(wanted)
+        return
+    with pytest.raises(Unsupported, match="weight"):
+        group.create(wanted)
+    assert not group.exists()
 
 
 @backends()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scow.cgroups import control, tree
+from scow.cgroups import control, tree, weight
 from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cgroups.detect import Hierarchies, Mode
 from scow.cgroups.resources import BlockIO, Cpu, Memory, Pids, Resources
@@ -159,13 +159,39 @@ def test_a_refused_value_names_file_and_value(kernel: FakeKernel) -> None:
     assert not group.exists()
 
 
-def test_weight_falls_back_to_io_weight_and_then_is_unsupported(kernel: FakeKernel) -> None:
+def _disk(sys_block: Path, scheduler: str, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(weight, "SYS_BLOCK", str(sys_block))
+    (sys_block / "vda/queue").mkdir(parents=True)
+    (sys_block / "vda/queue/scheduler").write_text(scheduler)
+
+
+def test_weight_by_io_cost(
+    kernel: FakeKernel, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _disk(tmp_path_factory.mktemp("block"), "none [mq-deadline] bfq", monkeypatch)
+    (kernel.root / "io.cost.qos").write_text("8:0 enable=1 ctrl=auto\n")
     _group(kernel).create(Resources(block_io=BlockIO(weight=500)))
     assert kernel.limits() == [("io.weight", "4950")]
-    kernel.files.pop("io.weight")
-    with pytest.raises(Unsupported, match=r"io\.weight") as caught:
-        _group(kernel, "scow/def").create(Resources(block_io=BlockIO(weight=500)))
-    assert "throttles" in (caught.value.hint or "")
+
+
+def test_weight_by_bfq(
+    kernel: FakeKernel, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _disk(tmp_path_factory.mktemp("block"), "none [bfq]", monkeypatch)
+    kernel.files["io.bfq.weight"] = "100\n"
+    _group(kernel).create(Resources(block_io=BlockIO(weight=500)))
+    assert kernel.limits() == [("io.bfq.weight", "500")]
+
+
+def test_weight_that_no_disk_heeds(
+    kernel: FakeKernel, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _disk(tmp_path_factory.mktemp("block"), "[none] bfq", monkeypatch)
+    group = _group(kernel)
+    with pytest.raises(Unsupported, match="by weight") as caught:
+        group.create(Resources(block_io=BlockIO(weight=500)))
+    assert "bfq" in (caught.value.hint or "")
+    assert not group.exists()
 
 
 def test_swap_without_accounting(kernel: FakeKernel) -> None:
