@@ -136,7 +136,10 @@ def test_create_join_kill_remove(group: Cgroup) -> None:
 
 
 @backends()
-def test_a_process_inside_refuses_create_and_remove(group: Cgroup) -> None:
+def test_a_process_inside_refuses_create_and_remove(
+    group: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree, "REMOVE_TIMEOUT_S", 0.2)
     group.create(Resources())
     pid = _child(group, _sleep)
     _until(lambda: group.pids() == [pid])
