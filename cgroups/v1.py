@@ -346,22 +346,24 @@ class V1Cgroup:
         """See `cgroup.Cgroup`."""
         if not tree.require_ours(self._primary):
             return
-        self._kill_unified()
+        is_told = self._kill_unified()
         # v1 keeps even SIGKILL waiting while a process is frozen.
         with contextlib.suppress(OSError, Unsupported):
             self._set_freezer("THAWED")
-        if self.pids():
+        if not is_told and self.pids():
             self._kill_round()
-            processes.wait_until_empty(self.pids, what=self.path, again=self._kill_round)
+        processes.wait_until_empty(self.pids, what=self.path, again=self._kill_round)
 
-    def _kill_unified(self) -> None:
+    def _kill_unified(self) -> bool:
+        """One write for all, if the host has it; a process that is in v1 only is not reached."""
         if self._unified is None:
-            return
-        with (
-            contextlib.suppress(FileNotFoundError),
-            OwnedFd(os.open(self._unified, _DIRECTORY)) as fd,
-        ):
-            control.write_file(fd.fileno(), "cgroup.kill", "1")
+            return False
+        try:
+            with OwnedFd(os.open(self._unified, _DIRECTORY)) as fd:
+                control.write_file(fd.fileno(), "cgroup.kill", "1")
+        except FileNotFoundError:
+            return False
+        return True
 
     def _kill_round(self) -> None:
         """Freeze what can be frozen at once, so that a fork bomb holds still, and signal all."""
