@@ -118,9 +118,7 @@ class BridgeNetwork:
         host, offsets = veth.host_batch(
             attachment.address, attachment.mac, attachment.bridge_index, attachment.mtu
         )
-        inside = veth.inside_batch(
-            attachment.address, attachment.prefix_length, attachment.gateway
-        )
+        inside = veth.inside_batch(attachment.address, attachment.prefix_length, attachment.gateway)
         return NetworkMessages(host, offsets, inside)
 
     def reconcile(self, is_live: Callable[[str], bool] | None = None) -> list[str]:

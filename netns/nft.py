@@ -229,7 +229,9 @@ def _run_nft(text: bytes) -> tuple[int, str]:
         complaint = os.pread(output, 4096, 0).decode(errors="replace")
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "?")
-        raise ScowError(f"cannot run '{program}': {os.strerror(error.errno or 0).lower()} ({name})") from error
+        raise ScowError(
+            f"cannot run '{program}': {os.strerror(error.errno or 0).lower()} ({name})"
+        ) from error
     finally:
         os.close(source)
         os.close(output)

@@ -131,11 +131,14 @@ def inside_batch(address: str, prefix_length: int, gateway: str) -> bytes:
     local = socket.inet_aton(address)
     host_bits = (1 << (32 - prefix_length)) - 1
     broadcast = (int.from_bytes(local) | host_bits).to_bytes(4)
+    still_down = nl.link_body(index=CONTAINER_INDEX)
     up = nl.link_body(index=CONTAINER_INDEX, flags=nl.IFF_UP, change=nl.IFF_UP)
     return b"".join(
         (
             loopback_messages(),
-            nl.message(nl.RTM_NEWLINK, nl.NLM_F_ACK, up + _no_ipv6_address()),
+            # Two messages: within one, do_setlink() raises the flags before it reads AF_SPEC.
+            nl.message(nl.RTM_NEWLINK, nl.NLM_F_ACK, still_down + _no_ipv6_address()),
+            nl.message(nl.RTM_NEWLINK, nl.NLM_F_ACK, up),
             nl.message(
                 nl.RTM_NEWADDR,
                 nl.NLM_F_ACK | nl.NLM_F_CREATE | nl.NLM_F_EXCL,
