@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from scow.native.errors import AlreadyExists, InvalidArgument, ResourceExhausted
 from scow.netns.ipam import LeaseStore, Subnet, choose_subnet, locked, parse_mac
 
@@ -128,13 +127,26 @@ def test_choose_subnet_goes_round_the_host_routes() -> None:
         choose_subnet([Subnet.parse("10.0.0.0/8"), Subnet.parse("172.16.0.0/12")])
 
 
-@pytest.mark.parametrize("spec", ["10.0.0.0", "10.0.0.0/33", "10.0.0.1/16", "x/8", "10.0.0.0/ 8", "/8"])
+@pytest.mark.parametrize(
+    "spec", ["10.0.0.0", "10.0.0.0/33", "10.0.0.1/16", "x/8", "10.0.0.0/ 8", "/8"]
+)
 def test_bad_subnets(spec: str) -> None:
     with pytest.raises(InvalidArgument):
         Subnet.parse(spec)
 
 
-@pytest.mark.parametrize("mac", ["", "02:5c", "01:00:00:00:00:01", "00:00:00:00:00:00", "02-5c-0a-59-00-02", "0x:00:00:00:00:01", "+2:00:00:00:00:01"])
+@pytest.mark.parametrize(
+    "mac",
+    [
+        "",
+        "02:5c",
+        "01:00:00:00:00:01",
+        "00:00:00:00:00:00",
+        "02-5c-0a-59-00-02",
+        "0x:00:00:00:00:01",
+        "+2:00:00:00:00:01",
+    ],
+)
 def test_bad_macs(mac: str) -> None:
     with pytest.raises(InvalidArgument):
         parse_mac(mac)

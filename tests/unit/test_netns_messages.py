@@ -6,7 +6,6 @@ import socket
 from typing import Any
 
 import pytest
-
 from scow.netns import rtnetlink as nl
 from scow.netns import veth
 
@@ -19,7 +18,9 @@ def parsed(batch: bytes) -> list[Any]:
 
 def test_host_batch_makes_the_pair_in_its_final_state() -> None:
     batch, offsets = veth.host_batch("10.89.0.2", "02:5c:0a:59:00:02", 7, 1400)
-    (link,) = parsed(batch)
+    link, port = parsed(batch)
+    assert port["index"] == link["index"]
+    assert port.get(("linkinfo", "slave_kind")) == "bridge"
     assert link["index"] == veth.host_index("10.89.0.2")
     assert link.get("ifname") == "scow-0a590002"
     assert link.get("master") == 7
@@ -38,7 +39,7 @@ def test_host_batch_makes_the_pair_in_its_final_state() -> None:
 def test_the_pid_goes_where_the_hole_is() -> None:
     batch, offsets = veth.host_batch("10.89.0.2", "02:5c:0a:59:00:02", 7, 1500)
     filled = veth.NetworkMessages(batch, offsets, b"").host_for(4242)
-    (link,) = parsed(filled)
+    link, _port = parsed(filled)
     assert link.get(("linkinfo", "data", "veth_info_peer")).get("net_ns_pid") == 4242
     assert b"\xff\xff\xff\xff" not in filled
 

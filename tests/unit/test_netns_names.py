@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from scow.native.errors import InvalidArgument
 from scow.netns.names import hostname_file, hosts_file, read_host_resolv_conf, resolv_conf
 
@@ -24,7 +23,14 @@ def test_hosts() -> None:
 
 @pytest.mark.parametrize(
     "extra",
-    [("a", "b:c"), ("a\n1.1.1.1 b", "1.2.3.4"), ("a b", "1.2.3.4"), ("", "1.2.3.4"), ("#", "1.2.3.4"), ("a", "host-gateway")],
+    [
+        ("a", "b:c"),
+        ("a\n1.1.1.1 b", "1.2.3.4"),
+        ("a b", "1.2.3.4"),
+        ("", "1.2.3.4"),
+        ("#", "1.2.3.4"),
+        ("a", "host-gateway"),
+    ],
 )
 def test_hosts_refuses_what_breaks_the_file(extra: tuple[str, str]) -> None:
     with pytest.raises(InvalidArgument):
@@ -32,8 +38,14 @@ def test_hosts_refuses_what_breaks_the_file(extra: tuple[str, str]) -> None:
 
 
 RESOLV = [
-    ("nameserver 9.9.9.9\nsearch a b\noptions ndots:2\n", "nameserver 9.9.9.9\nsearch a b\noptions ndots:2\n"),
-    ("nameserver 127.0.0.53\noptions edns0\n", "nameserver 8.8.8.8\nnameserver 8.8.4.4\noptions edns0\n"),
+    (
+        "nameserver 9.9.9.9\nsearch a b\noptions ndots:2\n",
+        "nameserver 9.9.9.9\nsearch a b\noptions ndots:2\n",
+    ),
+    (
+        "nameserver 127.0.0.53\noptions edns0\n",
+        "nameserver 8.8.8.8\nnameserver 8.8.4.4\noptions edns0\n",
+    ),
     ("nameserver 127.0.0.53\nnameserver 9.9.9.9\n", "nameserver 9.9.9.9\n"),
     ("nameserver ::1\nnameserver fe80::1%eth0\nnameserver 9.9.9.9\n", "nameserver 9.9.9.9\n"),
     ("# x\n; y\nnameserver\nnameserver rubbish\n", "nameserver 8.8.8.8\nnameserver 8.8.4.4\n"),
@@ -49,17 +61,29 @@ def test_resolv_conf_from_the_host(host: str, expected: str) -> None:
 
 def test_resolv_conf_from_the_user() -> None:
     host = "nameserver 9.9.9.9\nsearch a\noptions x\n"
-    assert resolv_conf(host, dns=["127.0.0.1", "fd00::1"]).decode().startswith(
-        "nameserver 127.0.0.1\nnameserver fd00::1\nsearch a\n"
+    assert (
+        resolv_conf(host, dns=["127.0.0.1", "fd00::1"])
+        .decode()
+        .startswith("nameserver 127.0.0.1\nnameserver fd00::1\nsearch a\n")
     )
-    assert resolv_conf(host, search=["."], options=["ndots:1"]) == b"nameserver 9.9.9.9\noptions ndots:1\n"
+    assert (
+        resolv_conf(host, search=["."], options=["ndots:1"])
+        == b"nameserver 9.9.9.9\noptions ndots:1\n"
+    )
     shared = resolv_conf("nameserver 127.0.0.53\n", shares_host_network=True)
     assert shared == b"nameserver 127.0.0.53\n"
 
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"dns": ["x"]}, {"dns": ["1.2.3"]}, {"dns": ["9.9.9.9\n"]}, {"dns": ["9.9.9.9"] * 100}, {"search": ["a b"]}, {"options": ["a\nnameserver 6.6.6.6"]}],
+    [
+        {"dns": ["x"]},
+        {"dns": ["1.2.3"]},
+        {"dns": ["9.9.9.9\n"]},
+        {"dns": ["9.9.9.9"] * 100},
+        {"search": ["a b"]},
+        {"options": ["a\nnameserver 6.6.6.6"]},
+    ],
 )
 def test_resolv_conf_refuses(kwargs: dict[str, list[str]]) -> None:
     with pytest.raises(InvalidArgument):
