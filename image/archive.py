@@ -313,7 +313,8 @@ def _load_docker_image(
             store, source, document, lease, what=what, platform=None, progress=sink
         )
         lines: list[str] = []
-        for name in names or [None]:
+        wanted: list[Reference | None] = [*names] or [None]
+        for name in wanted:
             lines += _add(store, entry, name)
         lease.finish()
     return lines
