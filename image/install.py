@@ -395,10 +395,22 @@ def _summarise(store: ImageStore, document: ImageDocument, config: ConfigDocumen
         os=config.os,
         variant=config.variant,
         created=config.created,
-        size=sum(store.layers.size(diff_id) for diff_id in unique),
+        size=sum(store.layers.info(diff_id).size for diff_id in unique),
         config=config.config,
         diff_ids=config.diff_ids,
+        lower_names=_lower_names(store, config),
     )
+
+
+def _lower_names(store: ImageStore, config: ConfigDocument) -> tuple[str, ...]:
+    """The stack's directories, top first, each once.
+
+    overlayfs refuses one directory twice (ELOOP). Of a layer that occurs twice the topmost counts:
+    what is in it hides all that the lower one has.
+    """
+    base = os.path.join(store.root, "layers")
+    paths = store.layers.stack(config.diff_ids)
+    return tuple(dict.fromkeys(os.path.relpath(path, base) for path in paths))
 
 
 def _write_summary(store: ImageStore, summary: SummaryFile) -> None:

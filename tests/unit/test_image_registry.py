@@ -16,9 +16,10 @@ import stat
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,17 +59,18 @@ def sha(data: bytes) -> str:
 class HashingLayers:
     """A layer store that only checks the diff id."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str) -> None:
+        self.root = root
         self.unpacked: dict[DiffID, int] = {}
 
     def has(self, diff_id: DiffID) -> bool:
         return diff_id in self.unpacked
 
-    def path(self, diff_id: DiffID) -> str:
-        return f"/layers/{diff_id}"
+    def info(self, diff_id: DiffID) -> Any:
+        return SimpleNamespace(size=self.unpacked[diff_id])
 
-    def size(self, diff_id: DiffID) -> int:
-        return self.unpacked.get(diff_id, 0)
+    def stack(self, diff_ids: Sequence[DiffID]) -> list[str]:
+        return [f"{self.root}/layers/{d[7:]}/diff" for d in reversed(diff_ids)]
 
     def remove(self, diff_id: DiffID) -> None:
         del self.unpacked[diff_id]
@@ -231,7 +233,7 @@ def no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> ImageStore:
-    return ImageStore(str(tmp_path / "scow"), HashingLayers())
+    return ImageStore(str(tmp_path / "scow"), HashingLayers(str(tmp_path / "scow")))
 
 
 def pull(store: ImageStore, registry: FakeRegistry, name: str = "", **options: Any) -> Image:
