@@ -6,8 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scow.native.operation import Operation
-    from scow.native.plan import Plan
+    from scow.native.plan import Operation, Plan
 
 WIDTH = 98
 

@@ -39,8 +39,8 @@ STOP = Command(
     options=(
         text(
             "-t",
-            "--time",
             "--timeout",
+            "--time",
             metavar="SECONDS",
             help="How long to wait before KILL; -1 waits for ever (10, or --stop-timeout of run)",
         ),

@@ -385,7 +385,7 @@ def _summarise(store: ImageStore, document: ImageDocument, config: ConfigDocumen
         os=config.os,
         variant=config.variant,
         created=config.created,
-        size=sum(store.layers.size(diff_id) for diff_id in unique),
+        size=sum(store.layers.info(diff_id).size for diff_id in unique),
         config=config.config,
         diff_ids=config.diff_ids,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from scow.cli import human
 from scow.cli.format import write_rows, write_table
 from scow.cli.template import Template, TemplateError
