@@ -198,7 +198,12 @@ RUN = Command(
     "126 when the program cannot be executed, 127 when it is not in the image.",
     arguments=(_IMAGE, _COMMAND),
     options=(
-        flag("-d", "--detach", help="Run in the background and print the container's id"),
+        flag(
+            "-d",
+            "--detach",
+            help="Run in the background and print the container's id",
+            section="What runs",
+        ),
         *CREATE_OPTIONS,
         many("-a", "--attach", metavar="STREAM", help="Show only stdin, stdout or stderr"),
         DETACH_KEYS,
