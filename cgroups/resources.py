@@ -23,7 +23,7 @@ class _Document(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True)
     pass
 
 
-class Memory(_Document):
+class Memory(_Document, frozen=True):
     """Bytes; -1 means unlimited. `swap` is memory plus swap, as in the specification."""
 
     limit: int | None = None
@@ -37,7 +37,7 @@ class Memory(_Document):
     check_before_update: bool | None = None
 
 
-class Cpu(_Document):
+class Cpu(_Document, frozen=True):
     """Times in microseconds; `cpus` and `mems` are lists like `0-2,5`."""
 
     shares: int | None = None
@@ -51,13 +51,13 @@ class Cpu(_Document):
     idle: int | None = None
 
 
-class Pids(_Document):
+class Pids(_Document, frozen=True):
     """-1 means unlimited; 0 is a real limit (specification 1.3)."""
 
     limit: int | None = None
 
 
-class BlockDeviceValue(_Document):
+class BlockDeviceValue(_Document, frozen=True):
     """A rate (bytes or operations per second) or a weight of one whole disk."""
 
     major: int
@@ -67,7 +67,7 @@ class BlockDeviceValue(_Document):
     leaf_weight: int | None = None
 
 
-class BlockIO(_Document):
+class BlockIO(_Document, frozen=True):
     """Weights 10 to 1000; throttles per disk."""
 
     weight: int | None = None
@@ -83,7 +83,7 @@ class BlockIO(_Document):
     )
 
 
-class DeviceRule(_Document):
+class DeviceRule(_Document, frozen=True):
     """One line of the device list; the order of the lines matters, the last match decides.
 
     `type` is `a` (all), `b`, `c`, or `u` (the same as c); None for a number is a wildcard.
@@ -96,35 +96,35 @@ class DeviceRule(_Document):
     access: str | None = "rwm"
 
 
-class HugepageLimit(_Document):
+class HugepageLimit(_Document, frozen=True):
     """`page_size` like `2MB` or `1GB`; bytes."""
 
     page_size: str
     limit: int
 
 
-class InterfacePriority(_Document):
+class InterfacePriority(_Document, frozen=True):
     """net_prio: what a packet of this cgroup gets on that interface."""
 
     name: str
     priority: int
 
 
-class NetworkClass(_Document):
+class NetworkClass(_Document, frozen=True):
     """net_cls and net_prio, cgroup v1 only."""
 
     class_id: int | None = msgspec.field(default=None, name="classID")
     priorities: tuple[InterfacePriority, ...] = ()
 
 
-class RdmaLimit(_Document):
+class RdmaLimit(_Document, frozen=True):
     """Per RDMA device."""
 
     hca_handles: int | None = None
     hca_objects: int | None = None
 
 
-class Resources(_Document):
+class Resources(_Document, frozen=True):
     """All limits of one container. `devices` None means: leave the device list alone."""
 
     memory: Memory | None = None

@@ -11,12 +11,12 @@ import errno
 import os
 import select
 import time
+from typing import TYPE_CHECKING
 
 from scow.cgroups import control, processes, tree, v2_limits
 from scow.cgroups.control import Write
 from scow.cgroups.detect import Hierarchies
 from scow.cgroups.resources import Resources, validate_resources
-from scow.cgroups.stats import Stats
 from scow.native.errors import (
     DeadlineExceeded,
     InvalidState,
@@ -25,6 +25,9 @@ from scow.native.errors import (
     Unsupported,
 )
 from scow.native.fd import OwnedFd
+
+if TYPE_CHECKING:
+    from scow.cgroups.stats import Stats
 
 _FREEZE_TIMEOUT_S = 10.0
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

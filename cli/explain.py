@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scow.native.plan import Op, Plan
+    from scow.native.plan import Operation, Plan
 
 WIDTH = 98
 
@@ -46,7 +46,7 @@ def explain_plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _step(op: Op) -> tuple[str, str]:
+def _step(op: Operation) -> tuple[str, str]:
     from scow.cli.format import clean
 
     why = clean(op.why) or _plain_name(type(op).__name__)

@@ -18,7 +18,7 @@ _WHY = "it signals and removes processes of other users"
 def _stop(values: Values) -> int:
     from scow.cri.parse import parse_signal, parse_timeout
 
-    seconds, signal = values.text("timeout"), values.text("signal")
+    seconds, signal = values.text("time"), values.text("signal")
     timeout = None if seconds is None else parse_timeout("--timeout", seconds)
     number = None if signal is None else parse_signal("--signal", signal)
 

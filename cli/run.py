@@ -25,9 +25,7 @@ _STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
 _ROOT = "it makes namespaces, mounts and cgroups"
 
 
-def _prepare(
-    values: Values, *, detach: bool, progress: bool = True
-) -> tuple[Image, ContainerOptions]:
+def _prepare(values: Values, *, detach: bool) -> tuple[Image, ContainerOptions]:
     """Check all options, then make sure that the image is there."""
     from scow.cli.container_options import container_options
 
@@ -41,16 +39,16 @@ def _prepare(
         from scow.cri.parse import parse_platform
 
         platform = parse_platform("--platform", platform)
-    image = _image(image_name, policy, platform, progress=progress)
+    image = _image(image_name, policy, platform)
     if values.flag("publish-all"):
         options = _publish_exposed(image, options)
     return image, options
 
 
-def _image(name: str, policy: str, platform: str | None, *, progress: bool) -> Image:
+def _image(name: str, policy: str, platform: str | None) -> Image:
     from scow.cli.progress import PullOnDemand
 
-    with PullOnDemand(name, enabled=progress) as sink:
+    with PullOnDemand(name) as sink:
         return service().ensure_image(name, policy, platform, sink)
 
 

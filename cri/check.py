@@ -140,4 +140,7 @@ def _check_network(service: Service, *, repair: bool) -> list[str]:
             return False
         return service.status(record).state in (State.RUNNING, State.PAUSED)
 
-    return list(BridgeNetwork(service.run).check(is_live, repair=repair))
+    bridge = BridgeNetwork(service.run)
+    if repair:
+        return [_line(text, mended=True) for text in bridge.reconcile(is_live)]
+    return bridge.findings(is_live)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from scow.cri.launch import Surroundings, container_cgroup, seccomp_program
+from scow.cri.launch import Surroundings, container_cgroup, seccomp_filter
 from scow.cri.options import ExecOptions
 from scow.cri.records import Record
 from scow.cri.specgen import build_capabilities, build_process
@@ -63,7 +63,7 @@ def run_exec(
             hold=hold,
             cgroup_tasks=tuple(hold(fd) for fd in cgroup.join_fds()),
             cgroup_fd=hold(into) if into is not None else None,
-            seccomp_program=_seccomp(record, process, around, options),
+            seccomp=_seccomp(record, process, around, options),
         )
         plan = compile_exec(process, handles, joins, _monitor(record, options))
         launched = launch(plan)
@@ -134,7 +134,7 @@ def _process(record: Record, root: Root, options: ExecOptions) -> Process:
 
 def _seccomp(
     record: Record, process: Process, around: Surroundings, options: ExecOptions
-) -> bytes | None:
+) -> tuple[bytes, int] | None:
     if options.privileged:
         return None
-    return seccomp_program(record, process, around.store)
+    return seccomp_filter(record, process, around.store)

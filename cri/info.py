@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from scow.native.errors import ScowError
@@ -26,6 +26,10 @@ class Fact:
     value: str
     is_well: bool = True
     hint: str = ""
+
+    def shown(self) -> Fact:
+        """The same without the advice where all is well."""
+        return replace(self, hint="") if self.is_well else self
 
 
 def gather(service: Service) -> list[Fact]:
@@ -51,7 +55,7 @@ def gather(service: Service) -> list[Fact]:
     ]
     for key, step in steps:
         try:
-            facts.append(step())
+            facts.append(step().shown())
         except (OSError, ScowError) as error:
             facts.append(Fact(key, f"cannot tell: {error}", is_well=False))
     return facts

@@ -204,7 +204,7 @@ def _network(record: Record, status: Status, store: RecordStore) -> dict[str, An
     if mode == "bridge" and status.pid:
         from scow.netns.network import BridgeNetwork
 
-        attachment = BridgeNetwork(store.run).attachment_of(record.id)
+        attachment = BridgeNetwork(store.run).attachment(record.id)
     if attachment is not None:
         address = {
             "IPAddress": attachment.address,

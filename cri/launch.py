@@ -109,7 +109,7 @@ def prepare_launch(
         hold=hold,
         cgroup_tasks=tasks,
         cgroup_fd=directory,
-        seccomp_program=seccomp_program(record, generated.spec.process, store),
+        seccomp=seccomp_filter(record, generated.spec.process, store),
         place=f"{store.run}/rootfs",
         network_host=sandbox.host_netlink,
         network_pid_offsets=sandbox.pid_offsets,
@@ -152,27 +152,28 @@ def _cleanup_env() -> tuple[bytes, ...]:
     return tuple(kept)
 
 
-def seccomp_program(record: Record, process: Process | None, store: RecordStore) -> bytes | None:
-    """Give the compiled filter, or None for `unconfined` and --privileged."""
+def seccomp_filter(
+    record: Record, process: Process | None, store: RecordStore
+) -> tuple[bytes, int] | None:
+    """Give the compiled filter and its flags, or None for `unconfined` and --privileged."""
     from scow.runtime import seccomp
 
     security = record.options.security
-    if security.privileged and security.seccomp is None:
-        return None
-    if security.seccomp == "unconfined":
+    if security.seccomp == "unconfined" or (security.privileged and security.seccomp is None):
         return None
     held = frozenset(process.capabilities.effective if process and process.capabilities else ())
-    cache = f"{store.root}/cache/seccomp"
     if security.seccomp is None:
-        return seccomp.default_program(cache, held)
-    try:
-        with open(security.seccomp, "rb") as file:
-            profile = file.read(seccomp.PROFILE_LIMIT + 1)
-    except OSError as error:
-        raise NotFound(
-            f"cannot read seccomp profile '{security.seccomp}': {error.strerror}"
-        ) from error
-    return seccomp.cached_program(cache, profile, held)
+        profile = seccomp.default_profile()
+    else:
+        try:
+            with open(security.seccomp, "rb") as file:
+                profile = file.read(seccomp.PROFILE_LIMIT + 1)
+        except OSError as error:
+            raise NotFound(
+                f"cannot read seccomp profile '{security.seccomp}': {error.strerror}"
+            ) from error
+    found = seccomp.cached_filter(f"{store.root}/cache/seccomp", profile, held)
+    return found.program, found.flags
 
 
 def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConnection:

@@ -11,10 +11,8 @@ so `os.fsencode` gives back the very bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from scow.netns.ports import PortMapping
+from scow.netns.ports import PortMapping  # not for type checkers only: records are decoded by it
 
 UNLIMITED = -1
 

@@ -21,8 +21,6 @@ from scow.runtime.spec import Namespace
 if TYPE_CHECKING:
     from scow.netns.network import Attachment, BridgeNetwork
 
-RESOLV_CONF = "/etc/resolv.conf"
-
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
@@ -75,7 +73,7 @@ def prepare(
         hostname = _hostname_of(etc_dir) or hostname
     elif mode.kind != "host":
         namespaces.append(Namespace("network"))
-        from scow.netns.names import loopback_messages
+        from scow.netns.veth import loopback_messages
 
         inside = loopback_messages()
         if mode.kind == "bridge" and not dry_run:
@@ -163,36 +161,24 @@ def write_names(
     from scow.netns import names
 
     options = record.options.network
-    gateway = attachment.gateway if attachment else "127.0.0.1"
-    entries = tuple(
-        (gateway if entry.address == "host-gateway" else entry.address, entry.name)
-        for entry in options.extra_hosts
-    )
     files = {
         "hostname": names.hostname_file(hostname),
         "hosts": names.hosts_file(
             hostname,
-            address=attachment.address if attachment else None,
-            domainname=record.options.domainname,
-            extra=entries,
-            base=_read_host("/etc/hosts") if host_network else None,
+            attachment.address if attachment else None,
+            domainname=record.options.domainname or "",
+            extra=[(entry.name, entry.address) for entry in options.extra_hosts],
+            gateway=attachment.gateway if attachment else None,
         ),
         "resolv.conf": names.resolv_conf(
-            _read_host(RESOLV_CONF),
+            names.read_host_resolv_conf(),
             dns=options.dns,
             search=options.dns_search,
             options=options.dns_options,
-            host_network=host_network,
+            shares_host_network=host_network,
         ),
     }
     for name, data in files.items():
         # Derived from the record at each start, so they need not survive a power cut.
         write_atomic(etc_dir, name, data, mode=0o644, durable=False)
 
-
-def _read_host(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(1 << 20)
-    except OSError:
-        return b""

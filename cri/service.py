@@ -23,6 +23,7 @@ from scow.cri.merge import merge
 from scow.cri.options import ContainerOptions, ExecOptions
 from scow.cri.records import Record, RecordStore, VolumeUse
 from scow.cri.status import Status, read_status
+from scow.cri.validate import validate
 from scow.cri.volumes import VolumeStore
 from scow.native.errors import (
     DeadlineExceeded,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from scow.image.store import Image, ImageStore
     from scow.native.plan import Plan
     from scow.netns.network import BridgeNetwork
+
+# Inside the class `list` is the verb.
+Strings = list[str]
 
 DEFAULT_ROOT = "/var/lib/scow"
 DEFAULT_RUN = "/run/scow"
@@ -107,17 +111,20 @@ class Service:
         """Remove an image by name or id; containers that use it are in the way without `force`."""
         return self.images.remove(name, force=force, in_use=self._users_of)
 
-    def _users_of(self, image_id: str) -> Sequence[str]:
+    def _users_of(self, image_id: str) -> Strings:
         return [record.id for record in self.store.list() if record.image_id == image_id]
 
-    def _layer_paths(self, record: Record) -> Sequence[str]:
-        return self.images.paths_of(record.diff_ids)
+    def _layer_paths(self, record: Record) -> Strings:
+        from scow.image.digest import DiffID
+
+        return self.images.layers.stack([DiffID(diff_id) for diff_id in record.diff_ids])
 
     # --- create, start, remove ----------------------------------------------------------------
 
     def create(self, image: Image, options: ContainerOptions) -> str:
         """Make a container of `image`; nothing runs yet. Returns its id."""
         _check_platform(image, options.image_name)
+        validate(options)
         merged = merge(image.config, options)
         container_id = self.store.new_id()
         name = options.name or self._new_name()

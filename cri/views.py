@@ -89,7 +89,7 @@ def _ports(record: Record, store: RecordStore) -> tuple[PortMapping, ...]:
         return ()
     from scow.netns.network import BridgeNetwork
 
-    attachment = BridgeNetwork(store.run).attachment_of(record.id)
+    attachment = BridgeNetwork(store.run).attachment(record.id)
     return attachment.ports if attachment else record.options.network.ports
 
 

@@ -107,7 +107,7 @@ def _copy_file(source: int, target: int, name: str, flags: int) -> None:
     writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, 0o600, dir_fd=target)
     try:
         info = os.fstat(reader)
-        while os.sendfile(writer, reader, None, COPY_CHUNK):  # type: ignore[arg-type]  # typeshed: None is macOS-less, Linux takes it
+        while os.sendfile(writer, reader, None, COPY_CHUNK):
             pass
         os.fchown(writer, info.st_uid, info.st_gid)
         os.fchmod(writer, stat.S_IMODE(info.st_mode))

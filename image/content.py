@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import msgspec
 from scow.image.digest import DiffID, Digest, algorithm_of, hex_of, new_hasher, verify_bytes
@@ -43,6 +44,7 @@ LOCK_POLL_S = 0.05
 REF_NAME = "org.opencontainers.image.ref.name"
 IMAGE_ID = "io.scow.image.id"
 REPO_DIGEST = "io.scow.image.repo-digest"
+DELETING = "io.scow.image.deleting"
 
 
 class IndexEntry(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
@@ -69,6 +71,21 @@ class IndexEntry(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True
     def repo_digest(self) -> str:
         """`HOST/PATH@DIGEST` as the registry has it, or ""."""
         return self.annotations.get(REPO_DIGEST, "")
+
+    @property
+    def is_deleting(self) -> bool:
+        """Whether a removal began; such an entry exists only for the collector."""
+        return DELETING in self.annotations
+
+    def annotated(self, **changes: str) -> IndexEntry:
+        """A copy with annotations set (name, repo_digest, deleting), or dropped where empty."""
+        keys = {"name": REF_NAME, "repo_digest": REPO_DIGEST, "deleting": DELETING}
+        annotations = dict(self.annotations)
+        for word, value in changes.items():
+            annotations[keys[word]] = value
+        return msgspec.structs.replace(
+            self, annotations={k: v for k, v in annotations.items() if v}
+        )
 
 
 class _IndexFile(msgspec.Struct, rename="camel"):
@@ -186,6 +203,20 @@ class ContentStore:
         os.close(fd)
         return None
 
+    def is_claimed(self, path: str) -> bool:
+        """Whether somebody alive writes this ingest file."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True  # it has just become a blob
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     # -- the index --------------------------------------------------------------------------------
 
     def read_index(self) -> list[IndexEntry]:
@@ -271,27 +302,43 @@ class ContentStore:
             fcntl.flock(fd, fcntl.LOCK_EX)
         return Lease(self, path, fd)
 
-    def leased(self) -> tuple[set[str], set[str]]:
-        """(blobs, diff ids) that live leases hold; drops dead ones. The caller holds `locked()`."""
-        blobs: set[str] = set()
-        layers: set[str] = set()
+    def leases(self) -> list[LeaseRecord]:
+        """Every lease, alive or left by a pull that failed or died. The caller holds `locked()`."""
+        records: list[LeaseRecord] = []
         for name in os.listdir(self.ingest_dir):
-            if not name.startswith("lease-"):
-                continue
-            path = os.path.join(self.ingest_dir, name)
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                data = read_exactly(fd, os.fstat(fd).st_size)
-                lease = msgspec.json.decode(data, type=_Lease) if data else _Lease()
-                blobs.update(lease.blobs)
-                layers.update(lease.layers)
-            else:
-                os.unlink(path)
-            finally:
-                os.close(fd)
-        return blobs, layers
+            if name.startswith("lease-"):
+                records.append(_read_lease(os.path.join(self.ingest_dir, name)))
+        return records
+
+
+def _read_lease(path: str) -> LeaseRecord:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        is_alive = False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_alive = True
+        status = os.fstat(fd)
+        try:
+            held = msgspec.json.decode(read_exactly(fd, status.st_size), type=_Lease)
+        except msgspec.DecodeError:
+            held = _Lease()  # its process died before or while it wrote: then it holds nothing
+        age_s = time.time() - status.st_mtime
+        return LeaseRecord(path, is_alive, age_s, frozenset(held.blobs), frozenset(held.layers))
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """What the collector sees of a lease."""
+
+    path: str
+    is_alive: bool
+    age_s: float
+    blobs: frozenset[str]
+    layers: frozenset[str]
 
 
 class Lease:
@@ -311,17 +358,22 @@ class Lease:
         self._held.layers += layers or []
         with self._store.locked(), storage_errors(self._path):
             data = msgspec.json.encode(self._held)
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, data, 0)
+            os.pwrite(self._fd, data, 0)  # only ever longer than what was there
+
+    def finish(self) -> None:
+        """All of it is named by the index now: the record has no further use."""
+        self._held = _Lease()
 
     def close(self) -> None:
-        """End the promise; closing twice is fine."""
+        """End the promise; closing twice is fine.
+
+        Unless `finish` was called the record stays, dead: a retry finds the content still there, and
+        the collector finds what nobody came back for.
+        """
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            try:
+            if not (self._held.blobs or self._held.layers):
                 os.unlink(self._path)
-            except FileNotFoundError:
-                pass
             os.close(fd)
 
     def __enter__(self) -> Lease:
@@ -384,6 +436,16 @@ class BlobIngest:
 
     def commit(self) -> None:
         """Verify and give the blob its name, durably."""
+        self.verify()
+        target = self._store.blob_path(self.digest)
+        with storage_errors(target, self.discard):
+            os.fsync(self._fd)
+            os.rename(self._store.ingest_path(self.digest), target)
+            sync_directory(os.path.dirname(target))
+        self.close()
+
+    def verify(self) -> None:
+        """Raise IntegrityError unless the bytes so far are the whole blob; size first."""
         if self.offset != self.size:
             raise IntegrityError(
                 f"blob {self.digest}: expected {self.size} bytes, got {self.offset}"
@@ -395,12 +457,6 @@ class BlobIngest:
                 f"blob {self.digest}: expected this digest, "
                 f"got {algorithm_of(self.digest)}:{actual}"
             )
-        target = self._store.blob_path(self.digest)
-        with storage_errors(target, self.discard):
-            os.fsync(self._fd)
-            os.rename(self._store.ingest_path(self.digest), target)
-            sync_directory(os.path.dirname(target))
-        self.close()
 
     def discard(self) -> None:
         """The bytes are wrong or the disk is full: closing removes them."""

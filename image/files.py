@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -92,3 +93,18 @@ def create_file(path: str, data: bytes) -> None:
     finally:
         os.close(fd)
         os.unlink(temporary)
+
+
+def write_derived(path: str, data: bytes) -> None:
+    """Replace a file that can be made again: whole or not at all, but not synced."""
+    temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}.new"
+    with storage_errors(path):
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(fd, data)
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        finally:
+            os.close(fd)

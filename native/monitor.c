@@ -9,6 +9,7 @@
 
 /* Where everything stands in the poll set; a place with nothing to wait for has fd -1. */
 enum slot { SLOT_SIGNAL, SLOT_CHILD, SLOT_LISTEN, SLOT_OUT, SLOT_ERR, SLOT_STDIN, SLOT_CLIENTS };
+#define STACK_MAX (64 << 10)
 #define SLOTS (SLOT_CLIENTS + CLIENTS_MAX)
 
 int64_t now_ns(clockid_t clock) {
@@ -66,18 +67,22 @@ static int loop_timeout(const struct monitor *m) {
     return m->untidy ? TIDY_MS : -1;
 }
 
-/* Quiet: log the heads of lines (a prompt is worth reading, too), give the relay's pages back. */
+/* Gives the whole pages of a range back; what is read there later is zero. */
+static void forget(const void *from, const void *to) {
+    uintptr_t first = ((uintptr_t)from + 4095) & ~(uintptr_t)4095;
+    uintptr_t last = (uintptr_t)to & ~(uintptr_t)4095;
+    if (first < last) (void)madvise((void *)first, last - first, MADV_DONTNEED);
+}
+
+/* Quiet: log the heads of lines (a prompt is worth reading, too), give back the pages of the relay and of
+ * the stack that set-up used, which was deeper than this loop. */
 static void tidy(struct monitor *m) {
     log_flush(&m->log);
-    uintptr_t from = ((uintptr_t)m->relay + 4095) & ~(uintptr_t)4095;
-    uintptr_t to = ((uintptr_t)m->relay + sizeof(m->relay)) & ~(uintptr_t)4095;
-    (void)madvise((void *)from, to - from, MADV_DONTNEED);
-    for (int i = 0; i < 2; i++) {
-        struct log_partial *partial = &m->log.partial[i];
-        from = ((uintptr_t)partial->data + 4095) & ~(uintptr_t)4095;
-        to = ((uintptr_t)partial->data + sizeof(partial->data)) & ~(uintptr_t)4095;
-        (void)madvise((void *)from, to - from, MADV_DONTNEED);
-    }
+    forget(m->relay, m->relay + sizeof(m->relay));
+    for (int i = 0; i < 2; i++)
+        forget(m->log.partial[i].data, m->log.partial[i].data + LOG_LINE_MAX);
+    const char *here = __builtin_frame_address(0);
+    forget(here - STACK_MAX, here - 4096); /* the page below may hold the frames of this call */
     m->untidy = false;
 }
 

@@ -63,6 +63,7 @@ static void on_end_of_file(struct monitor *m) {
     if (m->phase == PHASE_RELEASED) {
         m->phase = PHASE_RUNNING;
         m->started_ns = now_ns(CLOCK_REALTIME);
+        m->untidy = true; /* set-up leaves pages behind */
         char message = MSG_STARTED;
         client_tell_all(m, &message, 1);
         return;

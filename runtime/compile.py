@@ -47,7 +47,7 @@ class Handles:
     # Where the root is attached, in the child's own mount namespace, before pivot_root(2); for
     # everyone else the directory stays empty.
     place: str = ""
-    seccomp_program: bytes | None = None
+    seccomp: tuple[bytes, int] | None = None  # program, SECCOMP_FILTER_FLAG_*
     network_host: bytes = b""
     network_pid_offsets: tuple[int, ...] = ()
     network_inside: bytes = b""
@@ -98,7 +98,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
         ops.append(p.RemountRootReadOnly(why="--read-only"))
     ops += _limits(process)
     ops.append(p.AwaitStart(why="everything is ready: wait for 'start'"))
-    ops += _identity(process, handles.seccomp_program)
+    ops += _identity(process, handles.seccomp)
     ops.append(_execute(process, handles.run_init))
     return p.Plan(
         mode="run",
@@ -126,7 +126,7 @@ def compile_exec(
     ops.append(_stdio(process))
     ops += _limits(process)
     ops.append(p.AwaitStart(why="wait for 'start'"))
-    ops += _identity(process, handles.seccomp_program)
+    ops += _identity(process, handles.seccomp)
     ops.append(_execute(process, run_init=False))
     return p.Plan(
         mode="exec",
@@ -269,15 +269,15 @@ def _limits(process: Process) -> list[p.Operation]:
     return found
 
 
-def _identity(process: Process, seccomp_program: bytes | None) -> list[p.Operation]:
+def _identity(process: Process, seccomp: tuple[bytes, int] | None) -> list[p.Operation]:
     """Give up rights, in the only order that works (capabilities(7), seccomp(2))."""
     capabilities = process.capabilities
     bounding = mask_of(capabilities.bounding) if capabilities else 0
     user = process.user
     is_root = user.uid == 0
     load = (
-        [p.LoadSeccomp(seccomp_program, 0, why="a filter: only system calls that are allowed")]
-        if seccomp_program is not None
+        [p.LoadSeccomp(*seccomp, why="a filter: only system calls that are allowed")]
+        if seccomp is not None
         else []
     )
     found: list[p.Operation] = [

@@ -107,8 +107,10 @@ def _find_command(op: Execute, root: Root | None) -> str | None:
     if "/" in name:
         candidates = [name]
     else:
-        env = dict(entry.partition(b"=")[::2] for entry in op.env)
-        path = os.fsdecode(env.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin"))
+        path = "/usr/local/bin:/usr/bin:/bin"
+        for entry in map(os.fsdecode, op.env):
+            if entry.startswith("PATH="):
+                path = entry.removeprefix("PATH=")
         candidates = [f"{directory}/{name}" for directory in path.split(":") if directory]
     for candidate in candidates:
         try:

@@ -84,7 +84,7 @@ def test_the_cgroup_namespace_is_unshared_after_joining_and_not_cloned() -> None
 @pytest.mark.parametrize("no_new_privileges", [True, False])
 def test_rights_are_given_up_in_the_order_that_works(no_new_privileges: bool) -> None:
     wanted = process(no_new_privileges=no_new_privileges)
-    plan = compile_run(spec(wanted), handles(seccomp_program=b"\0" * 8), NO_MONITOR)
+    plan = compile_run(spec(wanted), handles(seccomp=(b"\0" * 8, 0)), NO_MONITOR)
     assert before(plan, p.AwaitStart, p.DropBounding)
     assert before(plan, p.DropBounding, p.SetUser)
     assert before(plan, p.SetUser, p.SetCapabilities)
