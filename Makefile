@@ -19,7 +19,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=SCOW_CI,SCOW_TEST_C
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test test-vm bench venv types hello lint clean packages-run packages-test packages-vm
+.PHONY: demo test test-vm bench venv types hello lint clean packages-run packages-test packages-vm packages-bench
 
 demo: $(VENV)/.stamp-run $(HELLO)
 	$(SUDO) $(BIN)/scow run --rm -m 64m --cpus 0.5 --pids-limit 64 \
@@ -31,7 +31,7 @@ test: packages-test venv types
 test-vm: packages-vm venv
 	$(SUDO) $(BIN)/python tests/vm/run.py $(ARGS)
 
-bench: packages-test venv
+bench: packages-bench venv
 	$(SUDO) $(BIN)/python bench/run.py $(ARGS)
 
 packages-run:
@@ -39,6 +39,9 @@ packages-run:
 
 packages-test:
 	@$(PROVISION) packages run test
+
+packages-bench:
+	@$(PROVISION) packages run test bench
 
 packages-vm:
 	@$(PROVISION) packages run vm
