@@ -462,21 +462,6 @@ s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')
 print(s.recv(65536).decode())
 """
 
-UDP_ECHO)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(0.5)
-        for _ in range(40):
-            client.sendto(b"ping", ("127.0.0.1", port))
-            try:
-                assert client.recv(16) == b"ping"
-                return
-            except OSError:
-                time.sleep(0.1)
-    pytest.fail("no answer")
-
-
-FETCH = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=2).read().decode())"
-
 UDP_ECHO = """
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('0.0.0.0', 9))
