@@ -10,6 +10,7 @@ from glob import glob
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 MONITOR_FLAGS = [
     "-std=gnu11", "-Os", "-static", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wshadow",
@@ -58,4 +59,18 @@ class BuildExt(build_ext):
         super().run()
 
 
-setup(cffi_modules=["native/build.py:ffibuilder"], cmdclass={"build_ext": BuildExt})
+class BuildPy(build_py):
+    """Makes the embedded image first, since it is data of the package."""
+
+    def run(self) -> None:
+        """Build both."""
+        # The builder is no module of the build's environment: it is run as the script that it is.
+        subprocess.run([sys.executable, "cri/build_hello.py"], check=True)
+        super().run()
+
+
+setup(
+    cffi_modules=["native/build.py:ffibuilder"],
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
