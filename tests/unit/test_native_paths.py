@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from scow.native.fs import Root, remove_tree, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +144,7 @@ def test_reading_a_file(tree: Path) -> None:
             ("/etc/fifo", "EINVAL"),
             ("/etc", "EINVAL"),
         ]:
-            with pytest.raises(OSError) as caught:  # noqa: PT012
+            with pytest.raises(OSError) as caught:
                 root.read_file(path, 9)
             assert errno.errorcode[caught.value.errno] == name, path
         assert root.exists("/etc/passwd")
