@@ -126,6 +126,13 @@ class BridgeNetwork:
         inside = veth.inside_batch(attachment.address, attachment.prefix_length, attachment.gateway)
         return NetworkMessages(host, offsets, inside)
 
+    def settle(self, attachment: Attachment) -> None:
+        """Call when both batches have been carried out, before the container's program starts.
+
+        Without it the first packet may be lost, and sent again after a second.
+        """
+        veth.settle(attachment.host_interface, attachment.network)
+
     def reconcile(self, is_live: Callable[[str], bool] | None = None) -> list[str]:
         """Remove what dead containers left, restore what live ones need; lines tell what was done."""
         self._prepare()
