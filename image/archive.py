@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 import msgspec
+
 from scow.image.content import CHUNK_BYTES, REF_NAME, IndexEntry
 from scow.image.digest import Digest, algorithm_of, digest_bytes, hex_of, new_hasher, quote
 from scow.image.document import MAX_DOCUMENT_BYTES, check_document, decode_document

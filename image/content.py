@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
+
 from scow.image.digest import DiffID, Digest, algorithm_of, hex_of, new_hasher, verify_bytes
 from scow.image.files import (
     create_file,

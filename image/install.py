@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+
 from scow.image.config import ConfigDocument, parse_config
 from scow.image.content import IMAGE_ID, BlobIngest, IndexEntry, Lease
 from scow.image.digest import DiffID, Digest, hex_of, quote, verify_bytes

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 import msgspec
+
 from scow.image.digest import Digest, parse_digest, quote, verify_bytes
 from scow.image.document import decode_document
 from scow.native.errors import IntegrityError, InvalidArgument, NotFound, Unsupported

@@ -13,6 +13,7 @@ from contextlib import closing
 from urllib.parse import urlsplit
 
 import msgspec
+
 from scow.image.auth import Authenticator
 from scow.image.credentials import find_credentials
 from scow.image.digest import Digest, algorithm_of, digest_bytes, parse_digest, quote

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol
 
 import msgspec
+
 from scow.image.config import ImageConfig
 from scow.image.content import ContentStore, IndexEntry
 from scow.image.digest import DiffID, Digest, hex_of, parse_digest, quote
