@@ -8,12 +8,13 @@ ports), so whoever comes after a kill -9 at any line here mends it: `release` is
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scow.cgroups.cgroup import Cgroup, container_path, open_cgroup
+from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cri import specgen
 from scow.cri.records import Record, RecordStore
 from scow.cri.sandbox import Sandbox, prepare
@@ -31,6 +32,9 @@ from scow.runtime.users import User, resolve_user
 
 if TYPE_CHECKING:
     from scow.netns.network import BridgeNetwork
+
+# A monitor whose container never ran has nothing to wait for; this is for a stuck disk.
+MONITOR_END_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +57,12 @@ class Prepared:
     root: Root
     sandbox: Sandbox
     user: User
-
-
-def cgroup_path(record: Record) -> str:
-    """Give the cgroup of a container, relative to each hierarchy's mount."""
-    return container_path(record.id, record.options.cgroup_parent)
+    generated: specgen.Generated
 
 
 def container_cgroup(record: Record) -> Cgroup:
     """Open the container's cgroup; it need not exist."""
-    return open_cgroup(cgroup_path(record))
+    return open_cgroup(record.cgroup)
 
 
 def mount_root(record: Record, around: Surroundings) -> OwnedFd:
@@ -79,19 +79,29 @@ def resolve_record_user(record: Record, root: Root) -> User:
 
 
 def prepare_launch(
-    record: Record, around: Surroundings, stack: ExitStack, *, dry_run: bool = False
+    record: Record,
+    around: Surroundings,
+    stack: ExitStack,
+    *,
+    dry_run: bool = False,
+    running_root: int | None = None,
 ) -> Prepared:
-    """Take and open all that the plan names. With `dry_run` no address, port or cgroup is taken."""
+    """Take and open all that the plan names. With `dry_run` no address, port or cgroup is taken.
+
+    `running_root` is the root of the container where it runs already; it is closed with `stack`.
+    """
     store = around.store
 
     def hold(fd: OwnedFd) -> int:
         return stack.enter_context(fd).fileno()
 
-    root_fd = hold(mount_root(record, around))
+    # A running container's layers are not stacked a second time: overlayfs forbids two mounts
+    # with one upper directory. Its own root answers as well.
+    root_fd = hold(OwnedFd(running_root) if running_root is not None else mount_root(record, around))
     root = Root(root_fd)
     user = resolve_record_user(record, root)
     sandbox = prepare(record, store, around.network, around.pid_of, dry_run=dry_run)
-    path = cgroup_path(record)
+    path = record.cgroup
     generated = specgen.build_spec(record, user, sandbox, path, around.volume_dir)
     cgroup = open_cgroup(path)
     tasks: tuple[int, ...] = ()
@@ -118,7 +128,7 @@ def prepare_launch(
         mount_reasons=generated.reasons,
     )
     plan = compile_run(generated.spec, handles, _monitor_config(record, around, oom))
-    return Prepared(plan, root, sandbox, user)
+    return Prepared(plan, root, sandbox, user, generated)
 
 
 def _monitor_config(record: Record, around: Surroundings, oom_fd: int | None) -> p.MonitorConfig:
@@ -197,9 +207,8 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
         except FileNotFoundError:
             pass
         launched = launch(prepared.plan)
-        launched.pidfd.close()
         connection = MonitorConnection(launched.control.steal())
-        undo.callback(connection.close)
+        undo.callback(_see_off, connection, launched.pidfd)
         _until(connection, Ready, prepared)
         if attach:
             connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
@@ -207,7 +216,17 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
         connection.start()
         _until(connection, Started, prepared)
         undo.pop_all()
+        launched.pidfd.close()
     return connection
+
+
+def _see_off(connection: MonitorConnection, pidfd: OwnedFd) -> None:
+    """Let go of a monitor that failed and wait until it is gone: it writes its records to the end."""
+    connection.close()
+    with pidfd:
+        poller = select.poll()
+        poller.register(pidfd.fileno(), select.POLLIN)
+        poller.poll(int(MONITOR_END_S * 1000))
 
 
 def _until(connection: MonitorConnection, wanted: type, prepared: Prepared) -> None:

@@ -25,6 +25,8 @@ from scow.native.fs import remove_tree, write_atomic
 ID_LENGTH = 64
 SHORT_ID = 12
 RECORD_VERSION = 1
+DEFAULT_ROOT = "/var/lib/scow"
+DEFAULT_RUN = "/run/scow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Record:
     user: UserSpec
     stop_signal: int
     labels: dict[str, str]
+    cgroup: str  # its path below each hierarchy's mount
     options: ContainerOptions
     volumes: tuple[VolumeUse, ...] = ()
     exposed_ports: tuple[str, ...] = ()
@@ -70,6 +73,15 @@ class RecordStore:
         self._containers = f"{root}/containers"
         self._names = f"{root}/names"
         self._trash = f"{root}/trash"
+
+    @property
+    def cgroup_parent(self) -> str:
+        """The parent of our cgroups: one for each run directory, so that no two stores meet."""
+        if self.run == DEFAULT_RUN:
+            return "scow"
+        from hashlib import blake2b
+
+        return f"scow/{blake2b(os.fsencode(self.run), digest_size=4).hexdigest()}"
 
     def prepare(self) -> None:
         """Make the directories, closed to everyone but root (CVE-2021-41091)."""

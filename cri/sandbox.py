@@ -49,7 +49,7 @@ def prepare(
     """Take what the container's sandbox needs: namespaces to join or make, address, ports, files.
 
     `pid_of` gives (id, pid) of another running container; `network` the bridge, only when used.
-    With `dry_run` nothing is taken.
+    With `dry_run` no address and no port is taken.
     """
     options = record.options
     mode = options.network.mode
@@ -76,18 +76,22 @@ def prepare(
         from scow.netns.veth import loopback_messages
 
         inside = loopback_messages()
-        if mode.kind == "bridge" and not dry_run:
+        if mode.kind == "bridge":
             bridge = network()
-            attachment = bridge.attach(
-                record.id,
-                ip=options.network.ip,
-                mac=options.network.mac,
-                ports=options.network.ports,
-            )
+            if dry_run:
+                attachment = bridge.attachment(record.id) or _example(record)
+            else:
+                attachment = bridge.attach(
+                    record.id,
+                    ip=options.network.ip,
+                    mac=options.network.mac,
+                    ports=options.network.ports,
+                )
             messages = bridge.attachment_messages(attachment)
             host, offsets = messages.host, messages.host_pid_offsets
             inside = messages.inside
-    if mode.kind != "container" and not dry_run:
+    is_missing = not os.path.exists(f"{etc_dir}/resolv.conf")
+    if mode.kind != "container" and (is_missing or not dry_run):
         write_names(record, etc_dir, hostname, attachment, host_network=mode.kind == "host")
     return Sandbox(
         namespaces=tuple(namespaces),
@@ -99,6 +103,23 @@ def prepare(
         inside_netlink=inside,
         shm_source=_shm_source(options.ipc, store, pid_of, record.id),
         own_network=mode.kind not in ("host", "container"),
+    )
+
+
+def _example(record: Record) -> Attachment:
+    """Stand in for an attachment where none is taken: what a plan looks like, without an address."""
+    from scow.netns.records import Attachment
+
+    return Attachment(
+        container_id=record.id,
+        network="scow0",
+        address=record.options.network.ip or "10.89.0.2",
+        prefix_length=16,
+        gateway="10.89.0.1",
+        mac="02:5c:0a:59:00:02",
+        host_interface="veth",
+        bridge_index=0,
+        mtu=1500,
     )
 
 

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from scow.cgroups.cgroup import container_path
 from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
@@ -47,9 +48,8 @@ if TYPE_CHECKING:
 
 # Inside the class `list` is the verb.
 Strings = list[str]
+Steps = list[tuple[str, str]]
 
-DEFAULT_ROOT = "/var/lib/scow"
-DEFAULT_RUN = "/run/scow"
 DEFAULT_STOP_TIMEOUT_S = 10
 # After SIGKILL a process can only be late if the kernel is stuck in it (disk sleep).
 KILL_TIMEOUT_S = 10
@@ -141,6 +141,9 @@ class Service:
             user=merged.user,
             stop_signal=merged.stop_signal,
             labels=merged.labels,
+            cgroup=container_path(
+                container_id, options.cgroup_parent or self.store.cgroup_parent
+            ),
             options=options,
             exposed_ports=image.config.exposed_ports,
         )
@@ -285,7 +288,7 @@ class Service:
             timeout_s = record.options.stop_timeout_s
         if timeout_s is None:
             timeout_s = DEFAULT_STOP_TIMEOUT_S
-        with self._watching(record) as watcher:
+        with self._watching(record, cleans=True) as watcher:
             state_of.send_signal(run, number or record.stop_signal)
             if state is State.PAUSED:
                 launching.container_cgroup(record).thaw()
@@ -296,7 +299,7 @@ class Service:
         self.finish(container_id)
 
     def _kill_and_wait(self, record: Record) -> None:
-        with self._watching(record) as watcher:
+        with self._watching(record, cleans=True) as watcher:
             launching.container_cgroup(record).kill()
             run = state_of.read_run(self.store, record.id)
             if run is not None:
@@ -312,8 +315,9 @@ class Service:
 
     # --- waiting ------------------------------------------------------------------------------
 
-    def _watching(self, record: Record) -> _Watcher:
-        return _Watcher(f"{self.store.run_dir(record.id)}/monitor.sock")
+    def _watching(self, record: Record, *, cleans: bool) -> _Watcher:
+        path = f"{self.store.run_dir(record.id)}/monitor.sock"
+        return _Watcher(path, cleans=cleans)
 
     def _wait_ended(self, record: Record, watcher: _Watcher, timeout_s: float) -> bool:
         deadline = None if timeout_s < 0 else time.monotonic() + timeout_s
@@ -334,7 +338,7 @@ class Service:
     def wait(self, container_id: str) -> int:
         """Wait for the container to end; gives its exit code (137 if its record is gone)."""
         record = self.store.read(container_id)
-        with self._watching(record) as watcher:
+        with self._watching(record, cleans=False) as watcher:
             while True:
                 state = self.status(record)
                 if state.state is State.EXITED:
@@ -434,9 +438,21 @@ class Service:
 
     def plan_of(self, container_id: str) -> Plan:
         """Compile the plan that a start of the container carries out, without taking anything."""
+        return self.explain(container_id)[1]
+
+    def explain(self, container_id: str) -> tuple[Steps, Plan]:
+        """Give the steps before the plan, as (call, why), and the plan; nothing is taken."""
+        from scow.cri.preface import preface
+
         record = self.store.read(container_id)
+        pid = self.status(record).pid
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        root = os.open(f"/proc/{pid}/root", flags) if pid else None
         with ExitStack() as stack:
-            return launching.prepare_launch(record, self._around, stack, dry_run=True).plan
+            prepared = launching.prepare_launch(
+                record, self._around, stack, dry_run=True, running_root=root
+            )
+            return preface(record, prepared, self._around), prepared.plan
 
     def info(self) -> Sequence[Fact]:
         """Say what this host can do and what is missing."""
@@ -490,13 +506,17 @@ def _check_platform(image: Image, name: str) -> None:
 
 
 class _Watcher:
-    """A connection to a monitor that says "I will clean up", or nothing where there is none."""
+    """A connection to a monitor, or nothing where there is none.
 
-    def __init__(self, path: str) -> None:
+    With `cleans` it tells the monitor that its owner gives back what the container took.
+    """
+
+    def __init__(self, path: str, *, cleans: bool) -> None:
         self.exit_code: int | None = None
         try:
             self._connection: MonitorConnection | None = MonitorConnection.connect(path)
-            self._connection.watch()
+            if cleans:
+                self._connection.watch()
         except (OSError, ScowError):
             self._connection = None
 

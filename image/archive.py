@@ -18,7 +18,13 @@ from scow.image.content import CHUNK_BYTES, REF_NAME, IndexEntry
 from scow.image.digest import Digest, algorithm_of, digest_bytes, hex_of, new_hasher, quote
 from scow.image.document import MAX_DOCUMENT_BYTES, check_document, decode_document
 from scow.image.files import storage_errors, write_all
-from scow.image.install import BlobSource, install_image, read_image_document, read_small_blob
+from scow.image.install import (
+    BlobSource,
+    Chunks,
+    install_image,
+    read_image_document,
+    read_small_blob,
+)
 from scow.image.manifest import (
     MAX_INDEX_DEPTH,
     MAX_LAYERS,
@@ -64,13 +70,13 @@ class _Files:
     def read(self, name: str, limit: int) -> bytes:
         raise NotImplementedError
 
-    def open(self, name: str, offset: int) -> Iterator[bytes]:
+    def open(self, name: str, offset: int) -> Chunks:
         raise NotImplementedError
 
     def has(self, name: str) -> bool:
         raise NotImplementedError
 
-    def open_blob(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+    def open_blob(self, descriptor: Descriptor, offset: int) -> Chunks:
         """BlobSource for layouts: blobs lie under their digests."""
         digest = descriptor.digest
         return self.open(f"blobs/{algorithm_of(digest)}/{hex_of(digest)}", offset)
@@ -83,7 +89,7 @@ class _TarFiles(_Files):
     def read(self, name: str, limit: int) -> bytes:
         return self._index.read(name, limit)
 
-    def open(self, name: str, offset: int) -> Iterator[bytes]:
+    def open(self, name: str, offset: int) -> Chunks:
         return self._index.chunks(self._index.find(name), offset)
 
     def has(self, name: str) -> bool:
@@ -102,7 +108,7 @@ class _DirectoryFiles(_Files):
                 raise InvalidArgument(f"'{self._path}/{name}' has more than {limit} bytes")
         return data
 
-    def open(self, name: str, offset: int) -> Iterator[bytes]:
+    def open(self, name: str, offset: int) -> Chunks:
         # `name` is one of ours, or made of a checked digest.
         path = f"{self._path}/{name}"
         try:
@@ -264,7 +270,7 @@ class _DockerSource:
         self._names[digest] = name
         return Descriptor(OCI_CONFIG, digest, len(data))
 
-    def open_blob(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+    def open_blob(self, descriptor: Descriptor, offset: int) -> Chunks:
         return self._files.open(self._names[descriptor.digest], offset)
 
 
@@ -313,7 +319,8 @@ def _load_docker_image(
             store, source, document, lease, what=what, platform=None, progress=sink
         )
         lines: list[str] = []
-        for name in names or [None]:
+        wanted: list[Reference | None] = [*names] or [None]
+        for name in wanted:
             lines += _add(store, entry, name)
         lease.finish()
     return lines

@@ -81,7 +81,7 @@ def sync_directory(path: str) -> None:
 
 def create_file(path: str, data: bytes) -> None:
     """Durably create a file with this content; what is there already stays as it is."""
-    temporary = f"{path}.{os.getpid()}.new"
+    temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         write_all(fd, data)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from scow.image.progress import ProgressSink
     from scow.image.store import ImageStore
 
+Chunks = Generator[bytes, None, None]  # closed by whoever iterates, to end a transfer at once
+
 PARALLEL_LAYERS = 4
 UNPACK_LIMIT_BYTES = 64 << 30  # of one layer, unpacked: what is more is taken for a bomb
 
@@ -41,7 +44,7 @@ UNPACK_LIMIT_BYTES = 64 << 30  # of one layer, unpacked: what is more is taken f
 class BlobSource(Protocol):
     """Where blobs come from: a registry, an archive, a directory."""
 
-    def open_blob(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+    def open_blob(self, descriptor: Descriptor, offset: int) -> Chunks:
         """The blob's bytes from `offset` on; who calls verifies them."""
         ...
 
@@ -143,10 +146,11 @@ def read_small_blob(source: BlobSource, descriptor: Descriptor, what: str) -> by
     if descriptor.size > MAX_DOCUMENT_BYTES:
         raise InvalidArgument(f"{what} has {descriptor.size} bytes, more than {MAX_DOCUMENT_BYTES}")
     data = b""
-    for chunk in source.open_blob(descriptor, 0):
-        data += chunk
-        if len(data) > descriptor.size:
-            raise IntegrityError(f"{what}: expected {descriptor.size} bytes, got more")
+    with closing(source.open_blob(descriptor, 0)) as chunks:
+        for chunk in chunks:
+            data += chunk
+            if len(data) > descriptor.size:
+                raise IntegrityError(f"{what}: expected {descriptor.size} bytes, got more")
     verify_bytes(data, descriptor.digest, descriptor.size, what)
     return data
 
@@ -255,8 +259,9 @@ class _LayerInstall:
             was_resumed = may_resume and ingest.resumable_bytes > 0
             tee = BlobTee(ingest, self._source, descriptor, self._progress, self._stop)
             try:
-                self._unpack(tee)
-                tee.drain()
+                with closing(tee):
+                    self._unpack(tee)
+                    tee.drain()
                 ingest.commit()
             except IntegrityError:
                 ingest.discard()
@@ -356,16 +361,21 @@ class BlobTee:
         """Raise IntegrityError if the blob, all of it read by now, is not what its digest says."""
         self._ingest.verify()
 
-    def _run(self, source: BlobSource, descriptor: Descriptor) -> Iterator[bytes]:
+    def close(self) -> None:
+        """End the transfer; the bytes so far stay where they are."""
+        self._chunks.close()
+
+    def _run(self, source: BlobSource, descriptor: Descriptor) -> Chunks:
         for chunk in self._ingest.resume():
             self._count(chunk)
             yield chunk
         if self._ingest.offset == descriptor.size and descriptor.size:
             return
-        for chunk in source.open_blob(descriptor, self._ingest.offset):
-            self._ingest.write(chunk)
-            self._count(chunk)
-            yield chunk
+        with closing(source.open_blob(descriptor, self._ingest.offset)) as chunks:
+            for chunk in chunks:
+                self._ingest.write(chunk)
+                self._count(chunk)
+                yield chunk
 
     def _count(self, chunk: bytes) -> None:
         if self._stop.is_set():
@@ -388,7 +398,19 @@ def _summarise(store: ImageStore, document: ImageDocument, config: ConfigDocumen
         size=sum(store.layers.info(diff_id).size for diff_id in unique),
         config=config.config,
         diff_ids=config.diff_ids,
+        lower_names=_lower_names(store, config),
     )
+
+
+def _lower_names(store: ImageStore, config: ConfigDocument) -> tuple[str, ...]:
+    """The stack's directories, top first, each once.
+
+    overlayfs refuses one directory twice (ELOOP). Of a layer that occurs twice the topmost counts:
+    what is in it hides all that the lower one has.
+    """
+    base = os.path.join(store.root, "layers")
+    paths = store.layers.stack(config.diff_ids)
+    return tuple(dict.fromkeys(os.path.relpath(path, base) for path in paths))
 
 
 def _write_summary(store: ImageStore, summary: SummaryFile) -> None:

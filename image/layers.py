@@ -142,6 +142,7 @@ class LayerStore:
         """
         if not os.path.isdir(self.root_dir):
             return False
+        self._prepare()
         for name in self._names():
             if name.startswith("chain-") and self._completes(name, diff_id):
                 self._discard(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,6 +17,7 @@ from scow.image.auth import Authenticator
 from scow.image.credentials import find_credentials
 from scow.image.digest import Digest, algorithm_of, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.install import Chunks
 from scow.image.manifest import ACCEPT, DOCKER_SCHEMA1, INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from scow.image.reference import DEFAULT_HOST, Reference, is_loopback_host
 from scow.image.transport import Patience, Response, Transport, TransportError, has_certificates
@@ -128,7 +130,7 @@ class Registry:
             raise IntegrityError(f"{what}: the registry says digest {quote(said)}, got {digest}")
         return data, digest, self._announced_type(media_type)
 
-    def open_blob(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+    def open_blob(self, descriptor: Descriptor, offset: int) -> Chunks:
         """The blob from `offset` on, resuming after lost connections; who calls verifies it.
 
         `urls` of a descriptor are never followed: they would be a way to make us talk to anybody.
@@ -137,12 +139,13 @@ class Registry:
         failures = 0
         while True:
             try:
-                for chunk in self._blob_once(descriptor, position):
-                    position += len(chunk)
-                    failures = 0
-                    yield chunk
-                    if position > descriptor.size:
-                        return  # whoever verifies will say so; no need to hear the rest
+                with closing(self._blob_once(descriptor, position)) as chunks:
+                    for chunk in chunks:
+                        position += len(chunk)
+                        failures = 0
+                        yield chunk
+                        if position > descriptor.size:
+                            return  # whoever verifies will say so; no need to hear the rest
                 if position >= descriptor.size:
                     return
                 lost = TransportError(
@@ -157,7 +160,7 @@ class Registry:
                 raise lost
             self.transport.pause(failures - 1)
 
-    def _blob_once(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+    def _blob_once(self, descriptor: Descriptor, offset: int) -> Chunks:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         with self._request("GET", f"blobs/{descriptor.digest}", headers) as response:
             if response.status == 206 and offset:

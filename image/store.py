@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol
 
@@ -33,16 +33,23 @@ EntryList = list[IndexEntry]  # inside the class `list` is the method
 _ID_PREFIX = re.compile(r"[0-9a-f]{1,64}")
 
 
+class Layer(Protocol):
+    """What the layer store tells about a layer that it has."""
+
+    @property
+    def size(self) -> int: ...
+
+
 class Layers(Protocol):
     """The part of scow.image.layers.LayerStore that images need."""
 
     def has(self, diff_id: DiffID) -> bool: ...
-    def path(self, diff_id: DiffID) -> str: ...
+    def info(self, diff_id: DiffID) -> Layer: ...
     def unpack(
         self, diff_id: DiffID, chunks: Iterator[bytes], *, limit_bytes: int = ...
     ) -> object: ...
-    def remove(self, diff_id: DiffID) -> None: ...
-    def info(self, diff_id: DiffID) -> LayerInfo: ...
+    def stack(self, diff_ids: Sequence[DiffID]) -> list[str]: ...
+    def remove(self, diff_id: DiffID) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class Image:
     size: int  # bytes of all its layers, unpacked
     config: ImageConfig
     diff_ids: tuple[DiffID, ...]  # bottom first
+    lower_names: tuple[str, ...]  # for layer_paths()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,7 @@ class SummaryFile:
     size: int
     config: ImageConfig
     diff_ids: tuple[DiffID, ...]
+    lower_names: tuple[str, ...]  # directories below layers/, top first
 
 
 class ImageStore:
@@ -142,12 +151,10 @@ class ImageStore:
     def layer_paths(self, image: Image) -> StringList:
         """The layers' directories, top first, as an overlay mount takes them.
 
-        overlayfs refuses one directory twice (ELOOP). Of a layer that occurs twice the topmost
-        counts: what is in it hides the lower one's everything.
+        They were worked out when the image came in (LayerStore.stack), so this reads nothing.
         """
         base = os.path.join(self.root, "layers")
-        top_first = dict.fromkeys(reversed(image.diff_ids))
-        return [os.path.join(base, hex_of(diff_id), "diff") for diff_id in top_first]
+        return [os.path.join(base, name) for name in image.lower_names]
 
     def _entries(self) -> EntryList:
         entries = self.content.read_index()
@@ -173,6 +180,7 @@ class ImageStore:
             size=summary.size,
             config=summary.config,
             diff_ids=summary.diff_ids,
+            lower_names=summary.lower_names,
         )
 
     def read_summary(self, entry: IndexEntry) -> SummaryFile | None:

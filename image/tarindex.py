@@ -9,7 +9,7 @@ into memory. Sources: POSIX pax "Interchange Format"; GNU tar's long names.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from scow.image.digest import quote
@@ -62,7 +62,9 @@ class TarIndex:
             raise InvalidArgument(f"{quote(name)} has {member.size} bytes, more than {limit}")
         return b"".join(self.chunks(member))
 
-    def chunks(self, member: Member, offset: int = 0, size: int = 1 << 20) -> Iterator[bytes]:
+    def chunks(
+        self, member: Member, offset: int = 0, size: int = 1 << 20
+    ) -> Generator[bytes, None, None]:
         """The bytes of a file from `offset` on."""
         position, end = member.offset + offset, member.offset + member.size
         while position < end:

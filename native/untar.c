@@ -152,6 +152,7 @@ int untar_extract(struct untar *u)
     while ((r = untar_stream_block(&u->stream, &block)) == 1) {
         if (untar_is_zero(block)) {
             u->entry.path[0] = '\0';
+            u->entry_offset = u->stream.offset - UNTAR_BLOCK;
             r = drain(u);
             break;
         }
@@ -159,8 +160,10 @@ int untar_extract(struct untar *u)
         if (r < 0)
             break;
     }
-    if (r == -ENODATA)
+    if (r == -ENODATA) {
+        u->entry_offset = u->stream.offset;
         return untar_fail(u, EBADMSG, "the archive ends in the middle");
+    }
     if (r == -EFBIG && u->stream.offset > u->stream.limit)
         return untar_fail(u, EDQUOT, "the layer is larger than the limit of %llu bytes",
             (unsigned long long)u->stream.limit);

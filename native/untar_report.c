@@ -47,7 +47,7 @@ int untar_fail(struct untar *u, int error, const char *format, ...)
 
     if (u->failure.error == 0) {
         u->failure.error = error;
-        u->failure.offset = u->stream.offset;
+        u->failure.offset = u->entry_offset;
         va_start(args, format);
         (void)vsnprintf(u->failure.message, sizeof(u->failure.message), format, args);
         va_end(args);

@@ -161,5 +161,7 @@ def _checked_name(name: str) -> str:
 
 def _refuse_space(word: str) -> str:
     if not word or any(c.isspace() or not c.isprintable() for c in word):
-        raise InvalidArgument(f"'{repr(word[:64])[1:-1]}' is empty or has a space or control character")
+        raise InvalidArgument(
+            f"'{repr(word[:64])[1:-1]}' is empty or has a space or control character"
+        )
     return word

@@ -90,8 +90,13 @@ class BridgeNetwork:
             raise
         return record
 
-    def detach(self, container_id: str) -> None:
-        """Give everything back; nothing to do is fine, half an attachment too."""
+    def detach(self, container_id: str, *, drop_link: bool = True) -> None:
+        """Give everything back; nothing to do is fine, half an attachment too.
+
+        Deleting a link waits 15-20 ms for RCU grace periods. Where the container's namespace has
+        lost its last process the kernel deletes the link by itself a moment later, and
+        `drop_link=False` leaves it to that. Whoever gets the address next looks again.
+        """
         self._prepare()
         record = self._records.attachment(container_id)
         address = record.address if record else self._leases.address_of(container_id)
@@ -100,7 +105,7 @@ class BridgeNetwork:
         with self._locked(), ExitStack() as undo:
             # Backwards, and each step even if one before it fails; the lease goes last.
             undo.callback(self._leases.release, container_id, address)
-            if self._leases.holder(address) == container_id:
+            if drop_link and self._leases.holder(address) == container_id:
                 undo.callback(self._drop_link, address)
             # Without a record there may have been ports all the same: the record goes first.
             if record is None or record.ports:
@@ -118,9 +123,7 @@ class BridgeNetwork:
         host, offsets = veth.host_batch(
             attachment.address, attachment.mac, attachment.bridge_index, attachment.mtu
         )
-        inside = veth.inside_batch(
-            attachment.address, attachment.prefix_length, attachment.gateway
-        )
+        inside = veth.inside_batch(attachment.address, attachment.prefix_length, attachment.gateway)
         return NetworkMessages(host, offsets, inside)
 
     def reconcile(self, is_live: Callable[[str], bool] | None = None) -> list[str]:
@@ -220,7 +223,7 @@ class BridgeNetwork:
             for record in self._records.attachments():
                 if record.network == self.name:
                     # ENODEV: that container has no link yet, or no more.
-                    netlink.ask(veth.enslave(record.address, index))
+                    netlink.ask(*veth.enslave(record.address, index))
 
     def _claim(self, container_id: str, subnet: Subnet, ip: str | None) -> str:
         if ip:

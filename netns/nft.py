@@ -200,6 +200,11 @@ def apply(text: str) -> None:
     raise ScowError(f"cannot load the firewall table '{TABLE}': {first}")
 
 
+def find_program() -> str | None:
+    """Where `nft` is, None when it is not installed."""
+    return next((path for path in _NFT if os.access(path, os.X_OK)), None)
+
+
 def remove() -> None:
     """Take the whole table away."""
     apply(f"table ip {TABLE}\ndelete table ip {TABLE}\n")
@@ -207,7 +212,7 @@ def remove() -> None:
 
 def _run_nft(text: bytes) -> tuple[int, str]:
     """Run `nft -f -`; subprocess is not imported here, since this is part of a start with ports."""
-    program = next((path for path in _NFT if os.access(path, os.X_OK)), None)
+    program = find_program()
     if program is None:
         raise Unsupported(
             "cannot set up the network: the program 'nft' is not installed",
@@ -229,7 +234,9 @@ def _run_nft(text: bytes) -> tuple[int, str]:
         complaint = os.pread(output, 4096, 0).decode(errors="replace")
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "?")
-        raise ScowError(f"cannot run '{program}': {os.strerror(error.errno or 0).lower()} ({name})") from error
+        raise ScowError(
+            f"cannot run '{program}': {os.strerror(error.errno or 0).lower()} ({name})"
+        ) from error
     finally:
         os.close(source)
         os.close(output)

@@ -330,6 +330,18 @@ def test_input_nobody_reads_blocks_nothing(launch: Launch, tmp_path: Path) -> No
         assert output(running.finish()) == b"end\n"
 
 
+def test_input_of_the_gone_takes_no_place(launch: Launch, tmp_path: Path) -> None:
+    running = launch("sleep", "1", stdin=1, socket=tmp_path / "s")
+    assert isinstance(running.connection.recv(), Ready)
+    running.connection.start()
+    for _ in range(20):
+        with MonitorConnection.connect(str(tmp_path / "s")) as client:
+            assert isinstance(client.recv(), Ready)
+            client.attach(stdin=True, stdout=False, stderr=False)
+            client.send_stdin(b"x" * 100_000)
+    assert isinstance(running.finish()[-1], Exited)
+
+
 def numbered(lines: int) -> bytes:
     return b"".join(b"%d\n" % i for i in range(1, lines + 1))
 
