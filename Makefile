@@ -22,6 +22,8 @@ ARGS ?=
 .PHONY: demo test test-vm bench venv types hello lint clean packages-run packages-test packages-vm packages-bench
 
 demo: $(VENV)/.stamp-run $(HELLO)
+	@[ -e /usr/local/bin/scow ] || { $(SUDO) ln -sfn $(abspath $(BIN))/scow /usr/local/bin/scow && \
+		echo "linked /usr/local/bin/scow to this checkout, so that 'sudo scow' works"; }
 	$(SUDO) $(BIN)/scow run --rm -m 64m --cpus 0.5 --pids-limit 64 \
 		-e SCOW_HOST_NS="$$(readlink /proc/self/ns/* | tr '\n' ' ')" scow/hello
 
@@ -76,4 +78,5 @@ lint: venv types
 	$(BIN)/pyright
 
 clean:
+	[ "$$(readlink /usr/local/bin/scow)" != $(abspath $(BIN))/scow ] || $(SUDO) rm /usr/local/bin/scow
 	rm -rf $(VENV) build dist .cache cri/hello-image *.egg-info native/_scow.c native/*.so

@@ -65,7 +65,7 @@ def table(result: Result) -> list[str]:
 
 def write(directory: Path, head: list[str], results: list[Result]) -> Path:
     """Write the page; its name is the time."""
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     lines = [f"# {now:%Y-%m-%d %H:%M} UTC", "", *head, ""]
     for result in results:
         lines += table(result)

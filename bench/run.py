@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import report  # noqa: E402  # beside this script
 import runtimes  # noqa: E402
 from cases import Cases, Result  # noqa: E402
+
 from fixtures import checkout, images  # noqa: E402
 
 CASES = ("lifecycle", "none", "bridge", "exec", "many", "first", "requests")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,10 @@ class Worker:
 
     def ask(self, **request: Any) -> float:
         """Milliseconds that the request took."""
+        return float(self.answer(**request)["ns"]) / 1e6
+
+    def answer(self, **request: Any) -> dict[str, Any]:
+        """All that the worker tells about a request."""
         assert self.process.stdin
         assert self.process.stdout
         try:
@@ -48,15 +51,16 @@ class Worker:
         except BrokenPipeError:
             raise Failed("the worker did not start") from None
         line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "the worker has ended"}
+        answer: dict[str, Any] = json.loads(line or '{"error": "the worker has ended"}')
         if "error" in answer:
             raise Failed(answer["error"].strip().splitlines()[-1])
-        return answer["ns"] / 1e6
+        return answer
 
     def close(self) -> None:
         """End it."""
         assert self.process.stdin
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended already
+            self.process.stdin.close()
         self.process.wait(10)
 
 
@@ -78,16 +82,8 @@ class Runtime:
 
     def output(self, *argv: str) -> str:
         """What one of its commands prints; not timed."""
-        done = subprocess.run(
-            [*self.program, *argv],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, **self.environment},
-        )
-        if done.returncode != 0:
-            raise Failed((done.stderr.strip() or f"status {done.returncode}").splitlines()[-1])
-        return done.stdout.strip()
+        answer = self.worker.answer(argv=[*self.program, *argv], env=self.environment)
+        return str(answer["output"]).strip()
 
     def version(self) -> str:
         """Its name and version, for the record."""
@@ -188,7 +184,8 @@ def scow(stack: ExitStack, work: Path, wheel: Path, layout: Path) -> list[Runtim
     )
     archive = work / "bench.tar"
     subprocess.run(
-        ["skopeo", "copy", "-q", f"oci:{layout}:latest", f"oci-archive:{archive}:bench"], check=True
+        ["skopeo", "copy", "-q", f"oci:{layout}:latest", f"oci-archive:{archive}:bench:latest"],
+        check=True,
     )
     command.output("load", "-i", str(archive))
     inside = Worker(python=str(python), arguments=("service", root, run))
@@ -199,13 +196,10 @@ def scow(stack: ExitStack, work: Path, wheel: Path, layout: Path) -> list[Runtim
 
 def podman(stack: ExitStack, work: Path, private: Worker, layout: Path) -> Runtime:
     """podman with storage of its own."""
-    limits = [
-        f"{name}={resource.getrlimit(kind)[1]}:{resource.getrlimit(kind)[1]}"
-        for name, kind in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC))
-    ]
+    # What may always be set: without CAP_SYS_RESOURCE podman's own defaults may not.
+    limits = ["nofile=1024:1024", "nproc=16384:16384"]
     runtime = "crun" if shutil.which("crun") else "runc"
     configuration = work / "containers.conf"
-    # Without CAP_SYS_RESOURCE podman's own defaults cannot be set.
     configuration.write_text(
         f"[containers]\ndefault_ulimits = {json.dumps(limits)}\n"
         f'[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "{runtime}"\n'

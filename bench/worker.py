@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 Request = dict[str, Any]
 HTTP_TIMEOUT_S = 20.0
@@ -22,12 +22,12 @@ LIMIT_BYTES = 64 << 20
 LIMIT_PIDS = 64
 
 
-def spawn(request: Request, errors: int) -> int:
-    """Start the command of a request; stdin is empty, stdout goes nowhere."""
+def spawn(request: Request, output: int, errors: int) -> int:
+    """Start the command of a request; stdin is empty."""
     argv = request["argv"]
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output, 1),
         (os.POSIX_SPAWN_DUP2, errors, 2),
     ]
     environment = {**os.environ, **request.get("env", {})}
@@ -48,26 +48,33 @@ def await_http(host: str, port: int, deadline: float) -> None:
     raise TimeoutError(f"no HTTP 200 from {host}:{port}")
 
 
-def command(request: Request) -> int:
-    """Time a command until it has ended, or until `http` answers."""
-    with tempfile.TemporaryFile() as errors:
+def command(request: Request) -> Request:
+    """Time a command until it has ended, or until `http` answers; tell what it printed."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         start = time.perf_counter_ns()
-        pid = spawn(request, errors.fileno())
+        pid = spawn(request, output.fileno(), errors.fileno())
         if "http" in request:
             host, port = request["http"]
             await_http(host, port, time.monotonic() + HTTP_TIMEOUT_S)
-            duration = time.perf_counter_ns() - start
+            answered = time.perf_counter_ns()
         _, status = os.waitpid(pid, 0)
-        if "http" not in request:
-            duration = time.perf_counter_ns() - start
+        ended = time.perf_counter_ns()
         if status != 0:
-            errors.seek(0)
-            text = errors.read().decode(errors="replace").strip()
+            text = content(errors).strip()
             raise RuntimeError(text or f"status {os.waitstatus_to_exitcode(status)}")
-    return duration
+        return {
+            "ns": (answered if "http" in request else ended) - start,
+            "output": content(output),
+        }
 
 
-def service_handler(root: str, run: str) -> Callable[[Request], int]:
+def content(stream: IO[bytes]) -> str:
+    """What somebody else has written to a file that we hold."""
+    stream.seek(0)
+    return stream.read().decode(errors="replace")
+
+
+def service_handler(root: str, run: str) -> Callable[[Request], Request]:
     """Create, start, wait and remove a container, in this process, with limits and seccomp."""
     from scow.cri.options import ContainerOptions, Limits, NamespaceMode, NetworkOptions
     from scow.cri.service import Service
@@ -81,7 +88,7 @@ def service_handler(root: str, run: str) -> Callable[[Request], int]:
         network=NetworkOptions(mode=NamespaceMode("none")),
     )
 
-    def lifecycle(_: Request) -> int:
+    def lifecycle(_: Request) -> Request:
         start = time.perf_counter_ns()
         container = service.create(image, options)
         service.start(container)
@@ -90,7 +97,7 @@ def service_handler(root: str, run: str) -> Callable[[Request], int]:
         duration = time.perf_counter_ns() - start
         if status != 0:
             raise RuntimeError(f"the container ended with {status}")
-        return duration
+        return {"ns": duration}
 
     return lifecycle
 
@@ -100,7 +107,7 @@ def main() -> None:
     handle = service_handler(*sys.argv[2:4]) if sys.argv[1:2] == ["service"] else command
     for line in sys.stdin:
         try:
-            answer: Request = {"ns": handle(json.loads(line))}
+            answer = handle(json.loads(line))
         except Exception as error:  # the other side decides what a failure means
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
