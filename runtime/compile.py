@@ -310,7 +310,7 @@ def _identity(process: Process, seccomp: tuple[bytes, int] | None) -> list[p.Ope
 def _execute(process: Process, run_init: bool) -> p.Operation:
     argv = tuple(os.fsencode(arg) for arg in process.args)
     env = tuple(os.fsencode(entry) for entry in process.env)
-    return p.Execute(argv, env)
+    return p.Execute(argv, env, run_init)
 
 
 def all_capabilities() -> tuple[str, ...]:
