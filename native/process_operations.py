@@ -154,7 +154,10 @@ class Netlink(Operation, frozen=True):
 
 
 class Terminal(Operation, frozen=True):
-    """A new session with a pty of the container's own devpts as stdin, stdout, stderr and console."""
+    """A new session with a pty of the container's own devpts as stdin, stdout and stderr.
+
+    `console` binds it on /dev/console too, in run mode only.
+    """
 
     code = 18
     step = "open terminal"

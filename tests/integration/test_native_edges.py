@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from scow.native import plan as p
 from scow.native import spawn
 from scow.native import sys as s
@@ -26,6 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 RTM_NEWLINK, NLM_F_REQUEST, NLM_F_CREATE, NLM_F_EXCL = 16, 1, 0x400, 0x200
 IFLA_IFNAME, IFLA_LINKINFO, IFLA_NET_NS_PID = 3, 18, 19
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFF_UP = 1, 2, 1, 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _executable() -> None:
+    """The memfd of the monitor is made once per process and stays: no residue of the first test."""
+    spawn.monitor_memfd()
 
 
 @pytest.fixture(scope="module")

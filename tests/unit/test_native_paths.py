@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from scow.native.fs import Root, remove_tree, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from scow.native import plan as p
 from scow.native import sys as s
 from scow.native.block import RECORD
