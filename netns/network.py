@@ -156,6 +156,19 @@ class BridgeNetwork:
             done.append(f"restored the bridge '{self.name}'")
         return done
 
+    def findings(self, is_live: Callable[[str], bool] | None = None) -> list[str]:
+        """What `reconcile` would mend, without touching it."""
+        self._prepare()
+        alive = is_live or self._is_live
+        found = [
+            f"address {address} belongs to dead container {owner[:12]}"
+            for address, owner in self._leases.all().items()
+            if not alive(owner)
+        ]
+        if self._records.networks() and not nft.is_in_place(self._networks()):
+            found.append("the firewall table is missing or was changed")
+        return found
+
     def remove(self) -> None:
         """Remove the network: bridge, rules, state. InvalidState while a container is in it."""
         self._prepare()

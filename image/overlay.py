@@ -1,0 +1,119 @@
+"""Overlay mounts as detached trees: a descriptor, attached nowhere on the host.
+
+What belongs here: lower directories and perhaps an upper one -> a mount descriptor. What must not:
+where the directories come from (layers.py), where the mount goes (the child attaches it).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from scow.native import sys
+from scow.native.errors import InvalidArgument, ResourceExhausted, SetupError
+from scow.native.fd import OwnedFd
+
+# fs/overlayfs/params.c: OVL_MAX_STACK.
+MAX_LOWERS = 500
+# fsconfig(2) copies at most 256 bytes of a value, NUL included.
+_MAX_VALUE = 255
+# mount(2) takes one page of options.
+_MAX_OPTIONS = 4095
+_OPTIONS_LOWERS = 200  # of /proc/self/fd/NNNN: on that page
+
+
+def mount_overlay(
+    lowers: Sequence[str], upper: str | None = None, work: str | None = None, *, attributes: int = 0
+) -> OwnedFd:
+    """A detached overlay of `lowers`, top first; writable with `upper` and `work` (same file system).
+
+    Without `upper` it is read-only and needs two lower directories, as the kernel does. `attributes`
+    are MOUNT_ATTR_*. The mount lives as long as the descriptor, or as where the child attaches it.
+    """
+    if not lowers or (len(lowers) < 2 and upper is None):
+        raise InvalidArgument("an overlay needs a lower and an upper directory, or two lower ones")
+    if (upper is None) != (work is None):
+        raise InvalidArgument("an overlay's upper and work directories come together")
+    if len(lowers) > MAX_LOWERS:
+        raise ResourceExhausted(
+            f"cannot mount an overlay of {len(lowers)} layers: the kernel takes {MAX_LOWERS}"
+        )
+    with ExitStack() as stack:
+        options = [("lowerdir+", _short(path, stack)) for path in lowers]
+        if upper is not None and work is not None:
+            options += [("upperdir", _short(upper, stack)), ("workdir", _short(work, stack))]
+        try:
+            return _mount_by_context(options, attributes)
+        except OSError as error:
+            if error.errno != errno.EINVAL or error.filename != "lowerdir+":
+                raise _setup_error(error, lowers) from error
+        # Before Linux 6.8 there is no `lowerdir+`.
+        try:
+            return _mount_by_options(lowers, upper, work, attributes)
+        except OSError as error:
+            raise _setup_error(error, lowers) from error
+
+
+def _short(path: str, stack: ExitStack) -> str:
+    """`path`, or a name of it that fits into an option: a descriptor's, while `stack` lives."""
+    if len(os.fsencode(path)) <= _MAX_VALUE:
+        return path
+    return _fd_name(path, stack)
+
+
+def _fd_name(path: str, stack: ExitStack) -> str:
+    fd = stack.enter_context(OwnedFd(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
+    return f"/proc/self/fd/{fd.fileno()}"
+
+
+def _mount_by_context(options: list[tuple[str, str]], attributes: int) -> OwnedFd:
+    with OwnedFd(sys.fsopen("overlay")) as context:
+        try:
+            sys.fsconfig_string(context.fileno(), "source", "overlay")
+            for key, value in options:
+                sys.fsconfig_string(context.fileno(), key, value)
+            sys.fsconfig_create(context.fileno())
+            return OwnedFd(sys.fsmount(context.fileno(), attributes))
+        except OSError as error:
+            messages = sys.fs_messages(context.fileno())
+            if messages:
+                error.strerror = f"{error.strerror} ({messages[-1].removeprefix('e ')})"
+            raise
+
+
+def _mount_by_options(
+    lowers: Sequence[str], upper: str | None, work: str | None, attributes: int
+) -> OwnedFd:
+    """mount(2) where nobody looks, cloned into a detached tree and taken away again."""
+    import tempfile
+
+    with ExitStack() as stack:
+        names = ":".join(_fd_name(path, stack) for path in lowers)
+        data = f"lowerdir={names}"
+        if upper is not None and work is not None:
+            data += f",upperdir={_fd_name(upper, stack)},workdir={_fd_name(work, stack)}"
+        if len(data) > _MAX_OPTIONS:
+            raise ResourceExhausted(
+                f"cannot mount an overlay of {len(lowers)} layers: this kernel takes {_OPTIONS_LOWERS}",
+                hint="Linux 6.8 and later take 500",
+            )
+        target = stack.enter_context(tempfile.TemporaryDirectory(prefix="scow-overlay-"))
+        sys.mount("overlay", target, "overlay", 0, data)
+        try:
+            tree = OwnedFd(sys.open_tree(sys.AT_FDCWD, target, sys.OPEN_TREE_CLONE))
+        finally:
+            sys.umount2(target, sys.MNT_DETACH)
+        if attributes:
+            sys.mount_setattr(tree.fileno(), "", sys.AT_EMPTY_PATH, attributes)
+        return tree
+
+
+def _setup_error(error: OSError, lowers: Sequence[str]) -> SetupError:
+    return SetupError(
+        f"cannot mount overlay of {len(lowers)} layers, the top one '{lowers[0]}': {error.strerror}",
+        step="mount overlay",
+        errno=error.errno or 0,
+        path=lowers[0],
+    )

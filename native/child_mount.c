@@ -1,0 +1,213 @@
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#include "child.h"
+#include "paths.h"
+#include "sys.h"
+
+#define ONTO_FD (MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+
+int op_mount_propagation(struct child *child, const struct plan_op *op) {
+    (void)child;
+    return sys_mount(NULL, "/", NULL, MS_REC | op->num[0], NULL);
+}
+
+static int make_filesystem(const char *fstype, const char *source, unsigned attributes,
+                           const struct child *child, const struct plan_op *op) {
+    const uint32_t *pair = op ? op_blob(child, op) : NULL;
+    cleanup_fd int context = sys_fsopen(fstype);
+    int r;
+    if (context < 0)
+        return context;
+    if (source[0] && (r = sys_fsconfig(context, FSCONFIG_SET_STRING, "source", source, 0)) < 0)
+        return r;
+    for (uint32_t i = 0; op && i < op->count; i++) {
+        const char *key = child->plan->block + pair[2 * i];
+        if (pair[2 * i + 1] == PLAN_NONE)
+            r = sys_fsconfig(context, FSCONFIG_SET_FLAG, key, NULL, 0);
+        else
+            r = sys_fsconfig(context, FSCONFIG_SET_STRING, key, child->plan->block + pair[2 * i + 1], 0);
+        if (r < 0)
+            return r;
+    }
+    r = sys_fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0);
+    return r < 0 ? r : sys_fsmount(context, attributes);
+}
+
+/* A private tmpfs with an empty directory "d" and an empty file "f", read-only: what masked paths
+ * are covered with. Nothing of the container's own /dev is trusted for that (CVE-2025-31133).
+ *
+ * It is attached below the root (same place, one mount deeper), because before 6.15 open_tree clones
+ * only from mounts of the caller's namespace; it goes when the old root goes. */
+static int attach_cover(struct child *child, const char *at) {
+    struct mount_attr read_only = {.attr_set = MOUNT_ATTR_RDONLY};
+    unsigned attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    cleanup_fd int cover = make_filesystem("tmpfs", "scow-mask", attributes, child, NULL);
+    if (cover < 0)
+        return cover;
+    if (mkdirat(cover, "d", 0555) < 0 || mknodat(cover, "f", S_IFREG | 0444, 0) < 0)
+        return -errno;
+    int r = sys_mount_setattr(cover, "", AT_EMPTY_PATH, &read_only);
+    if (r < 0)
+        return r;
+    r = sys_move_mount(cover, "", AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH);
+    if (r < 0)
+        return r;
+    child->cover = steal_fd(&cover);
+    return 0;
+}
+
+static bool plan_has(const struct plan *plan, uint32_t code) {
+    for (uint32_t i = 0; i < plan->n_ops; i++)
+        if (plan->ops[i].code == code)
+            return true;
+    return false;
+}
+
+int op_attach_root(struct child *child, const struct plan_op *op) {
+    const char *at = op_text(child, op, 0);
+    int root = plan_fd(op->fd), r;
+    if (plan_has(child->plan, OP_MASK) && (r = attach_cover(child, at)) < 0)
+        return r;
+    r = sys_move_mount(root, "", AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH);
+    if (r < 0)
+        return r;
+    child->root = root;
+    return 0;
+}
+
+/* A link in the image must not lead a mount onto procfs, where it would hide or fake what the kernel
+ * says (CVE-2019-16884); only a destination that says /proc itself may lie there. */
+static int check_destination(int fd, const char *dest) {
+    struct statfs fs;
+    if (strncmp(dest, "/proc/", 6) == 0)
+        return 0;
+    if (fstatfs(fd, &fs) < 0)
+        return -errno;
+    return fs.f_type == PROC_SUPER_MAGIC ? -EPERM : 0;
+}
+
+static int open_destination(struct child *child, const char *dest, bool is_dir) {
+    int root = child_root(child);
+    if (root < 0)
+        return root;
+    cleanup_fd int fd = is_dir ? path_make_directories(root, dest, 0755, NULL) : path_make_file(root, dest, 0644);
+    if (fd < 0)
+        return fd;
+    int r = check_destination(fd, dest);
+    return r < 0 ? r : steal_fd(&fd);
+}
+
+/* /proc and /sys must be real directories of the image: a link there would send everything that is
+ * masked or verified later to another place. */
+static int check_real_directory(struct child *child, const char *fstype, const char *dest) {
+    if (strcmp(fstype, "proc") != 0 && strcmp(fstype, "sysfs") != 0)
+        return 0;
+    int root = child_root(child);
+    if (root < 0)
+        return root;
+    cleanup_fd int fd = path_open(root, dest, O_PATH | O_DIRECTORY, RESOLVE_NO_SYMLINKS);
+    return fd == -ENOENT || fd >= 0 ? 0 : fd;
+}
+
+int op_mount_filesystem(struct child *child, const struct plan_op *op) {
+    const char *fstype = op_text(child, op, 0), *dest = op_text(child, op, 1);
+    int r = check_real_directory(child, fstype, dest);
+    if (r < 0)
+        return r;
+    cleanup_fd int tree = make_filesystem(fstype, op_text(child, op, 2), (unsigned)op->num[0], child, op);
+    if (tree < 0)
+        return tree;
+    cleanup_fd int target = open_destination(child, dest, true);
+    if (target < 0)
+        return target;
+    return sys_move_mount(tree, "", target, "", ONTO_FD);
+}
+
+int op_mount_tree(struct child *child, const struct plan_op *op) {
+    struct mount_attr attr = {
+        .attr_set = op->num[0], .attr_clr = op->num[1], .propagation = op->num[2]};
+    unsigned recursive = op->num[3] & 1 ? AT_RECURSIVE : 0;
+    int tree = plan_fd(op->fd), r;
+    if (attr.attr_set || attr.attr_clr || attr.propagation) {
+        r = sys_mount_setattr(tree, "", AT_EMPTY_PATH | recursive, &attr);
+        if (r < 0)
+            return r;
+    }
+    cleanup_fd int target = open_destination(child, op_text(child, op, 0), op->num[3] & 2);
+    if (target < 0)
+        return target;
+    return sys_move_mount(tree, "", target, "", ONTO_FD);
+}
+
+/* -ENOENT only when the path is not there. */
+static int open_protected(struct child *child, const char *path) {
+    int root = child_root(child);
+    if (root < 0)
+        return root;
+    int fd = path_open(root, path, O_PATH, RESOLVE_NO_SYMLINKS);
+    return fd == -ENOTDIR ? -ENOENT : fd;
+}
+
+int op_mask(struct child *child, const struct plan_op *op) {
+    struct stat st;
+    cleanup_fd int target = open_protected(child, op_text(child, op, 0));
+    if (target < 0)
+        return target == -ENOENT ? 0 : target;
+    if (child->cover < 0)
+        return -EBADF; /* a mask needs AttachRoot before it */
+    if (fstat(target, &st) < 0)
+        return -errno;
+    cleanup_fd int tree = sys_open_tree(child->cover, S_ISDIR(st.st_mode) ? "d" : "f", OPEN_TREE_CLONE);
+    if (tree < 0)
+        return tree;
+    return sys_move_mount(tree, "", target, "", ONTO_FD);
+}
+
+int op_read_only_path(struct child *child, const struct plan_op *op) {
+    struct mount_attr read_only = {.attr_set = MOUNT_ATTR_RDONLY};
+    cleanup_fd int target = open_protected(child, op_text(child, op, 0));
+    if (target < 0)
+        return target == -ENOENT ? 0 : target;
+    cleanup_fd int tree = sys_open_tree(target, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | AT_RECURSIVE);
+    if (tree < 0)
+        return tree;
+    int r = sys_mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &read_only);
+    return r < 0 ? r : sys_move_mount(tree, "", target, "", ONTO_FD);
+}
+
+/* The working directory of an image need not exist; it is made while we are still root, through the
+ * root's descriptor. What cannot be made (read-only root) is SetCwd's error to tell. */
+static void make_cwd(struct child *child) {
+    for (uint32_t i = 0; i < child->plan->n_ops; i++) {
+        const struct plan_op *op = &child->plan->ops[i];
+        if (op->code == OP_SET_CWD) {
+            cleanup_fd int fd = path_make_directories(child->root, op_text(child, op, 0), 0755, NULL);
+        }
+    }
+}
+
+int op_pivot_root(struct child *child, const struct plan_op *op) {
+    (void)op;
+    if (child->root < 0)
+        return -EBADF;
+    make_cwd(child);
+    if (fchdir(child->root) < 0)
+        return -errno;
+    /* New and old root on the same place: the old one lies on top and is "." then. */
+    int r = sys_pivot_root(".", ".");
+    if (r < 0)
+        return r;
+    r = sys_umount2(".", MNT_DETACH);
+    if (r < 0)
+        return r;
+    return chdir("/") < 0 ? -errno : 0;
+}
+
+int op_remount_root_read_only(struct child *child, const struct plan_op *op) {
+    struct mount_attr read_only = {.attr_set = MOUNT_ATTR_RDONLY};
+    (void)op;
+    int root = child_root(child);
+    return root < 0 ? root : sys_mount_setattr(root, "", AT_EMPTY_PATH, &read_only);
+}

@@ -1,0 +1,69 @@
+#include "ext_sys.h"
+
+int scow_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
+    /* EAGAIN: a rename or mount elsewhere raced with ".." below a root; a few tries are normal */
+    for (int i = 0;; i++) {
+        int fd = sys_openat2(dirfd, path, flags, mode, resolve);
+        if (fd != -EAGAIN || i == 128)
+            return fd;
+    }
+}
+
+int scow_open_tree(int dirfd, const char *path, unsigned flags) {
+    return sys_open_tree(dirfd, path, flags);
+}
+
+int scow_move_mount(int from_fd, const char *from, int to_fd, const char *to, unsigned flags) {
+    return sys_move_mount(from_fd, from, to_fd, to, flags);
+}
+
+int scow_fsopen(const char *fstype) {
+    return sys_fsopen(fstype);
+}
+
+int scow_fsconfig_string(int fd, const char *key, const char *value) {
+    return sys_fsconfig(fd, FSCONFIG_SET_STRING, key, value, 0);
+}
+
+int scow_fsconfig_flag(int fd, const char *key) {
+    return sys_fsconfig(fd, FSCONFIG_SET_FLAG, key, NULL, 0);
+}
+
+int scow_fsconfig_fd(int fd, const char *key, int value) {
+    return sys_fsconfig(fd, FSCONFIG_SET_FD, key, NULL, value);
+}
+
+int scow_fsconfig_create(int fd) {
+    return sys_fsconfig(fd, FSCONFIG_CMD_CREATE, NULL, NULL, 0);
+}
+
+int scow_fsmount(int fd, unsigned attributes) {
+    return sys_fsmount(fd, attributes);
+}
+
+int scow_mount_setattr(int fd, const char *path, unsigned flags, uint64_t set, uint64_t clear,
+                       uint64_t propagation, uint64_t userns_fd) {
+    struct mount_attr attr = {
+        .attr_set = set, .attr_clr = clear, .propagation = propagation, .userns_fd = userns_fd};
+    return sys_mount_setattr(fd, path, flags, &attr);
+}
+
+int scow_mount(const char *source, const char *target, const char *fstype, unsigned long flags, const char *data) {
+    return sys_mount(source, target, fstype, flags, data);
+}
+
+int scow_umount2(const char *target, int flags) {
+    return sys_umount2(target, flags);
+}
+
+int scow_setns(int fd, int kinds) {
+    return sys_setns(fd, kinds);
+}
+
+int scow_unshare(uint64_t flags) {
+    return sys_unshare(flags);
+}
+
+int scow_bpf(int command, void *attributes, unsigned size) {
+    return (int)sys_result(syscall(SYS_bpf, command, attributes, size));
+}
