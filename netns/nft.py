@@ -223,14 +223,15 @@ def foreign_drops() -> list[str]:
 
 def apply(text: str) -> None:
     """Run one transaction; Unsupported without nft, ScowError with its first complaint otherwise."""
-    for attempt in range(_TRIES):
-        status, complaint = _run_nft(text.encode())
-        if status == 0:
-            return
+    status, complaint = _run_nft(text.encode())
+    for attempt in range(1, _TRIES):
         # EBUSY and EINTR mean that somebody else's transaction came between.
-        if "resource busy" not in complaint and "Interrupted" not in complaint:
+        if status == 0 or not ("resource busy" in complaint or "Interrupted" in complaint):
             break
-        time.sleep(0.01 * (attempt + 1))
+        time.sleep(0.01 * attempt)
+        status, complaint = _run_nft(text.encode())
+    if status == 0:
+        return
     first = complaint.strip().partition("\n")[0] or f"nft ended with status {status}"
     raise ScowError(f"cannot load the firewall table '{TABLE}': {first}")
 

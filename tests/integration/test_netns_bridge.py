@@ -404,6 +404,7 @@ def test_a_deleted_bridge_is_mended(lab: Lab) -> None:
     assert second.gateway == first.gateway
     assert ask(two.path, first.address, 80) == f"80 {second.address}"
     assert ask(lab.lan.path, HOST, 8080) == f"80 {LAN}"
+    assert ask(lab.host.path, "127.0.0.1", 8080) is not None
     with entered(lab.host.path):
         sh("ip", "addr", "flush", "dev", "scow0")
         assert lab.network.reconcile() == ["restored the bridge 'scow0'"]
@@ -640,11 +641,11 @@ def test_others_rules_are_left_alone_and_obeyed(lab: Lab) -> None:
     with entered(lab.host.path):
         assert nft.foreign_drops() == []
         sh("nft", "add table ip theirs")
-        sh("nft", "add chain ip theirs fwd { type filter hook forward priority 0; policy drop; }")
-        assert nft.foreign_drops() == ["ip theirs fwd"]
+        sh("nft", "add chain ip theirs gate { type filter hook forward priority 0; policy drop; }")
+        assert nft.foreign_drops() == ["ip theirs gate"]
     assert ask(lab.lan.path, HOST, 8080, timeout=0.5) is None
     with entered(lab.host.path):
-        sh("nft", "add chain ip theirs fwd { policy accept; }")
+        sh("nft", "add chain ip theirs gate { policy accept; }")
         lab.attach("another", "81:80")
         assert "table ip theirs" in sh("nft", "list", "ruleset")
     assert ask(lab.lan.path, HOST, 8080) == f"80 {LAN}"
