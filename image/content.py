@@ -20,7 +20,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
@@ -34,7 +33,7 @@ from scow.image.files import (
     sync_directory,
     write_all,
 )
-from scow.image.manifest import OCI_INDEX
+from scow.image.media_types import OCI_INDEX
 from scow.native.errors import IntegrityError, NotFound, ScowError
 
 CHUNK_BYTES = 1 << 20
@@ -331,8 +330,7 @@ def _read_lease(path: str) -> LeaseRecord:
         os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRecord:
+class LeaseRecord(msgspec.Struct, frozen=True):
     """What the collector sees of a lease."""
 
     path: str
