@@ -259,11 +259,12 @@ def _make_bind_sources(record: Record) -> None:
 def release(record: Record, around: Surroundings) -> None:
     """Give back what a run of the container took; fine when nothing is left, goes on past errors."""
     first: OSError | ScowError | None = None
-    for step in (
+    steps: tuple[Callable[[], None], ...] = (
         lambda: container_cgroup(record).remove(),
         lambda: _release_network(record, around),
         lambda: _release_run_dir(record, around),
-    ):
+    )
+    for step in steps:
         try:
             step()
         except (OSError, ScowError) as error:

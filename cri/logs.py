@@ -53,11 +53,7 @@ def read_log(
     """Yield entries oldest first; `tail` counts from the end, `follow` goes on while it runs."""
     reader = _Reader(path)
     try:
-        if tail is not None:
-            lines = reader.last_lines(tail)
-        else:
-            lines = reader.all_lines()
-        for line in lines:
+        for line in reader.all_lines() if tail is None else reader.last_lines(tail):
             entry = parse_line(line)
             if entry is not None and _within(entry, since_ns, until_ns):
                 yield entry

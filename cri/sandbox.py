@@ -20,7 +20,8 @@ from scow.native.fs import write_atomic
 from scow.runtime.spec import Namespace
 
 if TYPE_CHECKING:
-    from scow.netns.network import Attachment, BridgeNetwork
+    from scow.netns.network import BridgeNetwork
+    from scow.netns.records import Attachment
 
 
 class Sandbox(msgspec.Struct, frozen=True):
