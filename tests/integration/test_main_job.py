@@ -585,7 +585,10 @@ def test_an_init_leaves_job_control_to_the_shell(scow: Scow) -> None:
         time.sleep(0.3)
         terminal.type("\x1a")
         terminal.expect(r"Stopped|[#$] ")
-        terminal.type("kill -9 %1; wait; exit 5\n")
+        terminal.type("kill -9 %1\n")
+        terminal.expect(r"[#$] ")
+        # The first one is told about the stopped job.
+        terminal.type("exit 5\nexit 5\n")
         assert terminal.wait() == 5
 
 
