@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from scow.image import unpack as unpack_module
 from scow.image.digest import DiffID
 from scow.image.unpack import Unpacked, unpack
 from scow.native import spawn
@@ -469,7 +470,16 @@ def test_extended_attributes(layer: Layer) -> None:
 
 def test_names_are_bytes(layer: Layer) -> None:
     """E25, E32: nothing is normalised, decoded or folded."""
-    raw = [b"\xff\xfe", b"new\nline", b"esc\x1b[0m", b"e\xcc\x81", b"\xc3\xa9", b"A", b"a", b"n" * 255]
+    raw = [
+        b"\xff\xfe",
+        b"new\nline",
+        b"esc\x1b[0m",
+        b"e\xcc\x81",
+        b"\xc3\xa9",
+        b"A",
+        b"a",
+        b"n" * 255,
+    ]
     layer.unpack(b"".join(pax((b"path", name)) + entry(b"x") for name in raw) + END)
     assert sorted(os.listdir(os.fsencode(layer.root))) == sorted(raw)
 
@@ -497,7 +507,14 @@ def test_dialects(layer: Layer) -> None:
         + bytes(512)
     )
     long = "long/" * 40 + "name"
-    files = {"v7": "1", "pre/fix/tail": "2", "gnu": "3", "abs": "4", "contiguous": "5", "base256": "6"}
+    files = {
+        "v7": "1",
+        "pre/fix/tail": "2",
+        "gnu": "3",
+        "abs": "4",
+        "contiguous": "5",
+        "base256": "6",
+    }
     files["taken-back"] = "7"
     assert {n: (layer.root / n).read_text() for n in files} == files
     assert os.readlink(layer.root / long) == "t/" * 150
@@ -570,8 +587,12 @@ def test_many_directories_spill(layer: Layer) -> None:
     assert len(layer.names()) == 5001
 
 
-def test_limits(layer: Layer) -> None:
+def test_limits(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
     """E28: bytes and entries. A bomb stops at the limit."""
+    monkeypatch.setattr(unpack_module, "MAX_ENTRIES", 10)
+    layer.unpack(b"".join(entry(b"x") for _ in range(10)) + END)
+    with pytest.raises(ResourceExhausted, match="more than 10 entries"):
+        layer.unpack(b"".join(entry(b"x") for _ in range(11)) + END)
     with pytest.raises(ResourceExhausted, match="limit of 100000 bytes"):
         layer.unpack(entry(b"x", bytes(200000)) + END, limit_bytes=100000)
 
@@ -580,7 +601,9 @@ def test_huge_sparse_file(layer: Layer) -> None:
     """E35: a terabyte of hole is no data, in the three PAX forms and the old GNU one."""
     size = b"1099511627776"
     where = 1 << 30
-    old = struct.pack("12s12s72sc12s", b"%011o" % where, b"%011o" % 4, b"", b"\0", b"%011o" % (1 << 33))
+    old = struct.pack(
+        "12s12s72sc12s", b"%011o" % where, b"%011o" % 4, b"", b"\0", b"%011o" % (1 << 33)
+    )
     layer.unpack(
         pax(*SPARSE, (b"GNU.sparse.realsize", size), (b"GNU.sparse.name", b"v1"))
         + entry(b"GNUSparseFile.1/v1", padded(b"1\n%d\n4\n" % where) + b"data")
