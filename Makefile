@@ -1,16 +1,79 @@
 # scow: two commands for a new machine, `make demo` and `make test`; the rest is for those who work on it.
+#
+#   make demo      install what it needs, build, and run one container that tells what isolates it
+#   make test      install what the tests need, and run all of them
+#   make test-vm   the part that needs a cgroup v2 host, in a QEMU guest
+#   make bench     scow beside the other runtimes that are installed
+#   make venv      .venv with scow (editable) and everything a developer needs
+#   make lint      ruff, mypy, pyright
+#   make clean     remove what the build made
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
+PROVISION := tests/vm/provision.sh
+ROOMS := native runtime image cgroups netns cri cli scheduler
+SOURCES := pyproject.toml setup.py $(wildcard native/*.c native/*.h native/build.py)
+HELLO := cri/hello-image/index.json
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=SCOW_CI,SCOW_TEST_CACHE)
+# What to give to pytest: make test TESTS=tests/unit ARGS="-x -k reference"
+TESTS ?= tests
+ARGS ?=
 
-.PHONY: venv types
-venv: $(VENV)/.stamp
-$(VENV)/.stamp: pyproject.toml setup.py $(wildcard native/*.c native/*.h native/build.py)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --upgrade pip setuptools wheel
-	$(BIN)/pip install -q -e '.[dev]'
-	touch $@
+.PHONY: demo test test-vm bench venv types hello lint clean packages-run packages-test packages-vm packages-bench
 
+demo: $(VENV)/.stamp-run $(HELLO)
+	$(SUDO) $(BIN)/scow run --rm -m 64m --cpus 0.5 --pids-limit 64 \
+		-e SCOW_HOST_NS="$$(readlink /proc/self/ns/* | tr '\n' ' ')" scow/hello
+
+test: packages-test venv types
+	$(SUDO) $(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+test-vm: packages-vm venv
+	$(SUDO) $(BIN)/python tests/vm/run.py $(ARGS)
+
+bench: packages-bench venv
+	$(SUDO) $(BIN)/python bench/run.py $(ARGS)
+
+packages-run:
+	@$(PROVISION) packages run
+
+packages-test:
+	@$(PROVISION) packages run test
+
+packages-bench:
+	@$(PROVISION) packages run test bench
+
+packages-vm:
+	@$(PROVISION) packages run vm
+
+# A virtual environment cannot be moved: one that was made elsewhere is made again.
+$(BIN)/python: | packages-run
+	@$(BIN)/python -c pass 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)/.stamp-run: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+venv: $(VENV)/.stamp $(HELLO)
+$(VENV)/.stamp: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.stamp-run
+
+# The image scow/hello, an OCI layout that becomes part of the package.
+hello: $(HELLO)
+$(HELLO): tests/payload/hello.c cri/build_hello.py | packages-run
+	$(PYTHON) cri/build_hello.py cri/hello-image
+
+# mypy and pyright want to see the rooms as the package that they are.
 types:
-	mkdir -p build/types/scow
-	for room in native runtime image cgroups netns cri cli scheduler; do ln -sfn ../../../$$room build/types/scow/$$room; done
+	@mkdir -p build/types/scow
+	@for room in $(ROOMS); do ln -sfn ../../../$$room build/types/scow/$$room; done
+
+lint: venv types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) build dist .cache cri/hello-image *.egg-info native/_scow.c native/*.so

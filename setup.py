@@ -10,6 +10,7 @@ from glob import glob
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 MONITOR_FLAGS = [
     "-std=gnu11", "-Os", "-static", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wshadow",
@@ -36,7 +37,10 @@ def build_monitor(target: str) -> None:
         ).stdout.strip()
         command = [compiler, "-idirafter", "/usr/include", "-idirafter", f"/usr/include/{triplet}"]
     else:
-        print("warning: no musl-gcc: the monitor is linked with glibc, ten times larger", file=sys.stderr)
+        print(
+            "warning: no musl-gcc: the monitor is linked with glibc, ten times larger",
+            file=sys.stderr,
+        )
         command = [os.environ.get("CC", "cc")]
     os.makedirs(os.path.dirname(target), exist_ok=True)
     subprocess.run([*command, *MONITOR_FLAGS, "-o", target, *monitor_sources()], check=True)
@@ -55,4 +59,18 @@ class BuildExt(build_ext):
         super().run()
 
 
-setup(cffi_modules=["native/build.py:ffibuilder"], cmdclass={"build_ext": BuildExt})
+class BuildPy(build_py):
+    """Makes the embedded image first, since it is data of the package."""
+
+    def run(self) -> None:
+        """Build both."""
+        # The builder is no module of the build's environment: it is run as the script that it is.
+        subprocess.run([sys.executable, "cri/build_hello.py"], check=True)
+        super().run()
+
+
+setup(
+    cffi_modules=["native/build.py:ffibuilder"],
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

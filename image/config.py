@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass, field
 
 import msgspec
-
 from scow.image.digest import DiffID, parse_diff_id, quote
 from scow.image.document import decode_document
 from scow.native.errors import InvalidArgument

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NoReturn, TypeVar
 
 import msgspec
-
 from scow.native.errors import InvalidArgument
 
 T = TypeVar("T")
@@ -67,7 +66,7 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"duplicate key {ascii(key[:64])}")
+                raise ValueError(f"duplicate key {key[:64]!a}")
             seen.add(key)
     return result
 

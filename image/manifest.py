@@ -13,7 +13,6 @@ import re
 from dataclasses import dataclass
 
 import msgspec
-
 from scow.image.digest import Digest, parse_digest, quote, verify_bytes
 from scow.image.document import decode_document
 from scow.native.errors import IntegrityError, InvalidArgument, NotFound, Unsupported
@@ -272,7 +271,22 @@ _ALIASES = {
     "i386": "386",
 }
 _ARCHITECTURES = frozenset(
-    "386 amd64 arm arm64 loong64 mips mips64 mips64le mipsle ppc64 ppc64le riscv64 s390x wasm".split()
+    [
+        "386",
+        "amd64",
+        "arm",
+        "arm64",
+        "loong64",
+        "mips",
+        "mips64",
+        "mips64le",
+        "mipsle",
+        "ppc64",
+        "ppc64le",
+        "riscv64",
+        "s390x",
+        "wasm",
+    ]
 )
 _SYSTEMS = frozenset({"linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "wasip1"})
 _VARIANTS = {

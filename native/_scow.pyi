@@ -61,7 +61,9 @@ class _Lib:
     RESOLVE_NO_MAGICLINKS: int
     RESOLVE_NO_SYMLINKS: int
     RESOLVE_NO_XDEV: int
-    def scow_openat2(self, dirfd: int, path: bytes, flags: int, mode: int, resolve: int, /) -> int: ...
+    def scow_openat2(
+        self, dirfd: int, path: bytes, flags: int, mode: int, resolve: int, /
+    ) -> int: ...
     def scow_open_tree(self, dirfd: int, path: bytes, flags: int, /) -> int: ...
     def scow_move_mount(
         self, from_fd: int, source: bytes, to_fd: int, target: bytes, flags: int, /

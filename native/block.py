@@ -112,4 +112,6 @@ class BlockWriter:
         values = [number & _U64 for number in numbers]
         values += [0] * (4 - len(values))
         index = NONE if fd is None else self.fd(fd)
-        return RECORD.pack(code, index, *offsets, count, NONE if blob is None else blob, blob_len, *values)
+        return RECORD.pack(
+            code, index, *offsets, count, NONE if blob is None else blob, blob_len, *values
+        )

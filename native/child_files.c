@@ -102,18 +102,8 @@ int op_set_oom_score_adj(struct child *child, const struct plan_op *op) {
 int op_set_cwd(struct child *child, const struct plan_op *op) {
     const char *path = op_text(child, op, 0);
     char here[PATH_MAX];
-    if (chdir(path) < 0) {
-        if (errno != ENOENT)
-            return -errno;
-        int root = child_root(child);
-        if (root < 0)
-            return root;
-        cleanup_fd int made = path_make_directories(root, path, 0755, NULL);
-        if (made < 0)
-            return made;
-        if (chdir(path) < 0)
-            return -errno;
-    }
+    if (chdir(path) < 0)
+        return -errno;
     /* A directory outside of the root, reached by a leaked descriptor, reads "(unreachable)..."
      * (CVE-2024-21626). */
     if (syscall(SYS_getcwd, here, sizeof here) < 0)

@@ -177,10 +177,22 @@ int op_read_only_path(struct child *child, const struct plan_op *op) {
     return r < 0 ? r : sys_move_mount(tree, "", target, "", ONTO_FD);
 }
 
+/* The working directory of an image need not exist; it is made while we are still root, through the
+ * root's descriptor. What cannot be made (read-only root) is SetCwd's error to tell. */
+static void make_cwd(struct child *child) {
+    for (uint32_t i = 0; i < child->plan->n_ops; i++) {
+        const struct plan_op *op = &child->plan->ops[i];
+        if (op->code == OP_SET_CWD) {
+            cleanup_fd int fd = path_make_directories(child->root, op_text(child, op, 0), 0755, NULL);
+        }
+    }
+}
+
 int op_pivot_root(struct child *child, const struct plan_op *op) {
     (void)op;
     if (child->root < 0)
         return -EBADF;
+    make_cwd(child);
     if (fchdir(child->root) < 0)
         return -errno;
     /* New and old root on the same place: the old one lies on top and is "." then. */

@@ -1,7 +1,7 @@
 """The plan: everything that one container's first process does, as one block that C validates.
 
 What belongs here: the Plan, its encoding, and what a failed step means in words. The operations are
-in `operations`, and are named here too, so that users of plans import one module. What must not:
+in `mount_operations` and `process_operations`, and are named here too: users of plans import one module. What must not:
 policy (runtime/), starting anything (native/spawn.py).
 """
 
@@ -21,16 +21,8 @@ from scow.native.errors import (
     InvalidArgument,
     SetupError,
 )
-from scow.native.operations import (
-    NAMESPACE_NAMES,
+from scow.native.mount_operations import (
     AttachRoot,
-    AwaitParent,
-    AwaitStart,
-    DropBounding,
-    Execute,
-    JoinCgroups,
-    JoinNamespace,
-    LoadSeccomp,
     MakeDevice,
     MakeDirectory,
     MakeSymlink,
@@ -38,13 +30,23 @@ from scow.native.operations import (
     MountFilesystem,
     MountPropagation,
     MountTree,
-    Netlink,
-    NewSessionKeyring,
-    NoNewPrivileges,
-    Operation,
     PivotRoot,
     ReadOnlyPath,
     RemountRootReadOnly,
+)
+from scow.native.operation import Operation, flag_names
+from scow.native.process_operations import (
+    NAMESPACE_NAMES,
+    AwaitParent,
+    AwaitStart,
+    DropBounding,
+    Execute,
+    JoinCgroups,
+    JoinNamespace,
+    LoadSeccomp,
+    Netlink,
+    NewSessionKeyring,
+    NoNewPrivileges,
     ResetAffinity,
     SetCapabilities,
     SetCwd,
@@ -58,7 +60,6 @@ from scow.native.operations import (
     StdioFromMonitor,
     Terminal,
     Unshare,
-    flag_names,
 )
 
 __all__ = [
@@ -241,8 +242,12 @@ def setup_error(plan: Plan, step: int, error: int, index: int, detail: int = 0) 
     at = -1 if index == NONE else index
     if step in _STEPS or not 0 <= at < len(plan.ops) or plan.ops[at].code != step:
         name = _STEPS.get(step, f"step {step}")
-        where = f", byte {detail}" if step == 1000 else f", message {detail}" if step == 1004 else ""
-        return SetupError(f"cannot {name}: {_reason(error)}{where}", step=name, errno=error, index=at)
+        where = (
+            f", byte {detail}" if step == 1000 else f", message {detail}" if step == 1004 else ""
+        )
+        return SetupError(
+            f"cannot {name}: {_reason(error)}{where}", step=name, errno=error, index=at
+        )
     op = plan.ops[at]
     subject = op.subject()
     kind = SetupError
@@ -253,6 +258,4 @@ def setup_error(plan: Plan, step: int, error: int, index: int, detail: int = 0) 
         words = f"cannot mount {op.fstype} on '{subject}'"
     elif isinstance(op, MountTree):
         words = f"cannot mount on '{subject}'"
-    return kind(
-        f"{words}: {_reason(error)}", step=op.step, errno=error, index=at, path=subject
-    )
+    return kind(f"{words}: {_reason(error)}", step=op.step, errno=error, index=at, path=subject)

@@ -19,9 +19,7 @@ from scow.native.fd import OwnedFd
 from scow.native.plan import Plan
 
 # From linux/fcntl.h; Python 3.11 has them in `fcntl` on Linux.
-_PLAN_SEALS = (
-    fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-)
+_PLAN_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _cached_memfd: OwnedFd | None = None
 
 

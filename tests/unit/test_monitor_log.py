@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPILE = ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
+COMPILE += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 RECORD = re.compile(
     rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) ([PF]) ([^\n]*)\n", re.DOTALL
 )
@@ -19,11 +21,10 @@ RECORD = re.compile(
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("monitor_log") / "driver"
-    sources = [ROOT / "tests/unit/c/test_monitor_log.c", *(ROOT / "native").glob("log.c")]
+    sources = [ROOT / "tests/unit/c/test_monitor_log.c", ROOT / "native/log.c"]
+    sources += [ROOT / "native/exitrec.c"]
     subprocess.run(
-        ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
-        + ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{ROOT / 'native'}"]
-        + [*map(str, sources), str(ROOT / "native/exitrec.c"), "-o", str(program)],
+        [*COMPILE, f"-I{ROOT / 'native'}", *map(str, sources), "-o", str(program)],
         check=True,
     )
     return program

@@ -1,22 +1,18 @@
-"""The operations a plan is made of: what the child may do between clone3 and execve, one class each.
+"""The operations that make the process: namespaces, network, stdio, limits, identity, execve.
 
-What belongs here: operands, their encoding, and the words for `--explain`. What must not: which
-operations a container needs and in what order (runtime/). The code numbers are those of plan.h.
-
-Structs and not dataclasses (house style, section 7): 34 dataclasses cost 9 ms at every start of the
-command, 34 structs 0.2.
+What belongs here: their operands, as bytes and in words. What must not: which of them a container
+needs and in what order (runtime/). The code numbers are those of plan.h.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import ClassVar, Final
-
-import msgspec
+from typing import Final
 
 from scow.native import sys
 from scow.native.block import NONE, BlockWriter, Text
 from scow.native.errors import InvalidArgument
+from scow.native.operation import Operation, flag_names, show
 
 NAMESPACE_NAMES: Final = {
     sys.CLONE_NEWNS: "CLONE_NEWNS",
@@ -28,57 +24,6 @@ NAMESPACE_NAMES: Final = {
     sys.CLONE_NEWUSER: "CLONE_NEWUSER",
     sys.CLONE_NEWTIME: "CLONE_NEWTIME",
 }
-_ATTR_NAMES: Final = {
-    sys.MOUNT_ATTR_RDONLY: "MOUNT_ATTR_RDONLY",
-    sys.MOUNT_ATTR_NOSUID: "MOUNT_ATTR_NOSUID",
-    sys.MOUNT_ATTR_NODEV: "MOUNT_ATTR_NODEV",
-    sys.MOUNT_ATTR_NOEXEC: "MOUNT_ATTR_NOEXEC",
-    sys.MOUNT_ATTR_NOATIME: "MOUNT_ATTR_NOATIME",
-    sys.MOUNT_ATTR_STRICTATIME: "MOUNT_ATTR_STRICTATIME",
-    sys.MOUNT_ATTR_NODIRATIME: "MOUNT_ATTR_NODIRATIME",
-    sys.MOUNT_ATTR_NOSYMFOLLOW: "MOUNT_ATTR_NOSYMFOLLOW",
-}
-_PROPAGATION_NAMES: Final = {
-    sys.MS_PRIVATE: "MS_PRIVATE",
-    sys.MS_SLAVE: "MS_SLAVE",
-    sys.MS_SHARED: "MS_SHARED",
-    sys.MS_UNBINDABLE: "MS_UNBINDABLE",
-}
-
-
-def flag_names(value: int, names: dict[int, str]) -> str:
-    """`A|B|0x40` for a set of flags."""
-    parts = [name for bit, name in names.items() if value & bit]
-    rest = value
-    for bit in names:
-        rest &= ~bit
-    if rest or not parts:
-        parts.append(hex(rest))
-    return "|".join(parts)
-
-
-def _show(text: Text) -> str:
-    return text if isinstance(text, str) else text.decode(errors="backslashreplace")
-
-
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a plan; `why` says in plain words what it is good for."""
-
-    code: ClassVar[int] = 0
-    step: ClassVar[str] = ""  # the name in error messages and in `SetupError.step`
-    why: str = ""
-
-    def describe(self) -> str:
-        """The system calls, with their flags."""
-        raise NotImplementedError
-
-    def subject(self) -> str | None:
-        """The path or name it is about, for error messages."""
-        return None
-
-    def encode(self, writer: BlockWriter) -> bytes:
-        """The record of 64 bytes."""
-        return writer.record(self.code)
 
 
 class JoinCgroups(Operation, frozen=True):
@@ -132,202 +77,6 @@ class Unshare(Operation, frozen=True):
         return writer.record(self.code, numbers=(self.flags,))
 
 
-class MountPropagation(Operation, frozen=True):
-    """How mounts travel between the host and the container's mount namespace."""
-
-    code = 4
-    step = "set mount propagation"
-    flags: int = sys.MS_SLAVE
-
-    def describe(self) -> str:
-        return f"mount(/, MS_REC|{flag_names(self.flags, _PROPAGATION_NAMES)})"
-
-    def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(self.code, numbers=(self.flags,))
-
-
-class AttachRoot(Operation, frozen=True):
-    """Attach the detached root tree at `at`, a directory of the host, in our own mount namespace."""
-
-    code = 5
-    step = "attach root"
-    fd: int
-    at: Text
-
-    def describe(self) -> str:
-        return f"move_mount(root, {_show(self.at)})"
-
-    def subject(self) -> str | None:
-        return _show(self.at)
-
-    def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(self.code, fd=self.fd, texts=(self.at,))
-
-
-class MountFilesystem(Operation, frozen=True):
-    """A new file system (proc, tmpfs, ...) at `dest` in the root, which is made when missing."""
-
-    code = 6
-    step = "mount"
-    fstype: str
-    dest: Text
-    flags: int = 0
-    options: tuple[tuple[str, str | None], ...] = ()
-    source: Text = ""
-
-    def describe(self) -> str:
-        words = ",".join(key if value is None else f"{key}={value}" for key, value in self.options)
-        flags = flag_names(self.flags, _ATTR_NAMES) if self.flags else "0"
-        return f"fsmount({self.fstype}, {flags}, {words!r}); move_mount({_show(self.dest)})"
-
-    def subject(self) -> str | None:
-        return _show(self.dest)
-
-    def encode(self, writer: BlockWriter) -> bytes:
-        pairs: list[int] = []
-        for key, value in self.options:
-            pairs += (writer.data.text(key), NONE if value is None else writer.data.text(value))
-        return writer.record(
-            self.code,
-            texts=(self.fstype, self.dest, self.source),
-            blob=struct.pack(f"<{len(pairs)}I", *pairs),
-            count=len(self.options),
-            numbers=(self.flags,),
-        )
-
-
-class MountTree(Operation, frozen=True):
-    """A detached tree (open_tree(OPEN_TREE_CLONE)) onto `dest`; made as directory or empty file."""
-
-    code = 7
-    step = "mount"
-    fd: int
-    dest: Text
-    attr_set: int = 0
-    attr_clr: int = 0
-    recursive: bool = False
-    propagation: int = 0
-    is_dir: bool = True
-
-    def describe(self) -> str:
-        words = f"move_mount({_show(self.dest)})"
-        if self.attr_set or self.attr_clr or self.propagation:
-            parts = [flag_names(self.attr_set, _ATTR_NAMES) if self.attr_set else "0"]
-            if self.attr_clr:
-                parts.append(f"clear {flag_names(self.attr_clr, _ATTR_NAMES)}")
-            if self.propagation:
-                parts.append(flag_names(self.propagation, _PROPAGATION_NAMES))
-            if self.recursive:
-                parts.append("AT_RECURSIVE")
-            words = f"mount_setattr({', '.join(parts)}); {words}"
-        return words
-
-    def subject(self) -> str | None:
-        return _show(self.dest)
-
-    def encode(self, writer: BlockWriter) -> bytes:
-        shape = int(self.recursive) | int(self.is_dir) << 1
-        numbers = (self.attr_set, self.attr_clr, self.propagation, shape)
-        return writer.record(self.code, fd=self.fd, texts=(self.dest,), numbers=numbers)
-
-
-class MakeDirectory(Operation, frozen=True):
-    """mkdir -p in the root; what the image has keeps its mode and owner."""
-
-    code = 8
-    step = "make directory"
-    path: Text
-    mode: int = 0o755
-    uid: int = 0
-    gid: int = 0
-
-    def describe(self) -> str:
-        return f"mkdirat({_show(self.path)}, {self.mode:04o}, {self.uid}:{self.gid})"
-
-    def subject(self) -> str | None:
-        return _show(self.path)
-
-    def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(
-            self.code, texts=(self.path,), numbers=(self.mode, self.uid, self.gid)
-        )
-
-
-class MakeDevice(Operation, frozen=True):
-    """A device node or fifo; `mode` with its S_IFCHR, S_IFBLK or S_IFIFO."""
-
-    code = 9
-    step = "make device"
-    path: Text
-    mode: int
-    major: int = 0
-    minor: int = 0
-    uid: int = 0
-    gid: int = 0
-
-    def describe(self) -> str:
-        return f"mknodat({_show(self.path)}, {self.mode:06o}, {self.major}:{self.minor})"
-
-    def subject(self) -> str | None:
-        return _show(self.path)
-
-    def encode(self, writer: BlockWriter) -> bytes:
-        numbers = (self.mode, self.major << 32 | self.minor, self.uid, self.gid)
-        return writer.record(self.code, texts=(self.path,), numbers=numbers)
-
-
-class MakeSymlink(Operation, frozen=True):
-    """A symbolic link; whatever is there already stays."""
-
-    code = 10
-    step = "make symlink"
-    target: Text
-    path: Text
-
-    def describe(self) -> str:
-        return f"symlinkat({_show(self.target)}, {_show(self.path)})"
-
-    def subject(self) -> str | None:
-        return _show(self.path)
-
-    def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(self.code, texts=(self.target, self.path))
-
-
-class Mask(Operation, frozen=True):
-    """Cover a path with an empty read-only directory or file; a missing path is fine, a link is not."""
-
-    code = 11
-    step = "mask"
-    path: Text
-
-    def describe(self) -> str:
-        return f"open_tree(empty, OPEN_TREE_CLONE); move_mount({_show(self.path)})"
-
-    def subject(self) -> str | None:
-        return _show(self.path)
-
-    def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(self.code, texts=(self.path,))
-
-
-class ReadOnlyPath(Operation, frozen=True):
-    """Bind a path on itself, read-only with all below; a missing path is fine."""
-
-    code = 12
-    step = "make read-only"
-    path: Text
-
-    def describe(self) -> str:
-        return f"mount_setattr({_show(self.path)}, MOUNT_ATTR_RDONLY, AT_RECURSIVE)"
-
-    def subject(self) -> str | None:
-        return _show(self.path)
-
-    def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(self.code, texts=(self.path,))
-
-
 class SetHostname(Operation, frozen=True):
     """sethostname in the container's UTS namespace."""
 
@@ -336,10 +85,10 @@ class SetHostname(Operation, frozen=True):
     name: Text
 
     def describe(self) -> str:
-        return f"sethostname({_show(self.name)})"
+        return f"sethostname({show(self.name)})"
 
     def subject(self) -> str | None:
-        return _show(self.name)
+        return show(self.name)
 
     def encode(self, writer: BlockWriter) -> bytes:
         return writer.record(self.code, texts=(self.name,))
@@ -353,10 +102,10 @@ class SetDomainname(Operation, frozen=True):
     name: Text
 
     def describe(self) -> str:
-        return f"setdomainname({_show(self.name)})"
+        return f"setdomainname({show(self.name)})"
 
     def subject(self) -> str | None:
-        return _show(self.name)
+        return show(self.name)
 
     def encode(self, writer: BlockWriter) -> bytes:
         return writer.record(self.code, texts=(self.name,))
@@ -405,7 +154,10 @@ class Netlink(Operation, frozen=True):
 
 
 class Terminal(Operation, frozen=True):
-    """A new session with a pty of the container's own devpts as stdin, stdout, stderr and console."""
+    """A new session with a pty of the container's own devpts as stdin, stdout and stderr.
+
+    `console` binds it on /dev/console too, in run mode only.
+    """
 
     code = 18
     step = "open terminal"
@@ -440,38 +192,18 @@ class StdioFromMonitor(Operation, frozen=True):
         return writer.record(self.code, numbers=(self.uid, self.gid))
 
 
-class PivotRoot(Operation, frozen=True):
-    """Make the attached root the root, and let go of the host's."""
-
-    code = 20
-    step = "pivot root"
-
-    def describe(self) -> str:
-        return "pivot_root(., .); umount2(., MNT_DETACH)"
-
-
-class RemountRootReadOnly(Operation, frozen=True):
-    """--read-only."""
-
-    code = 21
-    step = "make root read-only"
-
-    def describe(self) -> str:
-        return "mount_setattr(/, MOUNT_ATTR_RDONLY)"
-
-
 class SetCwd(Operation, frozen=True):
-    """chdir, made before if missing; refused when it is not inside of the root."""
+    """chdir as the user; PivotRoot makes it when missing. Refused when it is not inside of the root."""
 
     code = 22
     step = "change directory"
     path: Text
 
     def describe(self) -> str:
-        return f"chdir({_show(self.path)}); getcwd()"
+        return f"chdir({show(self.path)}); getcwd()"
 
     def subject(self) -> str | None:
-        return _show(self.path)
+        return show(self.path)
 
     def encode(self, writer: BlockWriter) -> bytes:
         return writer.record(self.code, texts=(self.path,))
@@ -532,7 +264,7 @@ class NewSessionKeyring(Operation, frozen=True):
     name: Text
 
     def describe(self) -> str:
-        return f"keyctl(JOIN_SESSION_KEYRING, {_show(self.name)})"
+        return f"keyctl(JOIN_SESSION_KEYRING, {show(self.name)})"
 
     def encode(self, writer: BlockWriter) -> bytes:
         return writer.record(self.code, texts=(self.name,))
@@ -650,10 +382,10 @@ class Execute(Operation, frozen=True):
     env: tuple[Text, ...] = ()
 
     def describe(self) -> str:
-        return f"execve({', '.join(map(_show, self.argv))})"
+        return f"execve({', '.join(map(show, self.argv))})"
 
     def subject(self) -> str | None:
-        return _show(self.argv[0])
+        return show(self.argv[0])
 
     def encode(self, writer: BlockWriter) -> bytes:
         if not self.argv:
@@ -664,8 +396,3 @@ class Execute(Operation, frozen=True):
         return writer.record(
             self.code, blob=blob, blob_len=size, numbers=(len(self.argv), len(self.env))
         )
-
-
-OPERATIONS: Final[dict[int, type[Operation]]] = {
-    kind.code: kind for kind in Operation.__subclasses__()
-}

@@ -1,0 +1,39 @@
+"""What a cgroup has used, in one shape for both versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters since the cgroup was made; None means unlimited, or not counted on this host.
+
+    `memory_bytes` is what the kernel charges; `memory_cache_bytes` the part of it that it can
+    take back at once (inactive file pages), which `docker stats` leaves out.
+    """
+
+    time_ns: int
+    cpu_ns: int
+    cpu_user_ns: int
+    cpu_system_ns: int
+    cpu_periods: int
+    cpu_throttled_periods: int
+    cpu_throttled_ns: int
+    memory_bytes: int
+    memory_cache_bytes: int
+    memory_peak_bytes: int | None
+    memory_limit_bytes: int | None
+    swap_bytes: int | None
+    oom_kills: int
+    pids: int
+    pids_limit: int | None
+    read_bytes: int
+    write_bytes: int
+    read_operations: int
+    write_operations: int
+
+    @property
+    def memory_used_bytes(self) -> int:
+        """Memory without the cache that can be dropped, as people expect to see it."""
+        return max(0, self.memory_bytes - self.memory_cache_bytes)

@@ -1,0 +1,265 @@
+"""Directories of one hierarchy: make, mark, list, remove.
+
+The invariant of the whole room lives here: nothing is touched unless its path is well formed and
+scow made it. The mark is an extended attribute (`trusted.scow`; kernfs keeps it in memory, and
+trusted.* needs CAP_SYS_ADMIN in the initial user namespace, so a container cannot forge it).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterable
+
+from scow.native.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    PermissionDenied,
+)
+
+MARK = "trusted.scow"
+CONTAINER, PARENT = b"container", b"parent"
+# The tree that is ours without being told so; other parents must exist before.
+OWN_TOP = "scow"
+_MAX_COMPONENT = 255
+_MAX_PATH = 3000
+REMOVE_TIMEOUT_S = 2.0
+
+
+def check_path(path: str) -> str:
+    """Give `path` back when it may name a container's cgroup; raises InvalidArgument.
+
+    Relative to the hierarchy's root, at least two components, so that an empty path, a root and a
+    top-level cgroup (a slice of the host) can never be meant.
+    """
+    if len(path) > _MAX_PATH:
+        raise InvalidArgument(f"cgroup path is longer than {_MAX_PATH} characters")
+    parts = path.split("/")
+    if len(parts) < 2:
+        raise InvalidArgument(f"cgroup path '{path}' is not 'parent/container'")
+    for part in parts:
+        check_component(part, path)
+    return path
+
+
+def check_component(part: str, path: str) -> None:
+    """Refuse a component that leads elsewhere or that a kernel refuses."""
+    if part in ("", ".", ".."):
+        raise InvalidArgument(f"cgroup path '{path}' has an empty component, '.' or '..'")
+    if not part.isprintable() or len(os.fsencode(part)) > _MAX_COMPONENT:
+        raise InvalidArgument(f"cgroup path {path!r} has a component that is no file name")
+    if part.startswith("cgroup."):
+        raise InvalidArgument(f"cgroup path '{path}' has a component reserved by the kernel")
+
+
+def read_mark(directory: str) -> bytes | None:
+    """Our mark on `directory`, None without one. Raises FileNotFoundError."""
+    try:
+        return os.getxattr(directory, MARK)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return None
+        raise
+
+
+def set_mark(directory: str, mark: bytes) -> None:
+    """Mark a directory that this process has just made."""
+    os.setxattr(directory, MARK, mark)
+
+
+def require_ours(directory: str) -> bool:
+    """Refuse a cgroup that scow did not make; False when it does not exist."""
+    try:
+        mark = read_mark(directory)
+    except FileNotFoundError:
+        return False
+    if mark == CONTAINER:
+        return True
+    # A creation that was killed between mkdir and the mark leaves an unmarked directory; below a
+    # parent that we made, nobody else makes any.
+    if mark is None and is_own_parent(os.path.dirname(directory)):
+        return True
+    raise PermissionDenied(f"cgroup '{directory}' was not made by scow, leaving it alone")
+
+
+def require_parent(roots: Iterable[str], path: str) -> None:
+    """Refuse a parent that is nowhere, unless it is of our own tree, which we make as needed."""
+    parent = path.rpartition("/")[0]
+    if parent.startswith(OWN_TOP) or any(os.path.isdir(f"{root}/{parent}") for root in roots):
+        return
+    raise NotFound(
+        f"cgroup parent '{parent}' does not exist",
+        hint="make it first, or leave the parent out to use scow's own",
+    )
+
+
+def is_own_parent(directory: str) -> bool:
+    """Whether scow made `directory` to hold containers; False when it does not exist."""
+    try:
+        return read_mark(directory) == PARENT
+    except FileNotFoundError:
+        return False
+
+
+def refuse_container_above(root: str, path: str) -> None:
+    """Refuse a parent that is, or is inside, the cgroup of a container."""
+    parts = path.split("/")[:-1]
+    if parts == [OWN_TOP]:
+        return  # the usual case; we make no container there
+    directory = root
+    for part in parts:
+        directory = f"{directory}/{part}"
+        try:
+            mark = read_mark(directory)
+        except FileNotFoundError:
+            return
+        if mark == CONTAINER:
+            raise InvalidArgument(f"cgroup parent '{directory}' is the cgroup of a container")
+
+
+def make_parents(root: str, path: str) -> list[str]:
+    """Make and mark what is missing above the last component; gives what was made, top first."""
+    made: list[str] = []
+    directory = root
+    for part in path.split("/")[:-1]:
+        directory = f"{directory}/{part}"
+        try:
+            os.mkdir(directory, 0o755)
+        except FileExistsError:
+            continue
+        set_mark(directory, PARENT)
+        made.append(directory)
+    return made
+
+
+def remove_empty_parents(root: str, path: str) -> None:
+    """Remove parents that we made for this container alone; the own top stays for the next one."""
+    parts = path.split("/")[:-1]
+    while len(parts) > 1 or parts[:1] != [OWN_TOP]:
+        directory = "/".join((root, *parts))
+        try:
+            if not parts or read_mark(directory) != PARENT:
+                return
+            os.rmdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return  # another container lives there: the last one removes it
+        parts.pop()
+
+
+def already_exists(directory: str) -> AlreadyExists:
+    """The error for a cgroup that is there and not ours to replace."""
+    return AlreadyExists(
+        f"cgroup '{directory}' exists already", hint="is a container with this id running"
+    )
+
+
+def child_names(directory_fd: int) -> list[str]:
+    """The sub-cgroups of an open cgroup."""
+    with os.scandir(directory_fd) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def list_pids(directory: str) -> list[int]:
+    """All processes in `directory` and below; empty when it does not exist.
+
+    0 stands for a process of another pid namespace; such cannot be signalled and is left out.
+    """
+    found: list[int] = []
+    pending = [directory]
+    while pending:
+        current = pending.pop()
+        try:
+            fd = os.open(current, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENAMETOOLONG):
+                continue
+            raise
+        try:
+            found.extend(_read_pids(fd))
+            pending.extend(f"{current}/{name}" for name in child_names(fd))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # removed while we looked
+                raise
+        finally:
+            os.close(fd)
+    return [pid for pid in found if pid > 1]
+
+
+def _read_pids(directory_fd: int) -> list[int]:
+    for name in ("cgroup.procs", "cgroup.threads"):
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+            with os.fdopen(fd, "rb") as file:
+                return [int(line) for line in file]
+        except OSError as error:
+            # cgroups(7): the procs file of a threaded v2 cgroup cannot be read, threads can.
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+    return []
+
+
+def remove_tree(directory: str, *, deadline: float | None = None) -> None:
+    """Remove a cgroup and all below it; fine when it is gone. Processes are not killed here.
+
+    Retries for a while: a process that has just been reaped can still hold its cgroup for a
+    moment. `deadline` is on the monotonic clock. Raises InvalidState that names who stays.
+    """
+    if deadline is None:
+        deadline = time.monotonic() + REMOVE_TIMEOUT_S
+    pause = 0.0001
+    while True:
+        try:
+            os.rmdir(directory)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        _remove_children(directory)
+        pids = list_pids(directory)
+        if time.monotonic() >= deadline:
+            names = ", ".join(map(str, pids[:8])) or "none visible"
+            raise InvalidState(f"cannot remove cgroup '{directory}': still has processes: {names}")
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+def _remove_children(directory: str) -> None:
+    """Remove every sub-cgroup that can be removed, deepest first, with two descriptors.
+
+    Walks with `..` instead of a stack: a container that may make cgroups may nest them deeper
+    than our descriptors or PATH_MAX reach.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        trail: list[tuple[str, list[str]]] = []
+        names = child_names(fd)
+        while True:
+            if names:
+                down = os.open(names[-1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+                os.close(fd)
+                fd = down
+                trail.append((names.pop(), names))
+                names = child_names(fd)
+                continue
+            if not trail:
+                return
+            up = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = up
+            name, names = trail.pop()
+            try:
+                os.rmdir(name, dir_fd=fd)
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOENT):
+                    raise
+    except FileNotFoundError:
+        return  # it went away under us; the caller looks again
+    finally:
+        os.close(fd)

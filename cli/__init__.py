@@ -1,0 +1,1 @@
+"""The root command line: tables of flags, and one file per group of verbs."""

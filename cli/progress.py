@@ -1,0 +1,180 @@
+"""How a pull is shown: bars that move on a terminal, plain lines everywhere else.
+
+Events come from several threads. What must not go in: anything that fetches.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TextIO
+
+from scow.cli.human import decimal_size, short_id
+
+REDRAW_S = 0.1
+BAR_WIDTH = 40
+
+
+class _Layer:
+    __slots__ = ("fetched", "is_done", "is_here", "size", "unpacked")
+
+    def __init__(self, size: int, *, is_here: bool = False) -> None:
+        self.size = size
+        self.fetched = 0
+        self.unpacked = 0
+        self.is_here = is_here
+        self.is_done = is_here
+
+
+class PullProgress:
+    """A `ProgressSink` that writes to `out`; use it as a context."""
+
+    def __init__(self, out: TextIO | None = None, *, live: bool | None = None) -> None:
+        self._out = out or sys.stdout
+        is_dumb = os.environ.get("TERM", "") in ("", "dumb")
+        self._live = (self._out.isatty() and not is_dumb) if live is None else live
+        self._lock = threading.Lock()
+        self._layers: dict[str, _Layer] = {}
+        self._drawn = 0
+        self._next_draw = 0.0
+        self.digest = ""
+        self.fetched_any = False
+
+    def __enter__(self) -> PullProgress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._draw(force=True)
+
+    def head(self) -> None:
+        """Called once, before the first line: who uses this may say more there."""
+
+    # The events of scow.image.progress.ProgressSink.
+
+    def resolved(self, reference: str, digest: str) -> None:
+        """The name was resolved."""
+        self.digest = digest
+
+    def exists(self, layer: str, size: int) -> None:
+        """The layer is here already."""
+        self._begin(layer, _Layer(size, is_here=True), "Already exists")
+
+    def start(self, layer: str, size: int) -> None:
+        """The layer is going to be fetched."""
+        self.fetched_any = True
+        self._begin(layer, _Layer(size), f"Pulling {decimal_size(size)}")
+
+    def _begin(self, name: str, layer: _Layer, words: str) -> None:
+        with self._lock:
+            if not self._layers:
+                self.head()
+            self._layers[name] = layer
+            self._tell(name, words)
+
+    def fetched(self, layer: str, count: int) -> None:
+        """More bytes have been received."""
+        with self._lock:
+            self._layers[layer].fetched += count
+            self._draw()
+
+    def unpacked(self, layer: str, count: int) -> None:
+        """More bytes went through the unpacker."""
+        with self._lock:
+            self._layers[layer].unpacked += count
+            self._draw()
+
+    def restarted(self, layer: str) -> None:
+        """Both counts start again."""
+        with self._lock:
+            self._layers[layer].fetched = self._layers[layer].unpacked = 0
+            self._tell(layer, "Retrying")
+
+    def done(self, layer: str) -> None:
+        """The layer is on disk."""
+        with self._lock:
+            self._layers[layer].is_done = True
+            self._tell(layer, "Pull complete")
+
+    def warning(self, message: str) -> None:
+        """Something the user should know."""
+        with self._lock:
+            self._erase()
+            print(f"scow: {message}", file=sys.stderr, flush=True)
+            self._draw(force=True)
+
+    def _tell(self, name: str, words: str) -> None:
+        if self._live:
+            self._draw(force=True)
+        else:
+            self._out.write(f"{short_id(name)}: {words}\n")
+            self._out.flush()
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._out.write(f"\x1b[{self._drawn}A\x1b[J")
+            self._drawn = 0
+
+    def _draw(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not self._live or not self._layers or (now < self._next_draw and not force):
+            return
+        self._next_draw = now + REDRAW_S
+        try:
+            columns, rows = os.get_terminal_size(self._out.fileno())
+        except (OSError, ValueError):
+            columns, rows = 80, 24
+        lines = [self._line(name, layer) for name, layer in self._layers.items()]
+        room = max(3, rows - 2)
+        if len(lines) > room:  # a line that has scrolled away cannot be drawn over
+            lines = self._most_telling(room)
+        self._out.write(f"\x1b[{self._drawn}A" if self._drawn else "")
+        # Draw over, then clear to the end of the line: no flicker.
+        self._out.write("".join(f"{line[: max(20, columns - 1)]}\x1b[K\n" for line in lines))
+        if self._drawn > len(lines):
+            self._out.write("\x1b[J")
+        self._drawn = len(lines)
+        self._out.flush()
+
+    def _most_telling(self, room: int) -> list[str]:
+        moving = [(n, y) for n, y in self._layers.items() if not y.is_done and y.fetched]
+        done = sum(layer.is_done for layer in self._layers.values())
+        lines = [f"{done} of {len(self._layers)} layers complete"]
+        return lines + [self._line(name, layer) for name, layer in moving[: room - 1]]
+
+    @staticmethod
+    def _line(name: str, layer: _Layer) -> str:
+        lead = f"{short_id(name)}: "
+        if layer.is_here:
+            return lead + "Already exists"
+        if layer.is_done:
+            return lead + "Pull complete"
+        if not layer.fetched and not layer.unpacked:
+            return lead + "Waiting"
+        is_fetching = layer.fetched < layer.size
+        count = layer.fetched if is_fetching else layer.unpacked
+        share = min(1.0, count / layer.size) if layer.size else 1.0
+        bar = "=" * max(0, int(share * BAR_WIDTH) - 1) + ">"
+        word = "Downloading" if is_fetching else "Extracting "
+        size = f"{decimal_size(min(count, layer.size))}/{decimal_size(layer.size)}"
+        return f"{lead}{word} [{bar:<{BAR_WIDTH}}] {size:>15}"
+
+
+class PullOnDemand(PullProgress):
+    """The progress of a pull that `run` turns out to need: on stderr, with a word before."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(sys.stderr)
+        self._name = name
+
+    def head(self) -> None:
+        """Say why there is a pull at all."""
+        self._out.write(f"Fetching image '{self._name}'\n")

@@ -1,0 +1,110 @@
+"""Which verb lives in which file. Nothing here imports a command before it is wanted.
+
+Help shows the groups in this order. A management form (`scow container ls`) is a path of words
+that leads to the same command as its short form.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scow.cli.table import Command
+
+# verb -> (module in scow.cli, name of the table in it)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run", "RUN"),
+    "create": ("run", "CREATE"),
+    "start": ("start", "START"),
+    "exec": ("exec", "EXEC"),
+    "attach": ("attach", "ATTACH"),
+    "ps": ("ps", "PS"),
+    "logs": ("logs", "LOGS"),
+    "inspect": ("inspect", "INSPECT"),
+    "stats": ("stats", "STATS"),
+    "stop": ("lifecycle", "STOP"),
+    "kill": ("lifecycle", "KILL"),
+    "pause": ("lifecycle", "PAUSE"),
+    "unpause": ("lifecycle", "UNPAUSE"),
+    "wait": ("lifecycle", "WAIT"),
+    "rm": ("lifecycle", "RM"),
+    "images": ("images", "IMAGES"),
+    "pull": ("pull", "PULL"),
+    "tag": ("images", "TAG"),
+    "rmi": ("images", "RMI"),
+    "save": ("archive", "SAVE"),
+    "load": ("archive", "LOAD"),
+    "info": ("system", "INFO"),
+    "version": ("system", "VERSION"),
+    "system check": ("system", "CHECK"),
+    "completion": ("completion", "COMPLETION"),
+    "cleanup": ("system", "CLEANUP"),
+    "__complete": ("completion", "COMPLETE"),
+}
+
+SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "Containers",
+        (
+            "run",
+            "create",
+            "start",
+            "exec",
+            "attach",
+            "stop",
+            "kill",
+            "pause",
+            "unpause",
+            "wait",
+            "rm",
+        ),
+    ),
+    ("Looking at containers", ("ps", "logs", "inspect", "stats")),
+    ("Images", ("pull", "images", "tag", "rmi", "save", "load")),
+    ("This machine", ("info", "system check", "version", "completion")),
+)
+
+_CONTAINER = (
+    "run create start exec attach stop kill pause unpause wait rm logs inspect stats".split()  # noqa: SIM905
+)
+
+ALIASES: dict[str, str] = {
+    **{f"container {verb}": verb for verb in _CONTAINER},
+    "container ls": "ps",
+    "container list": "ps",
+    "container ps": "ps",
+    "container remove": "rm",
+    "image ls": "images",
+    "image list": "images",
+    "image pull": "pull",
+    "image rm": "rmi",
+    "image remove": "rmi",
+    "image tag": "tag",
+    "image save": "save",
+    "image load": "load",
+    "image inspect": "inspect",
+    "system info": "info",
+    "ls": "ps",
+}
+
+GROUPS = ("container", "image", "system")
+
+
+def find(words: list[str]) -> tuple[str, list[str]] | None:
+    """The verb that a line begins with, and the words after it; None when there is no such."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if len(words) >= length:
+            name = ALIASES.get(name, name)
+            if name in COMMANDS:
+                return name, words[length:]
+    return None
+
+
+def load(name: str) -> Command:
+    """The table of a verb."""
+    from importlib import import_module
+
+    module, attribute = COMMANDS[name]
+    command: Command = getattr(import_module(f"scow.cli.{module}"), attribute)
+    return command

@@ -1,0 +1,142 @@
+"""A further process in a running container: `exec`.
+
+It joins the namespaces and the cgroup of the container's first process and gets no more rights
+than the container has (CVE-2022-29162); nothing of the host is open in it (CVE-2016-9962).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from scow.cri.launch import Surroundings, container_cgroup, seccomp_filter
+from scow.cri.options import ExecOptions
+from scow.cri.records import Record
+from scow.cri.specgen import build_capabilities, build_process
+from scow.native import plan as p
+from scow.native import sys as kernel
+from scow.native.errors import ScowError
+from scow.native.fd import OwnedFd
+from scow.native.fs import Root
+from scow.native.spawn import launch
+from scow.runtime.compile import Handles, compile_exec
+from scow.runtime.failures import explain_failure
+from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started
+from scow.runtime.security import combine_capabilities
+from scow.runtime.spec import ConsoleSize, Process, ProcessUser
+from scow.runtime.users import resolve_user
+
+_KINDS = (
+    (kernel.CLONE_NEWPID, "pid"),
+    (kernel.CLONE_NEWNET, "net"),
+    (kernel.CLONE_NEWIPC, "ipc"),
+    (kernel.CLONE_NEWUTS, "uts"),
+    (kernel.CLONE_NEWCGROUP, "cgroup"),
+    (kernel.CLONE_NEWNS, "mnt"),
+)
+
+
+def run_exec(
+    record: Record, pid: int, around: Surroundings, options: ExecOptions
+) -> MonitorConnection:
+    """Start a process in the container whose first process is `pid`; returns when it runs."""
+    with ExitStack() as held:
+
+        def hold(fd: OwnedFd) -> int:
+            return held.enter_context(fd).fileno()
+
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        root = Root(hold(OwnedFd(os.open(f"/proc/{pid}/root", flags))))
+        process = _process(record, root, options)
+        joins: tuple[p.Operation, ...] = tuple(
+            p.JoinNamespace(
+                hold(OwnedFd(os.open(f"/proc/{pid}/ns/{file}", os.O_RDONLY | os.O_CLOEXEC))),
+                kind,
+                why=f"the container's {file} namespace",
+            )
+            for kind, file in _KINDS
+        )
+        cgroup = container_cgroup(record)
+        into = cgroup.dir_fd()
+        handles = Handles(
+            root_fd=root.fileno(),
+            hold=hold,
+            cgroup_tasks=tuple(hold(fd) for fd in cgroup.join_fds()),
+            cgroup_fd=hold(into) if into is not None else None,
+            seccomp=_seccomp(record, process, around, options),
+        )
+        plan = compile_exec(process, handles, joins, _monitor(record, options))
+        launched = launch(plan)
+        launched.pidfd.close()
+        connection = MonitorConnection(launched.control.steal())
+        if not options.detach:
+            connection.attach(stdout=True, stderr=True, stdin=options.open_stdin, lossless=True)
+        try:
+            _wait_started(connection, plan, root)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _wait_started(connection: MonitorConnection, plan: p.Plan, root: Root) -> None:
+    while True:
+        event = connection.recv()
+        if isinstance(event, Ready):
+            connection.start()
+        elif isinstance(event, Started):
+            return
+        elif isinstance(event, Failed):
+            raise explain_failure(plan, event.failure, root)
+        elif event is None:
+            raise ScowError("cannot execute: the monitor went away without a word")
+
+
+def _monitor(record: Record, options: ExecOptions) -> p.MonitorConfig:
+    return p.MonitorConfig(
+        container_id=record.id,
+        terminal=options.terminal,
+        open_stdin=options.open_stdin,
+        stdin_once=True,
+    )
+
+
+def _process(record: Record, root: Root, options: ExecOptions) -> Process:
+    wanted = options.user or record.user
+    groups = record.options.group_add if options.user is None else ()
+    user = resolve_user(root, wanted.user, wanted.group, groups)
+    base = build_process(record, user)
+    environment: dict[str, str] = {}
+    for entry in base.env + options.environment:
+        key, _, value = entry.partition("=")
+        environment[key] = value
+    if options.user is not None and not any(e.startswith("HOME=") for e in options.environment):
+        environment["HOME"] = user.home
+    if options.terminal:
+        environment.setdefault("TERM", "xterm")
+    held = combine_capabilities(
+        record.options.security.cap_add,
+        record.options.security.cap_drop,
+        privileged=record.options.security.privileged or options.privileged,
+    )
+    rows, columns = options.terminal_size
+    return Process(
+        cwd=options.working_dir or record.working_dir,
+        args=options.command,
+        env=tuple(f"{key}={value}" for key, value in environment.items()),
+        terminal=options.terminal,
+        console_size=ConsoleSize(height=rows, width=columns) if options.terminal else None,
+        user=ProcessUser(uid=user.uid, gid=user.gid, umask=0o022, additional_gids=user.groups),
+        capabilities=build_capabilities(held),
+        rlimits=base.rlimits,
+        no_new_privileges=base.no_new_privileges,
+        oom_score_adj=base.oom_score_adj,
+    )
+
+
+def _seccomp(
+    record: Record, process: Process, around: Surroundings, options: ExecOptions
+) -> tuple[bytes, int] | None:
+    if options.privileged:
+        return None
+    return seccomp_filter(record, process, around.store)

@@ -1,0 +1,296 @@
+"""Starting a container: everything is taken in order, and given back in reverse when a step fails.
+
+What is taken can be released from the container's id alone (run directory, cgroup, address,
+ports), so whoever comes after a kill -9 at any line here mends it: `release` is idempotent and
+`start` begins with it (docs/adr/001).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scow.cgroups.cgroup import Cgroup, open_cgroup
+from scow.cri import specgen
+from scow.cri.records import Record, RecordStore
+from scow.cri.sandbox import Sandbox, prepare
+from scow.image.overlay import mount_overlay
+from scow.native import plan as p
+from scow.native.errors import NotFound, ScowError
+from scow.native.fd import OwnedFd
+from scow.native.fs import Root
+from scow.native.spawn import launch
+from scow.runtime.compile import Handles, compile_run
+from scow.runtime.failures import explain_failure
+from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started
+from scow.runtime.spec import Process
+from scow.runtime.users import User, resolve_user
+
+if TYPE_CHECKING:
+    from scow.netns.network import BridgeNetwork
+
+# A monitor whose container never ran has nothing to wait for; this is for a stuck disk.
+MONITOR_END_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a launch needs to know of its host; one per service."""
+
+    store: RecordStore
+    layer_paths: Callable[[Record], list[str]]
+    network: Callable[[], BridgeNetwork]
+    pid_of: Callable[[str], tuple[str, int]]
+    volume_dir: Callable[[str], str]
+    cleanup_argv: Callable[[str], tuple[bytes, ...]]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A container that is ready to be launched; closing `stack` gives back what is still held."""
+
+    plan: p.Plan
+    root: Root
+    sandbox: Sandbox
+    user: User
+    generated: specgen.Generated
+
+
+def container_cgroup(record: Record) -> Cgroup:
+    """Open the container's cgroup; it need not exist."""
+    return open_cgroup(record.cgroup)
+
+
+def mount_root(record: Record, around: Surroundings) -> OwnedFd:
+    """Stack the image's layers under the container's own, as a mount attached nowhere."""
+    directory = around.store.container_dir(record.id)
+    return mount_overlay(
+        around.layer_paths(record), f"{directory}/upper", f"{directory}/work"
+    )
+
+
+def resolve_record_user(record: Record, root: Root) -> User:
+    """Look the record's user up in the container's own files."""
+    return resolve_user(root, record.user.user, record.user.group, record.options.group_add)
+
+
+def prepare_launch(
+    record: Record,
+    around: Surroundings,
+    stack: ExitStack,
+    *,
+    dry_run: bool = False,
+    running_root: int | None = None,
+) -> Prepared:
+    """Take and open all that the plan names. With `dry_run` no address, port or cgroup is taken.
+
+    `running_root` is the root of the container where it runs already; it is closed with `stack`.
+    """
+    store = around.store
+
+    def hold(fd: OwnedFd) -> int:
+        return stack.enter_context(fd).fileno()
+
+    # A running container's layers are not stacked a second time: overlayfs forbids two mounts
+    # with one upper directory. Its own root answers as well.
+    root_fd = hold(OwnedFd(running_root) if running_root is not None else mount_root(record, around))
+    root = Root(root_fd)
+    user = resolve_record_user(record, root)
+    sandbox = prepare(record, store, around.network, around.pid_of, dry_run=dry_run)
+    path = record.cgroup
+    generated = specgen.build_spec(record, user, sandbox, path, around.volume_dir)
+    cgroup = open_cgroup(path)
+    tasks: tuple[int, ...] = ()
+    directory: int | None = None
+    oom: int | None = None
+    if not dry_run:
+        cgroup.create(generated.resources)
+        tasks = tuple(hold(fd) for fd in cgroup.join_fds())
+        into = cgroup.dir_fd()
+        directory = hold(into) if into is not None else None
+        events = cgroup.oom_fd()
+        oom = hold(events) if events is not None else None
+    handles = Handles(
+        root_fd=root_fd,
+        hold=hold,
+        cgroup_tasks=tasks,
+        cgroup_fd=directory,
+        seccomp=seccomp_filter(record, generated.spec.process, store),
+        place=f"{store.run}/rootfs",
+        network_host=sandbox.host_netlink,
+        network_pid_offsets=sandbox.pid_offsets,
+        network_inside=sandbox.inside_netlink,
+        run_init=record.options.init,
+        mount_reasons=generated.reasons,
+    )
+    plan = compile_run(generated.spec, handles, _monitor_config(record, around, oom))
+    return Prepared(plan, root, sandbox, user, generated)
+
+
+def _monitor_config(record: Record, around: Surroundings, oom_fd: int | None) -> p.MonitorConfig:
+    options = record.options
+    run_dir = around.store.run_dir(record.id)
+    directory = around.store.container_dir(record.id)
+    return p.MonitorConfig(
+        container_id=record.id,
+        log_path=f"{directory}/container.log",
+        log_max_bytes=options.log.max_bytes,
+        log_max_files=options.log.max_files,
+        socket_path=f"{run_dir}/monitor.sock",
+        exit_path=f"{directory}/exit.json",
+        status_path=f"{run_dir}/status.json",
+        terminal=options.terminal,
+        open_stdin=options.open_stdin,
+        stdin_once=options.stdin_once,
+        oom_fd=oom_fd,
+        oom_baseline=0,
+        cleanup_argv=around.cleanup_argv(record.id),
+        cleanup_env=_cleanup_env(),
+    )
+
+
+def _cleanup_env() -> tuple[bytes, ...]:
+    kept = [b"PATH=/usr/sbin:/usr/bin:/sbin:/bin", b"LC_ALL=C.UTF-8"]
+    for name in ("SCOW_ROOT", "SCOW_RUN"):
+        value = os.environ.get(name)
+        if value:
+            kept.append(os.fsencode(f"{name}={value}"))
+    return tuple(kept)
+
+
+def seccomp_filter(
+    record: Record, process: Process | None, store: RecordStore
+) -> tuple[bytes, int] | None:
+    """Give the compiled filter and its flags, or None for `unconfined` and --privileged."""
+    from scow.runtime import seccomp
+
+    security = record.options.security
+    if security.seccomp == "unconfined" or (security.privileged and security.seccomp is None):
+        return None
+    held = frozenset(process.capabilities.effective if process and process.capabilities else ())
+    if security.seccomp is None:
+        profile = seccomp.default_profile()
+    else:
+        try:
+            with open(security.seccomp, "rb") as file:
+                profile = file.read(seccomp.PROFILE_LIMIT + 1)
+        except OSError as error:
+            raise NotFound(
+                f"cannot read seccomp profile '{security.seccomp}': {error.strerror}"
+            ) from error
+    found = seccomp.cached_filter(f"{store.root}/cache/seccomp", profile, held)
+    return found.program, found.flags
+
+
+def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConnection:
+    """Launch a container and release it; returns when its program runs.
+
+    With `attach` the connection gets all output, and holds the container back where it cannot
+    keep up, as a pipe would; it also says that its owner cleans up. The caller holds the container's lock. On any failure nothing is left but the record.
+    """
+    release(record, around)
+    with ExitStack() as undo, ExitStack() as held:
+        run_dir = around.store.run_dir(record.id)
+        undo.callback(release, record, around)
+        os.mkdir(run_dir, 0o700)
+        os.makedirs(f"{around.store.run}/rootfs", mode=0o700, exist_ok=True)
+        if record.options.ipc.kind == "shareable":
+            _make_shm(f"{run_dir}/shm", record)
+        _make_bind_sources(record)
+        prepared = prepare_launch(record, around, held)
+        try:
+            os.unlink(f"{around.store.container_dir(record.id)}/exit.json")
+        except FileNotFoundError:
+            pass
+        launched = launch(prepared.plan)
+        connection = MonitorConnection(launched.control.steal())
+        undo.callback(_see_off, connection, launched.pidfd)
+        _until(connection, Ready, prepared)
+        if attach:
+            connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
+            connection.watch()
+        connection.start()
+        _until(connection, Started, prepared)
+        undo.pop_all()
+        launched.pidfd.close()
+    return connection
+
+
+def _see_off(connection: MonitorConnection, pidfd: OwnedFd) -> None:
+    """Let go of a monitor that failed and wait until it is gone: it writes its records to the end."""
+    connection.close()
+    with pidfd:
+        poller = select.poll()
+        poller.register(pidfd.fileno(), select.POLLIN)
+        poller.poll(int(MONITOR_END_S * 1000))
+
+
+def _until(connection: MonitorConnection, wanted: type, prepared: Prepared) -> None:
+    """Read events until the wanted one; a failure becomes the error it stands for."""
+    while True:
+        event = connection.recv()
+        if isinstance(event, wanted):
+            return
+        if isinstance(event, Failed):
+            raise explain_failure(
+                prepared.plan, event.failure, prepared.root
+            )
+        if event is None:
+            raise ScowError("cannot start the container: its monitor went away without a word")
+
+
+def _make_shm(path: str, record: Record) -> None:
+    from scow.native import sys as kernel
+
+    os.mkdir(path, 0o755)
+    size = record.options.shm_bytes or specgen.DEFAULT_SHM_BYTES
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("shm", path, "tmpfs", flags, f"mode=1777,size={size}")
+
+
+def _make_bind_sources(record: Record) -> None:
+    """Make missing sources of -v, as Docker does; --mount asks for existing ones."""
+    for mount in record.options.mounts:
+        if mount.kind == "bind" and mount.create_source and not os.path.lexists(mount.source):
+            os.makedirs(mount.source, 0o755, exist_ok=True)
+
+
+def release(record: Record, around: Surroundings) -> None:
+    """Give back what a run of the container took; fine when nothing is left, goes on past errors."""
+    first: OSError | ScowError | None = None
+    for step in (
+        lambda: container_cgroup(record).remove(),
+        lambda: _release_network(record, around),
+        lambda: _release_run_dir(record, around),
+    ):
+        try:
+            step()
+        except (OSError, ScowError) as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _release_network(record: Record, around: Surroundings) -> None:
+    if record.options.network.mode.kind == "bridge":
+        around.network().detach(record.id)
+
+
+def _release_run_dir(record: Record, around: Surroundings) -> None:
+    from scow.native import sys as kernel
+    from scow.native.fs import remove_tree
+
+    run_dir = around.store.run_dir(record.id)
+    if record.options.ipc.kind == "shareable" and os.path.ismount(f"{run_dir}/shm"):
+        kernel.umount2(f"{run_dir}/shm", kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)
+    parent = os.open(f"{around.store.run}/containers", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_tree(parent, record.id)
+    except FileNotFoundError:
+        pass
+    finally:
+        os.close(parent)

@@ -1,0 +1,267 @@
+"""Where containers are kept, and their records: one JSON file each, names as links.
+
+`<root>/containers/<id>/` holds what outlives a boot (record, upper, work, log, managed files);
+`<run>/containers/<id>/` what dies with it (monitor's socket and status). A name is a symbolic link
+`<root>/names/<name> -> <id>`, claimed by symlink(2), which fails where the name exists: of N racers
+one wins, and no second store has to agree (docs/adr/001). Policy and processes do not belong here.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from scow.cri.options import ContainerOptions, UserSpec
+from scow.native.errors import AlreadyExists, InvalidArgument, NotFound, ScowError
+from scow.native.fs import remove_tree, write_atomic
+
+ID_LENGTH = 64
+SHORT_ID = 12
+RECORD_VERSION = 1
+DEFAULT_ROOT = "/var/lib/scow"
+DEFAULT_RUN = "/run/scow"
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeUse:
+    """A volume that this container mounts; anonymous ones go with it on `rm -v` and --rm."""
+
+    name: str
+    target: str
+    anonymous: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that is needed to start a container again: the wish, merged with its image once."""
+
+    id: str
+    name: str
+    created_ns: int
+    image_name: str
+    image_id: str
+    diff_ids: tuple[str, ...]
+    argv: tuple[str, ...]
+    env: tuple[str, ...]
+    working_dir: str
+    user: UserSpec
+    stop_signal: int
+    labels: dict[str, str]
+    cgroup: str  # its path below each hierarchy's mount
+    options: ContainerOptions
+    volumes: tuple[VolumeUse, ...] = ()
+    exposed_ports: tuple[str, ...] = ()
+    version: int = RECORD_VERSION
+
+
+_DECODER = msgspec.json.Decoder(Record)
+
+
+class RecordStore:
+    """The containers of one host, below `root` (kept) and `run` (until the next boot)."""
+
+    def __init__(self, root: str, run: str) -> None:
+        self.root = root
+        self.run = run
+        self._containers = f"{root}/containers"
+        self._names = f"{root}/names"
+        self._trash = f"{root}/trash"
+
+    @property
+    def cgroup_parent(self) -> str:
+        """The parent of our cgroups: one for each run directory, so that no two stores meet."""
+        if self.run == DEFAULT_RUN:
+            return "scow"
+        from hashlib import blake2b
+
+        return f"scow/{blake2b(os.fsencode(self.run), digest_size=4).hexdigest()}"
+
+    def prepare(self) -> None:
+        """Make the directories, closed to everyone but root (CVE-2021-41091)."""
+        for path in (self.root, self.run):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            if os.stat(path).st_mode & 0o777 != 0o700:
+                os.chmod(path, 0o700)
+        for path in (self._containers, self._names, self._trash, f"{self.run}/containers"):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+
+    def container_dir(self, container_id: str) -> str:
+        """Give the kept directory of a container."""
+        return f"{self._containers}/{container_id}"
+
+    def run_dir(self, container_id: str) -> str:
+        """Give the directory of a container that dies with the boot."""
+        return f"{self.run}/containers/{container_id}"
+
+    def ids(self) -> Sequence[str]:
+        """List the ids of all containers."""
+        try:
+            return [name for name in os.listdir(self._containers) if len(name) == ID_LENGTH]
+        except FileNotFoundError:
+            return []
+
+    def new_id(self) -> str:
+        """Give an unused random id."""
+        return secrets.token_hex(ID_LENGTH // 2)
+
+    def claim_name(self, name: str, container_id: str) -> None:
+        """Give `name` to a container, or raise AlreadyExists saying whose it is."""
+        path = f"{self._names}/{name}"
+        for _ in range(3):
+            try:
+                os.symlink(container_id, path)
+                return
+            except FileExistsError:
+                holder = self._holder(name)
+                if holder is not None:
+                    raise AlreadyExists(
+                        f"cannot use name '{name}': container {holder[:SHORT_ID]} has it",
+                        hint=f"remove it with 'scow rm {name}', or choose another name",
+                    ) from None
+                # The claim of an attempt that died before its record was written.
+                self._drop_link(path)
+        raise ScowError(f"cannot claim name '{name}': it keeps coming back")
+
+    def _holder(self, name: str) -> str | None:
+        try:
+            holder = os.readlink(f"{self._names}/{name}")
+        except OSError:
+            return None
+        return holder if os.path.isdir(self.container_dir(holder)) else None
+
+    @staticmethod
+    def _drop_link(path: str) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    def release_name(self, name: str, container_id: str) -> None:
+        """Free `name` if it is this container's; freeing twice is fine."""
+        path = f"{self._names}/{name}"
+        try:
+            if os.readlink(path) == container_id:
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    def make_dir(self, container_id: str) -> None:
+        """Make the kept directory of a new container, with its upper and work."""
+        path = self.container_dir(container_id)
+        os.mkdir(path, 0o700)
+        # The upper's mode and owner show as those of `/` in the container: 0755, as in images.
+        os.mkdir(f"{path}/upper", 0o755)
+        os.mkdir(f"{path}/work", 0o700)
+
+    def write(self, record: Record) -> None:
+        """Write a record durably: from here on the container exists."""
+        try:
+            data = msgspec.json.encode(record)
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(
+                "cannot record the container: an argument or variable is not valid UTF-8"
+            ) from error
+        write_atomic(self.container_dir(record.id), "record.json", data)
+
+    def read(self, container_id: str) -> Record:
+        """Read one record; NotFound where there is none, ScowError where it is damaged."""
+        path = f"{self.container_dir(container_id)}/record.json"
+        try:
+            with open(path, "rb") as file:
+                return _DECODER.decode(file.read())
+        except FileNotFoundError:
+            raise NotFound(f"no such container: '{container_id}'") from None
+        except msgspec.MsgspecError as error:
+            raise ScowError(
+                f"cannot read the record of container '{container_id[:SHORT_ID]}': {error}",
+                hint="'scow system check --repair' sets damaged records aside",
+            ) from error
+
+    def list(self) -> Sequence[Record]:
+        """Read all records; those being made, removed or damaged are left out."""
+        found: list[Record] = []
+        for container_id in self.ids():
+            try:
+                found.append(self.read(container_id))
+            except ScowError:
+                continue
+        return found
+
+    def find(self, text: str) -> str:
+        """Give the id for a name, an id or a unique id prefix; an exact name wins."""
+        if "/" not in text and text not in ("", ".", ".."):
+            holder = self._holder(text)
+            if holder is not None:
+                return holder
+            if len(text) == ID_LENGTH and os.path.isdir(self.container_dir(text)):
+                return text
+            matches = [name for name in self.ids() if name.startswith(text)]
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                shown = ", ".join(name[:SHORT_ID] for name in sorted(matches)[:5])
+                raise InvalidArgument(
+                    f"container id prefix '{text}' is ambiguous: {shown}",
+                    hint="give more characters of the id",
+                )
+        raise NotFound(f"no such container: '{text[:256]}'")
+
+    @contextmanager
+    def locked(self, container_id: str) -> Iterator[None]:
+        """Hold the container's lock: a flock on its directory, freed by the kernel if we die."""
+        path = self.container_dir(container_id)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(f"no such container: '{container_id}'") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # Whoever removed the container held this lock: the directory may be in the trash now.
+            if os.fstat(fd).st_nlink == 0 or not _same_dir(fd, path):
+                raise NotFound(f"no such container: '{container_id}'")
+            yield
+        finally:
+            os.close(fd)
+
+    def discard(self, container_id: str, name: str | None) -> None:
+        """Remove all that is kept: name, then record (by renaming to the trash), then data."""
+        if name is not None:
+            self.release_name(name, container_id)
+        try:
+            os.rename(self.container_dir(container_id), f"{self._trash}/{container_id}")
+        except FileNotFoundError:
+            pass
+        self.empty_trash(container_id)
+
+    def empty_trash(self, entry: str | None = None) -> None:
+        """Delete what lies in the trash; what cannot be deleted now stays for the next time."""
+        try:
+            fd = os.open(self._trash, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            for name in [entry] if entry else os.listdir(fd):
+                try:
+                    remove_tree(fd, name)
+                except FileNotFoundError:
+                    continue
+        finally:
+            os.close(fd)
+
+
+def _same_dir(fd: int, path: str) -> bool:
+    try:
+        there = os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    here = os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

@@ -1,0 +1,205 @@
+"""The sandbox of a container: its namespaces, its network and the files that name it.
+
+`scow run` makes a sandbox of one. Its namespaces live as long as its processes do and need no pin
+(docs/adr/006): when the last process goes, the kernel takes the network namespace and the veth
+pair with it. What the kernel does not take (address, published ports) is released by `release`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from scow.cri.options import NamespaceMode
+from scow.cri.records import SHORT_ID, Record, RecordStore
+from scow.native.errors import InvalidArgument, InvalidState
+from scow.native.fs import write_atomic
+from scow.runtime.spec import Namespace
+
+if TYPE_CHECKING:
+    from scow.netns.network import Attachment, BridgeNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What a start needs of the sandbox."""
+
+    namespaces: tuple[Namespace, ...]
+    hostname: str
+    etc_dir: str  # holds hosts, hostname, resolv.conf
+    attachment: Attachment | None = None
+    host_netlink: bytes = b""
+    pid_offsets: tuple[int, ...] = ()
+    inside_netlink: bytes = b""
+    shm_source: str = ""  # a host path to bind on /dev/shm, for shared IPC
+    own_network: bool = False
+    notes: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def prepare(
+    record: Record,
+    store: RecordStore,
+    network: Callable[[], BridgeNetwork],
+    pid_of: Callable[[str], tuple[str, int]],
+    *,
+    dry_run: bool = False,
+) -> Sandbox:
+    """Take what the container's sandbox needs: namespaces to join or make, address, ports, files.
+
+    `pid_of` gives (id, pid) of another running container; `network` the bridge, only when used.
+    With `dry_run` no address and no port is taken.
+    """
+    options = record.options
+    mode = options.network.mode
+    _check(record)
+    namespaces = [Namespace("mount"), Namespace("cgroup")]
+    namespaces += _pid_like("pid", options.pid, pid_of)
+    namespaces += _pid_like("ipc", options.ipc, pid_of)
+    hostname = options.hostname or record.id[:SHORT_ID]
+    if options.uts.kind == "host" or (mode.kind == "host" and options.hostname is None):
+        hostname = os.uname().nodename
+    if options.uts.kind != "host":
+        namespaces.append(Namespace("uts"))
+    etc_dir = store.container_dir(record.id)
+    attachment: Attachment | None = None
+    host = inside = b""
+    offsets: tuple[int, ...] = ()
+    if mode.kind == "container":
+        other, pid = pid_of(mode.container)
+        namespaces.append(Namespace("network", f"/proc/{pid}/ns/net"))
+        etc_dir = store.container_dir(other)
+        hostname = _hostname_of(etc_dir) or hostname
+    elif mode.kind != "host":
+        namespaces.append(Namespace("network"))
+        from scow.netns.veth import loopback_messages
+
+        inside = loopback_messages()
+        if mode.kind == "bridge":
+            bridge = network()
+            if dry_run:
+                attachment = bridge.attachment(record.id) or _example(record)
+            else:
+                attachment = bridge.attach(
+                    record.id,
+                    ip=options.network.ip,
+                    mac=options.network.mac,
+                    ports=options.network.ports,
+                )
+            messages = bridge.attachment_messages(attachment)
+            host, offsets = messages.host, messages.host_pid_offsets
+            inside = messages.inside
+    is_missing = not os.path.exists(f"{etc_dir}/resolv.conf")
+    if mode.kind != "container" and (is_missing or not dry_run):
+        write_names(record, etc_dir, hostname, attachment, host_network=mode.kind == "host")
+    return Sandbox(
+        namespaces=tuple(namespaces),
+        hostname=hostname if options.uts.kind != "host" else "",
+        etc_dir=etc_dir,
+        attachment=attachment,
+        host_netlink=host,
+        pid_offsets=offsets,
+        inside_netlink=inside,
+        shm_source=_shm_source(options.ipc, store, pid_of, record.id),
+        own_network=mode.kind not in ("host", "container"),
+    )
+
+
+def _example(record: Record) -> Attachment:
+    """Stand in for an attachment where none is taken: what a plan looks like, without an address."""
+    from scow.netns.records import Attachment
+
+    return Attachment(
+        container_id=record.id,
+        network="scow0",
+        address=record.options.network.ip or "10.89.0.2",
+        prefix_length=16,
+        gateway="10.89.0.1",
+        mac="02:5c:0a:59:00:02",
+        host_interface="veth",
+        bridge_index=0,
+        mtu=1500,
+    )
+
+
+def _check(record: Record) -> None:
+    mode = record.options.network.mode.kind
+    if record.options.network.ports and mode != "bridge":
+        raise InvalidArgument(
+            f"cannot publish ports with network '{mode}': there is no address to forward to",
+            hint="leave out -p, or use --network bridge",
+        )
+
+
+def _pid_like(
+    kind: str, mode: NamespaceMode, pid_of: Callable[[str], tuple[str, int]]
+) -> list[Namespace]:
+    if mode.kind == "host":
+        return []
+    if mode.kind == "container":
+        _, pid = pid_of(mode.container)
+        return [Namespace(kind, f"/proc/{pid}/ns/{kind}")]
+    return [Namespace(kind)]
+
+
+def _shm_source(
+    mode: NamespaceMode, store: RecordStore, pid_of: Callable[[str], tuple[str, int]], own: str
+) -> str:
+    if mode.kind == "host":
+        return "/dev/shm"
+    if mode.kind == "shareable":
+        return f"{store.run_dir(own)}/shm"
+    if mode.kind == "container":
+        other, _ = pid_of(mode.container)
+        path = f"{store.run_dir(other)}/shm"
+        if not os.path.ismount(path):
+            raise InvalidState(
+                f"cannot share the IPC namespace of container '{mode.container}': it is private",
+                hint="start that container with --ipc shareable",
+            )
+        return path
+    return ""
+
+
+def _hostname_of(etc_dir: str) -> str:
+    try:
+        with open(f"{etc_dir}/hostname", encoding="utf-8") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def write_names(
+    record: Record,
+    etc_dir: str,
+    hostname: str,
+    attachment: Attachment | None,
+    *,
+    host_network: bool,
+) -> None:
+    """Write hosts, hostname and resolv.conf, private to the container, for its next run."""
+    from scow.netns import names
+
+    options = record.options.network
+    files = {
+        "hostname": names.hostname_file(hostname),
+        "hosts": names.hosts_file(
+            hostname,
+            attachment.address if attachment else None,
+            domainname=record.options.domainname or "",
+            extra=[(entry.name, entry.address) for entry in options.extra_hosts],
+            gateway=attachment.gateway if attachment else None,
+        ),
+        "resolv.conf": names.resolv_conf(
+            names.read_host_resolv_conf(),
+            dns=options.dns,
+            search=options.dns_search,
+            options=options.dns_options,
+            shares_host_network=host_network,
+        ),
+    }
+    for name, data in files.items():
+        # Derived from the record at each start, so they need not survive a power cut.
+        write_atomic(etc_dir, name, data, mode=0o644, durable=False)
+

@@ -1,0 +1,545 @@
+"""The service: every verb on containers and images, for the command line and, later, the API.
+
+One class, synchronous, no state of its own beyond what is on disk and in the kernel: any number of
+processes may use it at once. Locks: store < network < container, none held while waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from scow.cgroups.cgroup import container_path
+from scow.cri import launch as launching
+from scow.cri import status as state_of
+from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
+from scow.cri.merge import merge
+from scow.cri.options import ContainerOptions, ExecOptions
+from scow.cri.records import Record, RecordStore, VolumeUse
+from scow.cri.status import Status, read_status
+from scow.cri.validate import validate
+from scow.cri.volumes import VolumeStore
+from scow.native.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    ScowError,
+)
+from scow.native.fs import Root
+from scow.runtime.monitor import Exited, MonitorConnection
+from scow.runtime.state import Operation, State, require
+
+if TYPE_CHECKING:
+    from scow.cri.info import Fact
+    from scow.cri.logs import LogEntry
+    from scow.cri.views import ContainerView, StatsView
+    from scow.image.progress import ProgressSink
+    from scow.image.store import Image, ImageStore
+    from scow.native.plan import Plan
+    from scow.netns.network import BridgeNetwork
+
+# Inside the class `list` is the verb.
+Strings = list[str]
+Steps = list[tuple[str, str]]
+
+DEFAULT_STOP_TIMEOUT_S = 10
+# After SIGKILL a process can only be late if the kernel is stuck in it (disk sleep).
+KILL_TIMEOUT_S = 10
+
+
+class Service:
+    """Containers and images below `root`, with what dies with the boot below `run`."""
+
+    def __init__(self, root: str | None = None, run: str | None = None) -> None:
+        self.root = root or os.environ.get("SCOW_ROOT") or DEFAULT_ROOT
+        self.run = run or os.environ.get("SCOW_RUN") or DEFAULT_RUN
+        self.store = RecordStore(self.root, self.run)
+        self.store.prepare()
+        self.volumes = VolumeStore(self.root)
+        self._images: ImageStore | None = None
+        self._network: BridgeNetwork | None = None
+        self._around = launching.Surroundings(
+            store=self.store,
+            layer_paths=self._layer_paths,
+            network=self._bridge,
+            pid_of=self._pid_of,
+            volume_dir=self.volumes.data_dir,
+            cleanup_argv=_cleanup_argv,
+        )
+
+    # --- images -------------------------------------------------------------------------------
+
+    @property
+    def images(self) -> ImageStore:
+        """The images; loaded when first used."""
+        if self._images is None:
+            from scow.image.store import ImageStore
+
+            self._images = ImageStore(self.root)
+        return self._images
+
+    def ensure_image(
+        self,
+        reference: str,
+        policy: str = "missing",
+        platform: str | None = None,
+        progress: ProgressSink | None = None,
+    ) -> Image:
+        """Give the image of `reference`, pulled by `policy` (always, missing, never)."""
+        if policy != "always":
+            try:
+                return self.images.get(reference)
+            except NotFound:
+                if reference_is_builtin(reference):
+                    return self._load_builtin()
+                if policy == "never":
+                    raise
+        return self.images.pull(reference, platform=platform, progress=progress)
+
+    def _load_builtin(self) -> Image:
+        return self.images.load_layout(layout_path(), BUILTIN_IMAGE)
+
+    def remove_image(self, name: str, *, force: bool = False) -> Sequence[str]:
+        """Remove an image by name or id; containers that use it are in the way without `force`."""
+        return self.images.remove(name, force=force, in_use=self._users_of)
+
+    def _users_of(self, image_id: str) -> Strings:
+        return [record.id for record in self.store.list() if record.image_id == image_id]
+
+    def _layer_paths(self, record: Record) -> Strings:
+        from scow.image.digest import DiffID
+
+        return self.images.layers.stack([DiffID(diff_id) for diff_id in record.diff_ids])
+
+    # --- create, start, remove ----------------------------------------------------------------
+
+    def create(self, image: Image, options: ContainerOptions) -> str:
+        """Make a container of `image`; nothing runs yet. Returns its id."""
+        _check_platform(image, options.image_name)
+        validate(options)
+        merged = merge(image.config, options)
+        container_id = self.store.new_id()
+        name = options.name or self._new_name()
+        record = Record(
+            id=container_id,
+            name=name,
+            created_ns=time.time_ns(),
+            image_name=options.image_name or image.id,
+            image_id=image.id,
+            diff_ids=tuple(image.diff_ids),
+            argv=merged.argv,
+            env=merged.env,
+            working_dir=merged.working_dir,
+            user=merged.user,
+            stop_signal=merged.stop_signal,
+            labels=merged.labels,
+            cgroup=container_path(
+                container_id, options.cgroup_parent or self.store.cgroup_parent
+            ),
+            options=options,
+            exposed_ports=image.config.exposed_ports,
+        )
+        self._check_references(record)
+        with ExitStack() as undo:
+            undo.callback(self.store.discard, container_id, name)
+            self.store.make_dir(container_id)
+            self.store.claim_name(name, container_id)
+            record = self._with_volumes(record, image, undo)
+            self.store.write(record)
+            undo.pop_all()
+        return container_id
+
+    def _new_name(self) -> str:
+        from scow.cri.names import random_name
+
+        for attempt in range(16):
+            name = random_name(attempt)
+            try:
+                self.store.find(name)
+            except NotFound:
+                return name
+        raise ScowError("cannot find a free container name", hint="give one with --name")
+
+    def _check_references(self, record: Record) -> None:
+        """Refuse what can be known to fail before anything is taken."""
+        from scow.cri.limits import build_resources
+
+        options = record.options
+        for mode in (options.network.mode, options.pid, options.ipc):
+            if mode.kind == "container":
+                self.find(mode.container)
+        build_resources(options.limits, [], privileged=False)
+
+    def _with_volumes(self, record: Record, image: Image, undo: ExitStack) -> Record:
+        wanted = [
+            VolumeUse(m.source or self.volumes.new_name(), m.target, not m.source)
+            for m in record.options.mounts
+            if m.kind == "volume"
+        ]
+        covered = {m.target for m in record.options.mounts}
+        covered |= {m.target for m in record.options.tmpfs}
+        wanted += [
+            VolumeUse(self.volumes.new_name(), target, anonymous=True)
+            for target in image.config.volumes
+            if target.rstrip("/") not in {path.rstrip("/") for path in covered}
+        ]
+        if not wanted:
+            return record
+        with launching.mount_root(record, self._around) as mount:
+            root = Root(mount.fileno())
+            for use in wanted:
+                if self.volumes.ensure(use.name):
+                    undo.callback(self.volumes.remove, use.name)
+                    self.volumes.fill(use.name, root, use.target)
+        return replace(record, volumes=tuple(wanted))
+
+    def start(self, container_id: str, *, attach: bool = False) -> MonitorConnection | None:
+        """Start a container; returns when its program runs.
+
+        With `attach` the connection that started it is given to the caller, who gets all output
+        from the first byte, and calls `finish` when it has ended.
+        """
+        with self.store.locked(container_id):
+            record = self.store.read(container_id)
+            require(record.name, self.status(record).state, Operation.START)
+            connection = launching.start(record, self._around, attach=attach)
+        if attach:
+            return connection
+        connection.close()
+        return None
+
+    def finish(self, container_id: str) -> None:
+        """Give back what a run that has ended took; remove the container if it was --rm.
+
+        Whoever saw the end calls this, and the monitor does when nobody watched: the first one
+        does the work, for the others there is nothing left.
+        """
+        try:
+            with self.store.locked(container_id):
+                record = self.store.read(container_id)
+                if self.status(record).state in (State.RUNNING, State.PAUSED):
+                    return
+                launching.release(record, self._around)
+                if record.options.auto_remove:
+                    self._discard(record, volumes=True)
+        except NotFound:
+            return
+
+    cleanup = finish
+
+    def remove(self, container_id: str, *, force: bool = False, volumes: bool = False) -> None:
+        """Remove a container that does not run; with `force`, kill it first."""
+        record = self.store.read(container_id)
+        state = self.status(record).state
+        if state in (State.RUNNING, State.PAUSED):
+            if not force:
+                require(record.name, state, Operation.REMOVE)
+            self._kill_and_wait(record)
+        with self.store.locked(container_id):
+            launching.release(record, self._around)
+            self._discard(record, volumes=volumes or record.options.auto_remove)
+
+    def _discard(self, record: Record, *, volumes: bool) -> None:
+        self.store.discard(record.id, record.name)
+        if volumes:
+            for use in record.volumes:
+                if use.anonymous:
+                    try:
+                        self.volumes.remove(use.name)
+                    except NotFound:
+                        continue
+
+    # --- signals ------------------------------------------------------------------------------
+
+    def kill(self, container_id: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the container's first process."""
+        record = self.store.read(container_id)
+        state = self.status(record).state
+        require(record.name, state, Operation.KILL)
+        run = state_of.read_run(self.store, container_id)
+        if run is None or not state_of.send_signal(run, number):
+            raise InvalidState(f"cannot kill container '{record.name}': it is exited")
+        if state is State.PAUSED and number == signal.SIGKILL:
+            # A frozen process dies when it is thawed, not before (v1 freezer).
+            launching.container_cgroup(record).thaw()
+
+    def stop(
+        self, container_id: str, timeout_s: int | None = None, number: int | None = None
+    ) -> None:
+        """Ask the container to end, then make it; fine when it has ended already.
+
+        `timeout_s` None takes the container's own, then 10; -1 waits for ever.
+        """
+        record = self.store.read(container_id)
+        state = self.status(record).state
+        require(record.name, state, Operation.STOP)
+        run = state_of.read_run(self.store, container_id)
+        if state not in (State.RUNNING, State.PAUSED) or run is None:
+            return
+        if timeout_s is None:
+            timeout_s = record.options.stop_timeout_s
+        if timeout_s is None:
+            timeout_s = DEFAULT_STOP_TIMEOUT_S
+        with self._watching(record, cleans=True) as watcher:
+            state_of.send_signal(run, number or record.stop_signal)
+            if state is State.PAUSED:
+                launching.container_cgroup(record).thaw()
+            if not self._wait_ended(record, watcher, timeout_s):
+                launching.container_cgroup(record).kill()
+                state_of.send_signal(run, signal.SIGKILL)
+                self._expect_end(record, watcher)
+        self.finish(container_id)
+
+    def _kill_and_wait(self, record: Record) -> None:
+        with self._watching(record, cleans=True) as watcher:
+            launching.container_cgroup(record).kill()
+            run = state_of.read_run(self.store, record.id)
+            if run is not None:
+                state_of.send_signal(run, signal.SIGKILL)
+            self._expect_end(record, watcher)
+
+    def _expect_end(self, record: Record, watcher: _Watcher) -> None:
+        if not self._wait_ended(record, watcher, KILL_TIMEOUT_S):
+            raise DeadlineExceeded(
+                f"container '{record.name}' did not end {KILL_TIMEOUT_S} s after SIGKILL",
+                hint="a process of it may be stuck in the kernel (state D in ps)",
+            )
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def _watching(self, record: Record, *, cleans: bool) -> _Watcher:
+        path = f"{self.store.run_dir(record.id)}/monitor.sock"
+        return _Watcher(path, cleans=cleans)
+
+    def _wait_ended(self, record: Record, watcher: _Watcher, timeout_s: float) -> bool:
+        deadline = None if timeout_s < 0 else time.monotonic() + timeout_s
+        while True:
+            if self._has_ended(record):
+                return True
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            watcher.wait(left)
+
+    def _has_ended(self, record: Record) -> bool:
+        try:
+            return self.status(record).state not in (State.RUNNING, State.PAUSED)
+        except NotFound:
+            return True
+
+    def wait(self, container_id: str) -> int:
+        """Wait for the container to end; gives its exit code (137 if its record is gone)."""
+        record = self.store.read(container_id)
+        with self._watching(record, cleans=False) as watcher:
+            while True:
+                state = self.status(record)
+                if state.state is State.EXITED:
+                    return state.exit_code
+                if state.state is State.CREATED and not self._exists(container_id):
+                    return watcher.exit_code if watcher.exit_code is not None else 137
+                watcher.wait(1.0 if state.state is State.CREATED else None)
+
+    def _exists(self, container_id: str) -> bool:
+        return os.path.isdir(self.store.container_dir(container_id))
+
+    # --- a running container ------------------------------------------------------------------
+
+    def pause(self, container_id: str) -> None:
+        """Freeze every process of the container."""
+        with self.store.locked(container_id):
+            record = self.store.read(container_id)
+            require(record.name, self.status(record).state, Operation.PAUSE)
+            launching.container_cgroup(record).freeze()
+
+    def unpause(self, container_id: str) -> None:
+        """Let a frozen container go on."""
+        with self.store.locked(container_id):
+            record = self.store.read(container_id)
+            require(record.name, self.status(record).state, Operation.UNPAUSE)
+            launching.container_cgroup(record).thaw()
+
+    def attach(self, container_id: str, *, stdin: bool = True) -> MonitorConnection:
+        """Connect to the input and output of a running container."""
+        record = self.store.read(container_id)
+        require(record.name, self.status(record).state, Operation.ATTACH)
+        connection = MonitorConnection.connect(f"{self.store.run_dir(container_id)}/monitor.sock")
+        connection.attach(stdout=True, stderr=True, stdin=stdin and record.options.open_stdin)
+        return connection
+
+    def exec(self, container_id: str, options: ExecOptions) -> MonitorConnection:
+        """Start a further process in a running container."""
+        from scow.cri.execute import run_exec
+
+        record = self.store.read(container_id)
+        status = self.status(record)
+        require(record.name, status.state, Operation.EXEC)
+        return run_exec(record, status.pid, self._around, options)
+
+    def logs(
+        self,
+        container_id: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+    ) -> Iterator[LogEntry]:
+        """Read the container's log; with `follow` until it ends or is removed."""
+        from scow.cri.logs import read_log
+
+        record = self.store.read(container_id)
+        return read_log(
+            f"{self.store.container_dir(container_id)}/container.log",
+            follow=follow,
+            tail=tail,
+            since_ns=since_ns,
+            until_ns=until_ns,
+            is_running=lambda: not self._has_ended(record),
+        )
+
+    def stats(self, container_id: str) -> StatsView:
+        """Measure a running container once."""
+        from scow.cri.views import measure
+
+        record = self.store.read(container_id)
+        return measure(record, self.status(record), self.store)
+
+    # --- looking ------------------------------------------------------------------------------
+
+    def find(self, text: str) -> str:
+        """Give the id for a name, an id, or the beginning of an id."""
+        return self.store.find(text)
+
+    def status(self, record: Record) -> Status:
+        """Say what a container is doing now."""
+        return read_status(self.store, record)
+
+    def list(self) -> Sequence[ContainerView]:
+        """List all containers, newest first."""
+        from scow.cri.views import view
+
+        records = sorted(self.store.list(), key=lambda record: record.created_ns, reverse=True)
+        return [view(record, self.status(record), self.store) for record in records]
+
+    def inspect(self, container_id: str) -> dict[str, object]:
+        """Describe a container in Docker's shape."""
+        from scow.cri.inspect import describe
+
+        record = self.store.read(container_id)
+        return describe(record, self.status(record), self.store, self.volumes)
+
+    def plan_of(self, container_id: str) -> Plan:
+        """Compile the plan that a start of the container carries out, without taking anything."""
+        return self.explain(container_id)[1]
+
+    def explain(self, container_id: str) -> tuple[Steps, Plan]:
+        """Give the steps before the plan, as (call, why), and the plan; nothing is taken."""
+        from scow.cri.preface import preface
+
+        record = self.store.read(container_id)
+        pid = self.status(record).pid
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        root = os.open(f"/proc/{pid}/root", flags) if pid else None
+        with ExitStack() as stack:
+            prepared = launching.prepare_launch(
+                record, self._around, stack, dry_run=True, running_root=root
+            )
+            return preface(record, prepared, self._around), prepared.plan
+
+    def info(self) -> Sequence[Fact]:
+        """Say what this host can do and what is missing."""
+        from scow.cri.info import gather
+
+        return gather(self)
+
+    def check(self, *, repair: bool = False) -> Sequence[str]:
+        """Look for anything left behind or damaged; with `repair`, mend it. Empty means clean."""
+        from scow.cri.check import check
+
+        return check(self, self._around, repair=repair)
+
+    # --- what the rooms below are told --------------------------------------------------------
+
+    def _bridge(self) -> BridgeNetwork:
+        if self._network is None:
+            from scow.netns.network import BridgeNetwork
+
+            self._network = BridgeNetwork(self.run)
+        return self._network
+
+    def _pid_of(self, text: str) -> tuple[str, int]:
+        container_id = self.find(text)
+        record = self.store.read(container_id)
+        status = self.status(record)
+        if status.state is not State.RUNNING:
+            raise InvalidState(
+                f"cannot join container '{text}': it is {status.state.value}",
+                hint=f"start it first: scow start {text}",
+            )
+        return container_id, status.pid
+
+
+def _cleanup_argv(container_id: str) -> tuple[bytes, ...]:
+    # -I: nothing of the caller's environment or directory decides what the interpreter loads.
+    words = [sys.executable, "-I", "-m", "scow.cli.main", "cleanup", container_id]
+    return tuple(os.fsencode(word) for word in words)
+
+
+def _check_platform(image: Image, name: str) -> None:
+    machine = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}.get(
+        os.uname().machine, os.uname().machine
+    )
+    if image.os != "linux" or image.architecture != machine:
+        raise InvalidArgument(
+            f"cannot run image '{name or image.id[7:19]}': it is for {image.os}/{image.architecture}, "
+            f"this host is linux/{machine}",
+            hint=f"pull it with --platform linux/{machine}",
+        )
+
+
+class _Watcher:
+    """A connection to a monitor, or nothing where there is none.
+
+    With `cleans` it tells the monitor that its owner gives back what the container took.
+    """
+
+    def __init__(self, path: str, *, cleans: bool) -> None:
+        self.exit_code: int | None = None
+        try:
+            self._connection: MonitorConnection | None = MonitorConnection.connect(path)
+            if cleans:
+                self._connection.watch()
+        except (OSError, ScowError):
+            self._connection = None
+
+    def __enter__(self) -> _Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Sleep until something happened at the monitor, or the time is over."""
+        if self._connection is None:
+            time.sleep(0.02 if timeout_s is None else min(0.02, timeout_s))
+            return
+        poller = select.poll()
+        poller.register(self._connection.fileno(), select.POLLIN)
+        if not poller.poll(None if timeout_s is None else max(1, int(timeout_s * 1000))):
+            return
+        event = self._connection.recv()
+        if isinstance(event, Exited):
+            self.exit_code = event.exit_code
+        if event is None:
+            self._connection.close()
+            self._connection = None
+

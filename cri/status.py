@@ -1,0 +1,133 @@
+"""What a container is doing, read from facts: the monitor's files and the kernel's processes.
+
+No state is stored by scow itself: `exit.json` (written by the monitor before it tells anybody)
+means that the run is over; a status file with a living monitor means that it goes on. A process is
+{pid, start time}, so a reused pid fools nobody; files below /run do not survive a boot.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+import msgspec
+
+from scow.cri.launch import container_cgroup
+from scow.cri.records import Record, RecordStore
+from scow.native.errors import InvalidState
+from scow.runtime.monitor import (
+    ExitRecord,
+    StatusRecord,
+    read_exit_record,
+    read_status_record,
+)
+from scow.runtime.state import State
+
+# What is reported for a run whose monitor was killed before it could write down the end.
+SUPERVISOR_LOST_CODE = 137
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of a container and the facts behind it; times in ns since 1970, 0 if none."""
+
+    state: State
+    pid: int = 0
+    started_ns: int = 0
+    finished_ns: int = 0
+    exit_code: int = 0
+    oom_killed: bool = False
+    error: str = ""
+
+
+def read_status(store: RecordStore, record: Record) -> Status:
+    """Say what the container is doing now."""
+    ended = _read_exit(store, record.id)
+    if ended is not None:
+        return Status(
+            State.EXITED,
+            started_ns=ended.started_at,
+            finished_ns=ended.finished_at,
+            exit_code=ended.exit_code,
+            oom_killed=ended.oom_killed,
+            error=_words(ended),
+        )
+    run = read_run(store, record.id)
+    if run is None:
+        return Status(State.CREATED)
+    if not is_process(run.monitor_pid, run.monitor_start_time):
+        return Status(
+            State.EXITED,
+            started_ns=run.created_at,
+            exit_code=SUPERVISOR_LOST_CODE,
+            error="its monitor was killed; the end was not recorded",
+        )
+    paused = container_cgroup(record).is_frozen()
+    return Status(
+        State.PAUSED if paused else State.RUNNING, pid=run.pid, started_ns=run.created_at
+    )
+
+
+def _words(ended: ExitRecord) -> str:
+    """Say in words why a run never began, or what of its log was lost."""
+    if ended.error is not None:
+        return f"set-up failed: {os.strerror(ended.error.errno)}"
+    if ended.log_lost_bytes:
+        why = os.strerror(ended.log_errno)
+        return f"{ended.log_lost_bytes} bytes of its log were lost: {why}"
+    return ""
+
+
+def _read_exit(store: RecordStore, container_id: str) -> ExitRecord | None:
+    try:
+        return read_exit_record(f"{store.container_dir(container_id)}/exit.json")
+    except msgspec.MsgspecError:
+        return None
+
+
+def read_run(store: RecordStore, container_id: str) -> StatusRecord | None:
+    """Read the monitor's status file; None where no run was begun since the boot."""
+    try:
+        return read_status_record(f"{store.run_dir(container_id)}/status.json")
+    except msgspec.MsgspecError:
+        return None
+
+
+def start_time_of(pid: int) -> int | None:
+    """Give a process's start time in clock ticks since boot, None where it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            data = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name may hold spaces and parentheses: count fields from the last ')' (proc(5)).
+    fields = data.rpartition(b")")[2].split()
+    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[19])
+
+
+def is_process(pid: int, start_time: int) -> bool:
+    """Whether `pid` still is the process that began at `start_time`."""
+    return pid > 1 and start_time_of(pid) == start_time
+
+
+def send_signal(run: StatusRecord, number: int) -> bool:
+    """Signal the container's first process if it is still the one recorded; says whether it was."""
+    if run.pid <= 1:
+        raise InvalidState(f"refusing to signal pid {run.pid}")
+    try:
+        pidfd = os.pidfd_open(run.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # Compared after the pidfd is open: from here on the pid cannot be reused under us.
+        if start_time_of(run.pid) != run.start_time:
+            return False
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True

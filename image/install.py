@@ -1,0 +1,418 @@
+"""Taking an image in: from any source of blobs into the content store and the layer store.
+
+What belongs here: what pulls and loads share. What must not: where the bytes come from. Each layer
+goes through one pass: source -> digest -> blob file, and the same bytes -> decompress -> untar.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+from scow.image.config import ConfigDocument, parse_config
+from scow.image.content import IMAGE_ID, BlobIngest, IndexEntry, Lease
+from scow.image.digest import DiffID, Digest, hex_of, quote, verify_bytes
+from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.files import write_derived
+from scow.image.manifest import (
+    Descriptor,
+    Manifest,
+    Platform,
+    check_runnable,
+    host_platform,
+    parse_document,
+    platform_matches,
+)
+from scow.image.store import SUMMARY_FORMAT, SummaryFile
+from scow.native.errors import IntegrityError, InvalidArgument, NotFound, ScowError, Unsupported
+
+if TYPE_CHECKING:
+    from scow.image.progress import ProgressSink
+    from scow.image.store import ImageStore
+
+Chunks = Generator[bytes, None, None]  # closed by whoever iterates, to end a transfer at once
+
+PARALLEL_LAYERS = 4
+UNPACK_LIMIT_BYTES = 64 << 30  # of one layer, unpacked: what is more is taken for a bomb
+
+
+class BlobSource(Protocol):
+    """Where blobs come from: a registry, an archive, a directory."""
+
+    def open_blob(self, descriptor: Descriptor, offset: int) -> Chunks:
+        """The blob's bytes from `offset` on; who calls verifies them."""
+        ...
+
+
+class Cancelled(ScowError):
+    """This layer was given up because another one failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDocument:
+    """A manifest with its exact bytes and its place in the world."""
+
+    data: bytes
+    digest: Digest
+    media_type: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerJob:
+    number: int
+    descriptor: Descriptor
+    diff_id: DiffID
+
+
+def read_image_document(
+    data: bytes, digest: Digest, media_type: str | None, what: str
+) -> ImageDocument:
+    """Parse a manifest (not an index) that must be of a container image."""
+    document = parse_document(data, media_type, what)
+    if not isinstance(document, Manifest):
+        raise InvalidArgument(f"{what} is an index where an image was expected")
+    check_runnable(document, what)
+    return ImageDocument(data, digest, document.media_type, document)
+
+
+def install_image(
+    store: ImageStore,
+    source: BlobSource,
+    document: ImageDocument,
+    lease: Lease,
+    *,
+    what: str,
+    platform: Platform | None,
+    progress: ProgressSink,
+) -> IndexEntry:
+    """Fetch, verify, unpack and keep all of one image; returns its entry, still without a name.
+
+    `platform` is what the user asked for in so many words, or None. The caller adds the entry to the
+    index while `lease` is still open.
+    """
+    manifest = document.manifest
+    blobs = [document.digest, manifest.config.digest, *(d.digest for d in manifest.layers)]
+    lease.hold(blobs=blobs)
+    config_data = _read_config(store, source, manifest.config, what)
+    config = parse_config(config_data, f"config of {what}")
+    if len(config.diff_ids) != len(manifest.layers):
+        raise InvalidArgument(
+            f"invalid config of {what}: {len(config.diff_ids)} diff ids "
+            f"for {len(manifest.layers)} layers"
+        )
+    _check_platform(config, platform, what, progress)
+    lease.hold(layers=list(config.diff_ids))
+    _install_layers(store, source, _layer_jobs(manifest, config, what), progress)
+    store.content.write_blob(config_data, manifest.config.digest)
+    store.content.write_blob(document.data, document.digest)
+    _write_summary(store, _summarise(store, document, config))
+    return IndexEntry(
+        media_type=document.media_type,
+        digest=document.digest,
+        size=len(document.data),
+        annotations={IMAGE_ID: manifest.config.digest},
+        platform={
+            k: v
+            for k, v in {
+                "architecture": config.architecture,
+                "os": config.os,
+                "variant": config.variant,
+            }.items()
+            if v
+        },
+    )
+
+
+def rebuild_summary(store: ImageStore, digest: Digest, media_type: str) -> SummaryFile:
+    """Make the summary of an image from its blobs."""
+    data = store.content.read_blob(digest, MAX_DOCUMENT_BYTES)
+    document = read_image_document(data, digest, media_type, f"manifest {digest}")
+    config_data = store.content.read_blob(document.manifest.config.digest, MAX_DOCUMENT_BYTES)
+    summary = _summarise(store, document, parse_config(config_data))
+    _write_summary(store, summary)
+    return summary
+
+
+def read_small_blob(source: BlobSource, descriptor: Descriptor, what: str) -> bytes:
+    """A document from a source: bounded, then verified."""
+    if descriptor.data is not None:
+        return descriptor.data
+    if descriptor.size > MAX_DOCUMENT_BYTES:
+        raise InvalidArgument(f"{what} has {descriptor.size} bytes, more than {MAX_DOCUMENT_BYTES}")
+    data = b""
+    with closing(source.open_blob(descriptor, 0)) as chunks:
+        for chunk in chunks:
+            data += chunk
+            if len(data) > descriptor.size:
+                raise IntegrityError(f"{what}: expected {descriptor.size} bytes, got more")
+    verify_bytes(data, descriptor.digest, descriptor.size, what)
+    return data
+
+
+def _read_config(store: ImageStore, source: BlobSource, config: Descriptor, what: str) -> bytes:
+    if store.content.has_blob(config.digest, config.size):
+        try:
+            return store.content.read_blob(config.digest, MAX_DOCUMENT_BYTES)
+        except IntegrityError:
+            os.unlink(store.content.blob_path(config.digest))  # damaged: it is fetched again
+    return read_small_blob(source, config, f"config of {what}")
+
+
+def _check_platform(
+    config: ConfigDocument, asked: Platform | None, what: str, progress: ProgressSink
+) -> None:
+    offered = Platform(config.os, config.architecture, config.variant)
+    if config.os != "linux":
+        raise Unsupported(f"{what} is for {quote(str(offered))}, not for linux")
+    if asked is not None and not platform_matches(offered, asked):
+        raise NotFound(f"{what} is not available for {asked}", hint=f"available: {offered}")
+    if asked is None and not platform_matches(offered, host_platform()):
+        progress.warning(f"{what} is for {offered}, this host is {host_platform()}")
+
+
+def _layer_jobs(manifest: Manifest, config: ConfigDocument, what: str) -> list[_LayerJob]:
+    """Each blob once: the same layer may stand several times in a stack."""
+    jobs: dict[Digest, _LayerJob] = {}
+    for number, (descriptor, diff_id) in enumerate(
+        zip(manifest.layers, config.diff_ids, strict=True)
+    ):
+        known = jobs.get(descriptor.digest)
+        if known is None:
+            jobs[descriptor.digest] = _LayerJob(number, descriptor, diff_id)
+        elif known.diff_id != diff_id or known.descriptor.size != descriptor.size:
+            raise InvalidArgument(
+                f"invalid {what}: layers {known.number} and {number} are one blob "
+                "with two sizes or diff ids"
+            )
+    return list(jobs.values())
+
+
+def _install_layers(
+    store: ImageStore, source: BlobSource, jobs: list[_LayerJob], progress: ProgressSink
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor, as_completed
+
+    stop = threading.Event()
+    with ThreadPoolExecutor(PARALLEL_LAYERS, thread_name_prefix="scow-layer") as pool:
+        futures = [
+            pool.submit(_LayerInstall(store, source, job, progress, stop).run) for job in jobs
+        ]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            # The first failure decides; the others end at their next chunk.
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+class _LayerInstall:
+    """One layer on its way in."""
+
+    def __init__(
+        self,
+        store: ImageStore,
+        source: BlobSource,
+        job: _LayerJob,
+        progress: ProgressSink,
+        stop: threading.Event,
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._job = job
+        self._layer = job.descriptor.digest
+        self._progress = progress
+        self._stop = stop
+
+    def run(self) -> None:
+        descriptor = self._job.descriptor
+        has_blob = self._store.content.has_blob(descriptor.digest, descriptor.size)
+        if has_blob and self._store.layers.has(self._job.diff_id):
+            self._progress.exists(self._layer, descriptor.size)
+            return
+        self._progress.start(self._layer, descriptor.size)
+        try:
+            if not self._attempt():
+                # What a dead attempt had left was not a part of this blob: once more, from 0.
+                self._progress.restarted(self._layer)
+                self._attempt(may_resume=False)
+        except IntegrityError as e:
+            raise IntegrityError(f"layer {self._job.number}: {e.message}", hint=e.hint) from e
+        self._progress.done(self._layer)
+
+    def _attempt(self, *, may_resume: bool = True) -> bool:
+        """Install the layer; False when it turned out damaged after a resume."""
+        descriptor = self._job.descriptor
+        ingest = self._store.content.ingest(descriptor.digest, descriptor.size, self._stop.is_set)
+        if ingest is None:
+            return self._unpack_stored()
+        with ingest:
+            if not may_resume:
+                ingest.restart()
+            was_resumed = may_resume and ingest.resumable_bytes > 0
+            tee = BlobTee(ingest, self._source, descriptor, self._progress, self._stop)
+            try:
+                with closing(tee):
+                    self._unpack(tee)
+                    tee.drain()
+                ingest.commit()
+            except IntegrityError:
+                ingest.discard()
+                if was_resumed:
+                    return False
+                raise
+        return True
+
+    def _unpack_stored(self) -> bool:
+        """The blob is here already: only unpack it; a damaged one is removed and fetched again."""
+        if self._store.layers.has(self._job.diff_id):
+            return True
+        try:
+            chunks = self._counted(self._store.content.read_chunks(self._layer))
+            self._store.layers.unpack(self._job.diff_id, chunks, limit_bytes=UNPACK_LIMIT_BYTES)
+        except IntegrityError:
+            if self._is_stored_intact():
+                raise
+            os.unlink(self._store.content.blob_path(self._layer))
+            return False
+        return True
+
+    def _is_stored_intact(self) -> bool:
+        try:
+            for _ in self._store.content.read_chunks(self._layer):
+                pass
+        except IntegrityError:
+            return False
+        return True
+
+    def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            if self._stop.is_set():
+                raise Cancelled("given up")
+            self._progress.fetched(self._layer, len(chunk))
+            yield chunk
+            self._progress.unpacked(self._layer, len(chunk))
+
+    def _unpack(self, tee: BlobTee) -> None:
+        if self._store.layers.has(self._job.diff_id):
+            return
+        try:
+            self._store.layers.unpack(self._job.diff_id, tee, limit_bytes=UNPACK_LIMIT_BYTES)
+        except BaseException as e:
+            if tee.error is not None and tee.error is not e:
+                # The unpacker only saw its input end; this is why it did.
+                raise tee.error from e
+            if isinstance(e, IntegrityError) and tee.error is None:
+                # Bad compression or a wrong diff id is most often a damaged blob: say that.
+                tee.drain()
+                tee.check()
+            raise
+
+
+class BlobTee:
+    """An iterator over a blob's bytes that stores and hashes them on their way to the unpacker."""
+
+    def __init__(
+        self,
+        ingest: BlobIngest,
+        source: BlobSource,
+        descriptor: Descriptor,
+        progress: ProgressSink,
+        stop: threading.Event,
+    ) -> None:
+        self.error: BaseException | None = None
+        self._ingest = ingest
+        self._progress = progress
+        self._layer = descriptor.digest
+        self._stop = stop
+        self._handed_out = 0
+        self._chunks = self._run(source, descriptor)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._handed_out:
+            self._progress.unpacked(self._layer, self._handed_out)
+            self._handed_out = 0
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            raise
+        except BaseException as e:
+            self.error = e
+            raise
+        self._handed_out = len(chunk)
+        return chunk
+
+    def drain(self) -> None:
+        """Take what the unpacker did not want: bytes after the end of the archive."""
+        for _ in self:
+            pass
+
+    def check(self) -> None:
+        """Raise IntegrityError if the blob, all of it read by now, is not what its digest says."""
+        self._ingest.verify()
+
+    def close(self) -> None:
+        """End the transfer; the bytes so far stay where they are."""
+        self._chunks.close()
+
+    def _run(self, source: BlobSource, descriptor: Descriptor) -> Chunks:
+        for chunk in self._ingest.resume():
+            self._count(chunk)
+            yield chunk
+        if self._ingest.offset == descriptor.size and descriptor.size:
+            return
+        with closing(source.open_blob(descriptor, self._ingest.offset)) as chunks:
+            for chunk in chunks:
+                self._ingest.write(chunk)
+                self._count(chunk)
+                yield chunk
+
+    def _count(self, chunk: bytes) -> None:
+        if self._stop.is_set():
+            raise Cancelled("given up")
+        self._progress.fetched(self._layer, len(chunk))
+
+
+def _summarise(store: ImageStore, document: ImageDocument, config: ConfigDocument) -> SummaryFile:
+    manifest = document.manifest
+    unique = dict.fromkeys(config.diff_ids)
+    return SummaryFile(
+        format=SUMMARY_FORMAT,
+        id=manifest.config.digest,
+        manifest_digest=document.digest,
+        blobs=(document.digest, manifest.config.digest, *(d.digest for d in manifest.layers)),
+        architecture=config.architecture,
+        os=config.os,
+        variant=config.variant,
+        created=config.created,
+        size=sum(store.layers.info(diff_id).size for diff_id in unique),
+        config=config.config,
+        diff_ids=config.diff_ids,
+        lower_names=_lower_names(store, config),
+    )
+
+
+def _lower_names(store: ImageStore, config: ConfigDocument) -> tuple[str, ...]:
+    """The stack's directories, top first, each once.
+
+    overlayfs refuses one directory twice (ELOOP). Of a layer that occurs twice the topmost counts:
+    what is in it hides all that the lower one has.
+    """
+    base = os.path.join(store.root, "layers")
+    paths = store.layers.stack(config.diff_ids)
+    return tuple(dict.fromkeys(os.path.relpath(path, base) for path in paths))
+
+
+def _write_summary(store: ImageStore, summary: SummaryFile) -> None:
+    path = os.path.join(store.content.summary_dir, hex_of(summary.manifest_digest) + ".json")
+    write_derived(path, msgspec.json.encode(summary))

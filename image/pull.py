@@ -1,0 +1,144 @@
+"""Pulling: from a reference to an image in the store.
+
+What belongs here: the order of things: resolve, choose the platform, install, name. What must not:
+HTTP, files, formats; each has its own module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scow.image.digest import Digest, parse_digest, quote
+from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.gc import collect
+from scow.image.install import ImageDocument, install_image, read_image_document
+from scow.image.manifest import (
+    MAX_INDEX_DEPTH,
+    Descriptor,
+    Index,
+    Platform,
+    candidates,
+    host_platform,
+    parse_document,
+    parse_platform,
+    platform_matches,
+)
+from scow.image.progress import ProgressSink, SilentProgress
+from scow.image.reference import Reference, parse_reference
+from scow.image.registry import Registry
+from scow.image.transport import Patience
+from scow.native.errors import InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from scow.image.store import Image, ImageStore
+
+
+def pull_image(
+    store: ImageStore,
+    name: str,
+    *,
+    platform: str | None = None,
+    plain_http: bool = False,
+    tls_verify: bool = True,
+    progress: ProgressSink | None = None,
+    patience: Patience | None = None,
+) -> Image:
+    """Fetch what `name` stands for now, and give it that name here.
+
+    Everything is decided by the digests of one resolution, so a tag that moves meanwhile does not
+    mix two images. Raises InvalidArgument, NotFound, PermissionDenied, RegistryError,
+    IntegrityError, ResourceExhausted and Unsupported.
+    """
+    reference = parse_reference(name)
+    asked = parse_platform(platform) if platform else None
+    sink = progress or SilentProgress()
+    registry = Registry(
+        reference,
+        plain_http=plain_http,
+        tls_verify=tls_verify,
+        patience=patience,
+        warn=sink.warning,
+    )
+    with registry, store.content.lease() as lease:
+        resolution = _Resolution(store, registry, asked or host_platform())
+        top_digest, document = resolution.resolve(reference)
+        sink.resolved(reference.familiar, top_digest)
+        entry = install_image(
+            store,
+            registry,
+            document,
+            lease,
+            what=quote(reference.familiar),
+            platform=asked,
+            progress=sink,
+        )
+        tag = str(reference) if reference.tag and not reference.digest else ""
+        repo_digest = str(reference.with_digest(top_digest))
+        store.add(entry.annotated(name=tag, repo_digest=repo_digest))
+        lease.finish()
+    collect(store, now=False)
+    return store.get(str(reference.with_digest(top_digest)) if reference.digest else tag)
+
+
+class _Resolution:
+    """From a tag or digest to the one manifest for a platform, through any indexes."""
+
+    def __init__(self, store: ImageStore, registry: Registry, platform: Platform) -> None:
+        self._store = store
+        self._registry = registry
+        self._platform = platform
+
+    def resolve(self, reference: Reference) -> tuple[Digest, ImageDocument]:
+        """(digest that the reference stands for, manifest to install)."""
+        what = quote(reference.familiar)
+        target = reference.digest or reference.tag or ""
+        # The registry is asked even about a digest: that it is here says nothing about whose it is.
+        found = self._registry.head_manifest(target)
+        if found is not None and reference.digest in (None, found):
+            known = self._known(reference, found, what)
+            if known is not None:
+                return found, known
+        data, digest, media_type = self._registry.get_manifest(target)
+        document = parse_document(data, media_type, f"manifest of {what}")
+        if isinstance(document, Index):
+            return digest, self._choose(document, what, depth=1)
+        return digest, read_image_document(data, digest, media_type, what)
+
+    def _known(self, reference: Reference, found: Digest, what: str) -> ImageDocument | None:
+        """What the same digest of the same repository led to before, for the same platform."""
+        repo_digest = str(reference.with_digest(found))
+        for entry in self._store.content.read_index():
+            offered = Platform(**(entry.platform or {"os": "", "architecture": ""}))
+            if entry.repo_digest == repo_digest and not entry.is_deleting:
+                digest = parse_digest(entry.digest)
+                if platform_matches(offered, self._platform) and self._store.content.has_blob(
+                    digest
+                ):
+                    data = self._store.content.read_blob(digest, MAX_DOCUMENT_BYTES)
+                    return read_image_document(data, digest, entry.media_type, what)
+        return None
+
+    def _choose(self, index: Index, what: str, depth: int) -> ImageDocument:
+        """The first entry that fits; entries that do not tell are looked into."""
+        if depth > MAX_INDEX_DEPTH:
+            raise InvalidArgument(f"{what}: indexes are nested more than {MAX_INDEX_DEPTH} deep")
+        for entry in candidates(index, self._platform, what):
+            data, media_type = self._fetch(entry)
+            document = parse_document(data, media_type, f"manifest {entry.digest} of {what}")
+            if not isinstance(document, Index):
+                return read_image_document(data, entry.digest, media_type, what)
+            try:
+                return self._choose(document, what, depth + 1)
+            except NotFound:
+                if entry.platform is not None:
+                    raise
+        raise NotFound(f"{what} is not available for {self._platform}")
+
+    def _fetch(self, entry: Descriptor) -> tuple[bytes, str]:
+        if entry.data is not None:
+            return entry.data, entry.media_type
+        if self._store.content.has_blob(entry.digest, entry.size):
+            return self._store.content.read_blob(entry.digest, MAX_DOCUMENT_BYTES), entry.media_type
+        if entry.size > MAX_DOCUMENT_BYTES:
+            raise InvalidArgument(f"manifest {entry.digest} has {entry.size} bytes, too many")
+        return self._registry.get_manifest(entry.digest, entry)[0], entry.media_type

@@ -1,0 +1,421 @@
+"""HTTP as registries need it: one door for every byte that an image costs.
+
+What belongs here: connections, TLS, redirects, retries, time limits and errors in words. What must
+not: what is asked for, and credentials beyond passing a header to the host that it is for.
+`requests` does HTTP, but its adapter is driven directly: Session would read the bodies of redirects
+(without limit, CVE-2026-21441), take passwords from ~/.netrc and send them along.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from scow.image.digest import quote
+from scow.image.targets import check_target, split_url
+from scow.native.errors import RegistryError, ScowError
+
+MAX_REDIRECTS = 5
+READ_BYTES = 1 << 20
+MAX_CONNECTIONS = 8
+USER_AGENT = "scow"
+CERTIFICATE_DIRS = ("/etc/docker/certs.d", "/etc/containers/certs.d")
+SYSTEM_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait, for what, how often."""
+
+    connect_s: float = 10
+    idle_s: float = 60  # without a single byte
+    stall_window_s: float = 300  # in this time ...
+    stall_bytes: int = 64 << 10  # ... at least so much must come
+    attempts: int = 4  # without progress in between
+    backoff_s: float = 0.5  # doubled each time
+    retry_after_limit_s: float = 60
+
+
+class TransportError(RegistryError):
+    """No usable answer; `is_transient` tells whether another try may help."""
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, is_transient: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.is_transient = is_transient
+
+
+class Response:
+    """An answer whose body is still on the wire; whoever gets it closes it."""
+
+    def __init__(self, raw: requests.Response, url: str, patience: Patience) -> None:
+        self.status = raw.status_code
+        self.headers: Mapping[str, str] = raw.headers
+        self.url = url
+        self._raw = raw
+        self._patience = patience
+
+    @property
+    def host(self) -> str:
+        """Who answered, for messages."""
+        return urlsplit(self.url).netloc
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body as sent, never decompressed; ends early only with a TransportError."""
+        window_start, window_bytes = time.monotonic(), 0
+        while True:
+            try:
+                chunk: bytes = self._raw.raw.read1(READ_BYTES, decode_content=False)
+            except (urllib3.exceptions.HTTPError, OSError, http.client.HTTPException) as e:
+                raise explain(e, self.host) from e
+            if not chunk:
+                return
+            yield chunk
+            window_bytes += len(chunk)
+            now = time.monotonic()
+            if now - window_start > self._patience.stall_window_s:
+                if window_bytes < self._patience.stall_bytes:
+                    raise TransportError(
+                        f"registry {quote(self.host)} sends too slowly: {window_bytes} bytes "
+                        f"in {now - window_start:.0f} s"
+                    )
+                window_start, window_bytes = now, 0
+
+    def read(self, limit: int) -> bytes:
+        """The whole body; RegistryError when it is longer than `limit`."""
+        parts: list[bytes] = []
+        total = 0
+        for chunk in self.chunks():
+            parts.append(chunk)
+            total += len(chunk)
+            if total > limit:
+                raise RegistryError(
+                    f"registry {quote(self.host)} sent more than {limit} bytes "
+                    f"for {quote(urlsplit(self.url).path)}"
+                )
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Drop the connection, unless all was read; the rest of a body is never drained."""
+        self._raw.close()
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _Adapter(HTTPAdapter):
+    """requests' adapter with one TLS context of ours for all connections."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        super().__init__(pool_connections=4, pool_maxsize=MAX_CONNECTIONS)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(proxy, ssl_context=self._context, **kwargs)
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """Leave it to the context, or requests would add its own bundle for every connection."""
+
+    def build_connection_pool_key_attributes(
+        self,
+        request: requests.PreparedRequest,
+        verify: Any,
+        cert: Any = None,
+    ) -> Any:
+        parts = urlsplit(request.url or "")
+        scheme, host = str(parts.scheme), parts.hostname
+        return {"scheme": scheme, "host": host, "port": parts.port}, {}
+
+
+class Transport:
+    """All HTTP to one registry and to where it sends us; safe to use from several threads."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        plain_http: bool = False,
+        tls_verify: bool = True,
+        patience: Patience | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.base_url = base_url
+        self.plain_http = plain_http
+        self.patience = patience or Patience()
+        self._stop = stop or threading.Event()
+        self._tls_verify = tls_verify
+        self._adapter = _Adapter(make_tls_context(urlsplit(base_url).netloc, tls_verify))
+
+    def get(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        authorization: str = "",
+    ) -> Response:
+        """Send GET or HEAD, following redirects; transient failures are tried again.
+
+        `authorization` goes to the scheme, host and port of `url` only, and once a redirect has
+        left them it is gone for good. Statuses of the 5xx and 429 kinds are retried, too; the
+        last one is returned.
+        """
+        for attempt in range(self.patience.attempts):
+            is_last = attempt + 1 == self.patience.attempts
+            try:
+                response = self._follow(method, url, dict(headers or {}), authorization)
+            except TransportError as e:
+                if is_last or not e.is_transient:
+                    raise
+                self.pause(attempt)
+                continue
+            wait_s = self._retry_wait(response)
+            if wait_s is None or is_last:
+                return response
+            response.close()
+            self.pause(attempt, at_least_s=wait_s)
+        raise AssertionError("unreachable")
+
+    def post(self, url: str, body: Mapping[str, str]) -> Response:
+        """Send a form; neither redirected nor retried."""
+        return self._send("POST", url, {}, body)
+
+    def check(self, url: str, what: str) -> None:
+        """Raise RegistryError unless the registry may send us to `url`."""
+        check_target(
+            url,
+            self.base_url,
+            plain_http=self.plain_http,
+            is_proxied=bool(proxies_for(url)),
+            what=what,
+        )
+
+    def pause(self, attempt: int, at_least_s: float = 0) -> None:
+        """Wait before the next try, longer each time; jitter keeps many hosts from coming at once."""
+        delay_s = self.patience.backoff_s * 2**attempt * random.uniform(0.5, 1.5)
+        if self._stop.wait(max(delay_s, at_least_s)):
+            raise ScowError("given up")
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._adapter.close()
+
+    def _follow(
+        self, method: str, url: str, headers: dict[str, str], authorization: str
+    ) -> Response:
+        first = urlsplit(url)
+        trusted = bool(authorization)
+        for _ in range(MAX_REDIRECTS + 1):
+            parts = urlsplit(url)
+            trusted = trusted and parts[:2] == first[:2]
+            extra = {"Authorization": authorization} if trusted else {}
+            response = self._send(method, url, headers | extra)
+            target = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not target:
+                return response
+            response.close()
+            try:
+                url = urljoin(url, target)
+            except ValueError as e:
+                raise RegistryError(
+                    f"redirect of {quote(first.netloc)} is not a valid URL: {quote(target)}"
+                ) from e
+            self.check(url, f"redirect of {quote(first.netloc)}")
+        raise RegistryError(
+            f"registry {quote(first.netloc)} redirects more than {MAX_REDIRECTS} times"
+        )
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Mapping[str, str] | None = None,
+    ) -> Response:
+        host = split_url(url, "request").netloc
+        all_headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+        try:
+            prepared = requests.Request(method, url, headers=all_headers, data=body).prepare()
+            raw = self._adapter.send(
+                prepared,
+                stream=True,
+                timeout=(self.patience.connect_s, self.patience.idle_s),
+                proxies=proxies_for(url),
+            )
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+            OSError,
+            UnicodeError,
+        ) as e:
+            raise explain(e, host) from e
+        return Response(raw, url, self.patience)
+
+    def _retry_wait(self, response: Response) -> float | None:
+        """None: this answer is final. Else how long to wait at least before the next try."""
+        if response.status in (500, 502, 503, 504):
+            return min(_retry_after_s(response), self.patience.retry_after_limit_s)
+        if response.status != 429:
+            return None
+        wait_s = _retry_after_s(response)
+        return wait_s if wait_s <= self.patience.retry_after_limit_s else None
+
+
+def _retry_after_s(response: Response) -> float:
+    """The Retry-After header in seconds: a number or a date; 0 for garbage or none."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:10])
+    if not text:
+        return 0
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0
+
+
+def proxies_for(url: str) -> dict[str, str]:
+    """The proxy for `url` by HTTPS_PROXY, HTTP_PROXY and NO_PROXY; none for this very machine."""
+    host = urlsplit(url).hostname or ""
+    if host in ("localhost", "::1") or host.startswith("127."):
+        return {}
+    return dict(requests.utils.get_environ_proxies(url, no_proxy=None))
+
+
+def make_tls_context(host: str, tls_verify: bool) -> ssl.SSLContext:
+    """System CAs, and those and the client certificate of `certs.d/HOST[:PORT]`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if not tls_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    elif os.path.exists(SYSTEM_CA_FILE) or "SSL_CERT_FILE" in os.environ:
+        context.load_default_certs()
+    else:
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    for base in CERTIFICATE_DIRS:
+        _load_certificates(context, os.path.join(base, host))
+    return context
+
+
+def has_certificates(host: str) -> bool:
+    """Whether the administrator set up TLS for this registry."""
+    return any(os.path.isdir(os.path.join(base, host)) for base in CERTIFICATE_DIRS)
+
+
+def _load_certificates(context: ssl.SSLContext, directory: str) -> None:
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        return
+    for name in names:
+        path = os.path.join(directory, name)
+        try:
+            if name.endswith(".crt"):
+                context.load_verify_locations(path)
+            elif name.endswith(".cert"):
+                context.load_cert_chain(path, path[: -len(".cert")] + ".key")
+        except (OSError, ssl.SSLError) as e:
+            raise RegistryError(f"cannot use certificate '{path}': {e.strerror or e}") from e
+
+
+# -- errors in words ------------------------------------------------------------------------------
+
+
+def explain(error: BaseException, host: str) -> TransportError:
+    """What happened, in words that tell a user one failure from another."""
+    causes = list(_causes(error))
+    who = f"registry {quote(host)}"
+    for cause in causes:
+        if isinstance(cause, ssl.SSLError):
+            return _explain_tls(cause, who)
+        if isinstance(cause, socket.gaierror):
+            return TransportError(
+                f"cannot find {who}: {(cause.strerror or 'no address').lower()}",
+                hint="check the name, and this host's DNS",
+            )
+        if isinstance(cause, ConnectionRefusedError):
+            return TransportError(f"cannot connect to {who}: connection refused")
+    for cause in causes:
+        if isinstance(cause, requests.exceptions.ConnectTimeout):
+            return TransportError(f"cannot connect to {who}: no answer (timeout)")
+        if isinstance(cause, TimeoutError | urllib3.exceptions.ReadTimeoutError):
+            return TransportError(f"{who} stopped answering (timeout)", is_transient=True)
+        if isinstance(cause, ConnectionError | http.client.IncompleteRead):
+            return TransportError(f"{who} closed the connection too early", is_transient=True)
+        if isinstance(cause, OSError) and cause.errno:
+            return TransportError(f"cannot talk to {who}: {(cause.strerror or '').lower()}")
+    for cause in causes:
+        if isinstance(cause, urllib3.exceptions.IncompleteRead):
+            return TransportError(f"{who} closed the connection too early", is_transient=True)
+        if isinstance(cause, http.client.HTTPException | urllib3.exceptions.InvalidHeader):
+            text = " ".join(str(cause).split())
+            return TransportError(f"{who} sent a malformed answer: {quote(text, 100)}")
+    return TransportError(f"cannot talk to {who}: {quote(' '.join(str(error).split()), 200)}")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that it was made of; urllib3 and requests nest in three different ways."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen or len(seen) > 32:
+            continue
+        seen.add(id(current))
+        yield current
+        nested = [*current.args, getattr(current, "reason", None)]
+        nested += [current.__cause__, current.__context__]
+        waiting += [e for e in nested if isinstance(e, BaseException)]
+
+
+_CERTIFICATE_FAULTS = {
+    9: ("is not valid yet", "check this host's clock"),
+    10: ("has expired", "check this host's clock, or renew the certificate"),
+    18: ("is self-signed", "put its CA into /etc/docker/certs.d/HOST/ca.crt"),
+    19: ("is signed by an unknown CA", "put the CA into /etc/docker/certs.d/HOST/ca.crt"),
+    20: ("is signed by an unknown CA", "put the CA into /etc/docker/certs.d/HOST/ca.crt"),
+    62: ("is for another host name", None),
+    64: ("is for another address", None),
+}
+
+
+def _explain_tls(error: ssl.SSLError, who: str) -> TransportError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        fault, hint = _CERTIFICATE_FAULTS.get(
+            error.verify_code, (f"is not trusted: {error.verify_message}", None)
+        )
+        return TransportError(f"the certificate of {who} {fault}", hint=hint)
+    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"):
+        return TransportError(
+            f"{who} does not speak TLS",
+            hint="it may be a plain HTTP registry; scow uses HTTP only where explicitly allowed",
+        )
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return TransportError(f"{who} closed the TLS connection too early", is_transient=True)
+    return TransportError(f"TLS with {who} failed: {(error.reason or 'error').lower()}")

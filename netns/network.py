@@ -1,0 +1,319 @@
+"""A bridge network: containers join it, leave it, and publish ports through it.
+
+The order of steps is the point of this file. A lease is claimed before anything that uses the
+address, and released after all of it is gone, so that whatever a killed process leaves is found by
+`detach` or `reconcile` from the lease. IPv4 only for now: no container gets an IPv6 address, and
+the bridge itself has IPv6 switched off.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+
+from scow.native.errors import InvalidArgument, InvalidState, ResourceExhausted, ScowError
+from scow.netns import bridge, conntrack, nft, veth
+from scow.netns import rtnetlink as nl
+from scow.netns.ipam import LeaseStore, Subnet, locked, parse_mac
+from scow.netns.ports import PortMapping, Reservation, refuse_duplicates
+from scow.netns.records import Attachment, RecordStore, refuse_path
+from scow.netns.veth import NetworkMessages
+
+
+class BridgeNetwork:
+    """The network of this name; one object per process is enough, several do not disturb.
+
+    A container counts as live while `<run_dir>/containers/<id>` exists, which the caller makes
+    before `attach` and removes after `detach`. `describe` turns an id into what the user calls it.
+    """
+
+    def __init__(
+        self,
+        run_dir: str = "/run/scow",
+        name: str = "scow0",
+        *,
+        describe: Callable[[str], str] | None = None,
+    ) -> None:
+        if not name or len(name) > 15 or not name.replace("-", "").isalnum() or not name.isascii():
+            raise InvalidArgument(f"{name[:64]!r} cannot be the name of a network interface")
+        self.name = name
+        self._containers = f"{run_dir}/containers"
+        self._net_dir = f"{run_dir}/net"
+        self._describe = describe or (lambda container_id: container_id[:12])
+        self._records = RecordStore(self._net_dir)
+        self._leases = LeaseStore(self._net_dir, self._is_live)
+        self._is_prepared = False
+
+    def attach(
+        self,
+        container_id: str,
+        *,
+        ip: str | None = None,
+        ports: Sequence[PortMapping] = (),
+        mac: str | None = None,
+    ) -> Attachment:
+        """Take an address and publish ports; the link itself is made by the messages.
+
+        Errors name what is in the way: InvalidArgument, AlreadyExists (an address or port, and who
+        has it), ResourceExhausted. After an error nothing is held.
+        """
+        refuse_path(container_id)
+        refuse_duplicates(ports)
+        mac = parse_mac(mac) if mac else None
+        subnet, index, mtu = self._ensure()
+        if self._records.attachment(container_id):
+            # The leftovers of an attempt that died.
+            self.detach(container_id)
+        address = self._claim(container_id, subnet, ip)
+        try:
+            self._drop_link(address)
+            record = Attachment(
+                container_id=container_id,
+                network=self.name,
+                address=address,
+                prefix_length=subnet.prefix_length,
+                gateway=subnet.gateway,
+                mac=mac or veth.mac_for(address),
+                host_interface=veth.host_name(address),
+                bridge_index=index,
+                mtu=mtu,
+            )
+            if ports:
+                return self._publish(record, ports)
+            self._records.write_attachment(record)
+        except BaseException:
+            # The first error is the one to tell; what detach cannot do now, reconcile will.
+            with suppress(ScowError, OSError):
+                self.detach(container_id)
+            raise
+        return record
+
+    def detach(self, container_id: str, *, drop_link: bool = True) -> None:
+        """Give everything back; nothing to do is fine, half an attachment too.
+
+        Deleting a link waits 15-20 ms for RCU grace periods. Where the container's namespace has
+        lost its last process the kernel deletes the link by itself a moment later, and
+        `drop_link=False` leaves it to that. Whoever gets the address next looks again.
+        """
+        self._prepare()
+        record = self._records.attachment(container_id)
+        address = record.address if record else self._leases.address_of(container_id)
+        if address is None:
+            return
+        with self._locked(), ExitStack() as undo:
+            # Backwards, and each step even if one before it fails; the lease goes last.
+            undo.callback(self._leases.release, container_id, address)
+            if drop_link and self._leases.holder(address) == container_id:
+                undo.callback(self._drop_link, address)
+            # Without a record there may have been ports all the same: the record goes first.
+            if record is None or record.ports:
+                undo.callback(conntrack.forget_address, address)
+                undo.callback(self._write_rules)
+            undo.callback(self._records.remove_attachment, container_id)
+
+    def attachment(self, container_id: str) -> Attachment | None:
+        """What `attach` gave, from the records."""
+        self._prepare()
+        return self._records.attachment(container_id)
+
+    def attachment_messages(self, attachment: Attachment) -> NetworkMessages:
+        """The two netlink batches that make the attachment's link."""
+        host, offsets = veth.host_batch(
+            attachment.address, attachment.mac, attachment.bridge_index, attachment.mtu
+        )
+        inside = veth.inside_batch(attachment.address, attachment.prefix_length, attachment.gateway)
+        return NetworkMessages(host, offsets, inside)
+
+    def reconcile(self, is_live: Callable[[str], bool] | None = None) -> list[str]:
+        """Remove what dead containers left, restore what live ones need; lines tell what was done."""
+        self._prepare()
+        alive = is_live or self._is_live
+        with self._locked():
+            done = self._bury(alive) + self._drop_orphans()
+            if not self._records.networks():
+                return done
+            networks = self._networks()
+            if done or not nft.is_in_place(networks):
+                if not done:
+                    done.append("restored the firewall table")
+                self._write_rules()
+        mine = any(record.network == self.name for record in self._records.attachments())
+        if mine and self._bridge_index() is None:
+            self._ensure()
+            done.append(f"restored the bridge '{self.name}'")
+        return done
+
+    def findings(self, is_live: Callable[[str], bool] | None = None) -> list[str]:
+        """What `reconcile` would mend, without touching it."""
+        self._prepare()
+        alive = is_live or self._is_live
+        found = [
+            f"address {address} belongs to dead container {owner[:12]}"
+            for address, owner in self._leases.all().items()
+            if not alive(owner)
+        ]
+        if self._records.networks() and not nft.is_in_place(self._networks()):
+            found.append("the firewall table is missing or was changed")
+        return found
+
+    def remove(self) -> None:
+        """Remove the network: bridge, rules, state. InvalidState while a container is in it."""
+        self._prepare()
+        with self._locked():
+            self._bury(self._is_live)
+            for record in self._records.attachments():
+                if record.network == self.name:
+                    raise InvalidState(
+                        f"cannot remove the network '{self.name}': container "
+                        f"'{self._describe(record.container_id)}' is in it"
+                    )
+            bridge.remove(self.name)
+            self._records.remove_network(self.name)
+            if self._records.networks():
+                self._write_rules()
+            else:
+                nft.remove()
+
+    def _is_live(self, container_id: str) -> bool:
+        return os.path.exists(f"{self._containers}/{container_id}")
+
+    def _prepare(self) -> None:
+        if not self._is_prepared:
+            self._leases.prepare()
+            self._records.prepare()
+            self._is_prepared = True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with locked(f"{self._net_dir}/lock"):
+            yield
+
+    def _networks(self) -> list[nft.NetworkRules]:
+        return [nft.NetworkRules(name, s.subnet) for name, s in self._records.networks().items()]
+
+    def _bridge_index(self) -> int | None:
+        state = self._records.network(self.name)
+        return bridge.is_ready(self.name, Subnet.parse(state.subnet)) if state else None
+
+    def _ensure(self) -> tuple[Subnet, int, int]:
+        """Subnet, bridge index and MTU of a network that works, made or mended where it does not."""
+        self._prepare()
+        state = self._records.network(self.name)
+        index = self._bridge_index()
+        bridge.enable_forwarding()
+        if state and index and nft.is_in_place(self._networks()):
+            return Subnet.parse(state.subnet), index, state.mtu
+        with self._locked():
+            if not state or not index:
+                state = bridge.make(self.name, state)
+                self._records.write_network(self.name, state)
+                index = self._bridge_index()
+                if index is None:
+                    raise InvalidState(f"cannot use the bridge '{self.name}': it is not up")
+                self._enslave_again(index)
+            if not nft.is_in_place(self._networks()):
+                self._write_rules()
+        return Subnet.parse(state.subnet), index, state.mtu
+
+    def _enslave_again(self, index: int) -> None:
+        """Put the links of running containers back into a bridge that was deleted under them."""
+        with nl.NetlinkSocket() as netlink:
+            for record in self._records.attachments():
+                if record.network == self.name:
+                    # ENODEV: that container has no link yet, or no more.
+                    netlink.ask(*veth.enslave(record.address, index))
+
+    def _claim(self, container_id: str, subnet: Subnet, ip: str | None) -> str:
+        if ip:
+            with self._locked():
+                self._leases.claim_given(container_id, subnet, ip)
+            return ip
+        address = self._leases.claim_any(container_id, subnet, bridge.MAX_PORTS)
+        if address is None:
+            with self._locked():
+                self._bury(self._is_live)
+                self._write_rules()
+            address = self._leases.claim_any(container_id, subnet, bridge.MAX_PORTS)
+        if address is None:
+            limit = min(bridge.MAX_PORTS, max(subnet.size - 3, 0))
+            raise ResourceExhausted(
+                f"cannot attach to the network '{self.name}': all {limit} places are taken",
+                hint="remove containers, or run `scow system check --repair`",
+            )
+        return address
+
+    def _publish(self, record: Attachment, ports: Sequence[PortMapping]) -> Attachment:
+        with self._locked():
+            taken = {r.container_id: r.ports for r in self._records.attachments() if r.ports}
+            dead = [container_id for container_id in taken if not self._is_live(container_id)]
+            if dead:
+                self._bury(self._is_live)
+                taken = {key: value for key, value in taken.items() if key not in dead}
+            with Reservation(taken, self._describe) as reservation:
+                chosen = tuple(reservation.add(mapping) for mapping in ports)
+                record = replace(record, ports=chosen)
+                self._records.write_attachment(record)
+                self._write_rules()
+            conntrack.forget_untranslated(chosen)
+        return record
+
+    def _write_rules(self) -> None:
+        """Write the table from the records. Needs the lock."""
+        networks = self._networks()
+        if not networks:
+            return
+        records = self._records.attachments()
+        nft.apply(
+            nft.render(
+                networks,
+                (nft.Publication(port, r.address) for r in records for port in r.ports),
+            )
+        )
+        publishing = {r.network for r in records if r.ports}
+        for network in networks:
+            if os.path.exists(f"/proc/sys/net/ipv4/conf/{network.bridge}"):
+                bridge.set_route_localnet(network.bridge, network.bridge in publishing)
+
+    def _bury(self, is_live: Callable[[str], bool]) -> list[str]:
+        """Give back what dead containers hold; the caller writes the rules. Needs the lock."""
+        done: list[str] = []
+        for record in self._records.attachments():
+            if not is_live(record.container_id):
+                self._records.remove_attachment(record.container_id)
+                if record.ports:
+                    conntrack.forget_address(record.address)
+                done.append(f"removed the ports of dead container {record.container_id[:12]}")
+        for address, owner in self._leases.all().items():
+            if not is_live(owner):
+                self._drop_link(address)
+                self._leases.release(owner, address)
+                done.append(f"released address {address} of dead container {owner[:12]}")
+        return done
+
+    def _drop_link(self, address: str) -> None:
+        """Delete the link that belongs to an address, and only if it is ours."""
+        index = veth.host_index(address)
+        with nl.NetlinkSocket() as netlink:
+            (links,) = netlink.ask(nl.link_by_index(index))
+            if isinstance(links, int) or not links:
+                return
+            if nl.parse_link(links[0]).name != veth.host_name(address):
+                return
+            # ENODEV: its namespace died in between and took it along.
+            netlink.ask(nl.delete_link(index))
+
+    def _drop_orphans(self) -> list[str]:
+        """Delete links of ours whose address nobody has. Needs the lock."""
+        done: list[str] = []
+        with nl.NetlinkSocket() as netlink:
+            (replies,) = netlink.ask(nl.all_links())
+        for link in map(nl.parse_link, replies if isinstance(replies, list) else ()):
+            address = veth.address_of_link(link)
+            # The claim keeps a new container from taking the address while we delete.
+            if address and self._leases.claim("reconcile", address):
+                self._drop_link(address)
+                self._leases.release("reconcile", address)
+                done.append(f"removed the link {link.name}, which belonged to nobody")
+        return done

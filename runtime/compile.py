@@ -1,0 +1,314 @@
+"""From an OCI configuration to a plan: which system calls, in which order, and why.
+
+The order is the security of it, so it is written down once, here. Nothing in this file talks to
+the kernel about the container; what needs a descriptor is opened by the caller or by `mounts`.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from scow.native import plan as p
+from scow.native import sys as kernel
+from scow.native.errors import InvalidArgument
+from scow.native.fd import OwnedFd
+from scow.runtime.mounts import mount_operations
+from scow.runtime.security import CAPABILITY_NAMES, mask_of
+from scow.runtime.spec import Process, Spec
+
+_NAMESPACE_FLAGS = {
+    "mount": kernel.CLONE_NEWNS,
+    "pid": kernel.CLONE_NEWPID,
+    "network": kernel.CLONE_NEWNET,
+    "ipc": kernel.CLONE_NEWIPC,
+    "uts": kernel.CLONE_NEWUTS,
+    "user": kernel.CLONE_NEWUSER,
+    "cgroup": kernel.CLONE_NEWCGROUP,
+}
+# The user namespace gives the right to join the others; the mount namespace takes away the paths.
+_JOIN_ORDER = ("user", "pid", "network", "ipc", "uts", "cgroup", "mount")
+
+_DEVICE_MODES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
+
+UNLIMITED = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Handles:
+    """What the caller opened for one container; `hold` keeps descriptors until the launch."""
+
+    root_fd: int
+    hold: Callable[[OwnedFd], int]
+    cgroup_tasks: tuple[int, ...] = ()  # v1: the `tasks` file of each hierarchy
+    cgroup_fd: int | None = None  # v2: the directory, for CLONE_INTO_CGROUP
+    # Where the root is attached, in the child's own mount namespace, before pivot_root(2); for
+    # everyone else the directory stays empty.
+    place: str = ""
+    seccomp: tuple[bytes, int] | None = None  # program, SECCOMP_FILTER_FLAG_*
+    network_host: bytes = b""
+    network_pid_offsets: tuple[int, ...] = ()
+    network_inside: bytes = b""
+    bundle: str = "/"
+    run_init: bool = False
+    mount_reasons: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Plan:
+    """Compile the plan that makes a container and waits for `start` before its program runs."""
+    process = spec.process
+    if process is None:
+        raise InvalidArgument("cannot run a container without 'process' in its configuration")
+    new, joins = _namespaces(spec, handles.hold)
+    ops: list[p.Operation] = []
+    # First of all, before anything is allocated on its behalf, the child is under its limits.
+    if handles.cgroup_tasks:
+        ops.append(
+            p.JoinCgroups(
+                handles.cgroup_tasks,
+                why="be under the limits before anything else happens",
+            )
+        )
+    ops += joins
+    if new & kernel.CLONE_NEWCGROUP:
+        # Unshared after joining: cgroup_namespaces(7) roots the view at the current cgroup.
+        ops.append(
+            p.Unshare(kernel.CLONE_NEWCGROUP, why="see its own cgroup as the root of the tree")
+        )
+    ops.append(
+        p.MountPropagation(
+            kernel.MS_PRIVATE, why="no mount made here may show up on the host, or the reverse"
+        )
+    )
+    ops.append(
+        p.AttachRoot(handles.root_fd, at=handles.place, why="the image's layers, stacked by overlayfs")
+    )
+    ops += mount_operations(spec.mounts, handles.hold, handles.mount_reasons, handles.bundle)
+    ops += _devices(spec)
+    ops += _covers(spec)
+    if handles.network_inside:
+        ops.append(p.AwaitParent(why="the host's end of the cable must exist first"))
+        ops.append(p.Netlink(handles.network_inside, why="bring up lo and eth0, add address, route"))
+    ops += _names_and_sysctls(spec)
+    ops.append(_stdio(process))
+    ops.append(p.PivotRoot(why="from here on the host's files are out of reach"))
+    if spec.root.readonly:
+        ops.append(p.RemountRootReadOnly(why="--read-only"))
+    ops += _limits(process)
+    ops.append(p.AwaitStart(why="everything is ready: wait for 'start'"))
+    ops += _identity(process, handles.seccomp)
+    ops.append(_execute(process, handles.run_init))
+    return p.Plan(
+        mode="run",
+        namespaces=new & ~kernel.CLONE_NEWCGROUP,
+        cgroup_fd=handles.cgroup_fd,
+        ops=tuple(ops),
+        host_netlink=handles.network_host,
+        pid_offsets=handles.network_pid_offsets,
+        monitor=monitor,
+    )
+
+
+def compile_exec(
+    process: Process, handles: Handles, joins: tuple[p.Operation, ...], monitor: p.MonitorConfig
+) -> p.Plan:
+    """Compile the plan of a further process in a running container.
+
+    `joins` are the namespaces of the container's first process; its limits come first here too,
+    and no part of the host is open or dumpable when they are entered (CVE-2016-9962).
+    """
+    ops: list[p.Operation] = []
+    if handles.cgroup_tasks:
+        ops.append(p.JoinCgroups(handles.cgroup_tasks, why="be under the container's limits"))
+    ops += joins
+    ops.append(_stdio(process))
+    ops += _limits(process)
+    ops.append(p.AwaitStart(why="wait for 'start'"))
+    ops += _identity(process, handles.seccomp)
+    ops.append(_execute(process, run_init=False))
+    return p.Plan(
+        mode="exec",
+        namespaces=0,
+        cgroup_fd=handles.cgroup_fd,
+        ops=tuple(ops),
+        host_netlink=b"",
+        pid_offsets=(),
+        monitor=monitor,
+    )
+
+
+def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p.Operation]]:
+    """Give the CLONE_NEW* mask of new namespaces and the operations that join existing ones."""
+    new = 0
+    paths: dict[str, str] = {}
+    for namespace in spec.linux.namespaces:
+        if namespace.type not in _NAMESPACE_FLAGS:
+            raise InvalidArgument(f"unknown namespace type '{namespace.type}'")
+        if namespace.type in paths or new & _NAMESPACE_FLAGS[namespace.type]:
+            raise InvalidArgument(f"namespace type '{namespace.type}' is given twice")
+        if namespace.path:
+            paths[namespace.type] = namespace.path
+        else:
+            new |= _NAMESPACE_FLAGS[namespace.type]
+    joins: list[p.Operation] = []
+    for kind in _JOIN_ORDER:
+        if kind in paths:
+            fd = hold(OwnedFd(os.open(paths[kind], os.O_RDONLY | os.O_CLOEXEC)))
+            joins.append(p.JoinNamespace(fd, _NAMESPACE_FLAGS[kind], why=f"share the {kind} namespace"))
+    return new, joins
+
+
+def _devices(spec: Spec) -> list[p.Operation]:
+    found: list[p.Operation] = []
+    for device in spec.linux.devices:
+        if device.type not in _DEVICE_MODES:
+            raise InvalidArgument(f"invalid type '{device.type}' of device '{device.path}'")
+        mode = _DEVICE_MODES[device.type] | (
+            0o666 if device.file_mode is None else device.file_mode & 0o7777
+        )
+        found.append(
+            p.MakeDevice(device.path, mode, device.major, device.minor, device.uid, device.gid)
+        )
+    for target, path in (
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+        ("pts/ptmx", "/dev/ptmx"),
+    ):
+        found.append(p.MakeSymlink(target, path))
+    return found
+
+
+def _covers(spec: Spec) -> list[p.Operation]:
+    found: list[p.Operation] = [
+        p.ReadOnlyPath(path, why="the host's kernel settings are not the container's to change")
+        for path in spec.linux.readonly_paths
+    ]
+    found += [
+        p.Mask(path, why="says too much about the host")
+        for path in spec.linux.masked_paths
+    ]
+    return found
+
+
+def _names_and_sysctls(spec: Spec) -> list[p.Operation]:
+    found: list[p.Operation] = []
+    if spec.hostname:
+        found.append(p.SetHostname(spec.hostname))
+    if spec.domainname:
+        found.append(p.SetDomainname(spec.domainname))
+    for key, value in spec.linux.sysctl.items():
+        found.append(p.SetSysctl(_checked_sysctl(key, spec), value))
+    return found
+
+
+_SYSCTL_IPC = frozenset({
+    "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall",
+    "kernel/shmmax", "kernel/shmmni", "kernel/shm_rmid_forced",
+})  # fmt: skip
+
+
+def _checked_sysctl(key: str, spec: Spec) -> str:
+    """Give a sysctl's path below /proc/sys if the container owns the namespace it belongs to.
+
+    CVE-2022-0811, CVE-2022-0532: the key is checked part by part, and only *new* namespaces count.
+    """
+    path = key if "/" in key else key.replace(".", "/")
+    parts = path.split("/")
+    if not all(part and part.strip(".") and _is_plain(part) for part in parts):
+        raise InvalidArgument(f"invalid sysctl '{key[:128]}'")
+    new = {item.type for item in spec.linux.namespaces if not item.path}
+    allowed = (
+        ("ipc" in new and (path in _SYSCTL_IPC or path.startswith("fs/mqueue/")))
+        or ("network" in new and path.startswith("net/"))
+        or ("uts" in new and path == "kernel/domainname")
+    )
+    if not allowed:
+        raise InvalidArgument(
+            f"cannot set sysctl '{key[:128]}': it is not the container's own",
+            hint="allowed: net.* with an own network; kernel.msg*, kernel.sem, kernel.shm*, "
+            "fs.mqueue.* with an own IPC namespace",
+        )
+    return path
+
+
+def _is_plain(part: str) -> bool:
+    return part.isascii() and all(c.isalnum() or c in "._-" for c in part)
+
+
+def _stdio(process: Process) -> p.Operation:
+    if not process.terminal:
+        return p.StdioFromMonitor(
+            process.user.uid, process.user.gid, why="input and output are pipes to scow-monitor")
+    size = process.console_size
+    return p.Terminal(
+        size.height if size else 24,
+        size.width if size else 80,
+        process.user.uid,
+        why="a terminal of the container's own devpts; the host's is never inside",
+    )
+
+
+def _limits(process: Process) -> list[p.Operation]:
+    found: list[p.Operation] = [
+        p.NewSessionKeyring("scow", why="no keys of the host's session"),
+        p.ResetAffinity(why="all processors that the cpuset allows"),
+    ]
+    for limit in process.rlimits:
+        number = getattr(resource, limit.type, None)
+        if not limit.type.startswith("RLIMIT_") or not isinstance(number, int):
+            raise InvalidArgument(f"unknown rlimit '{limit.type}'")
+        soft, hard = (-1 if value >= UNLIMITED else value for value in (limit.soft, limit.hard))
+        found.append(p.SetRlimit(number, soft, hard, why=limit.type))
+    if process.oom_score_adj is not None:
+        found.append(p.SetOomScoreAdj(process.oom_score_adj))
+    found.append(p.SetUmask(0o022 if process.user.umask is None else process.user.umask))
+    return found
+
+
+def _identity(process: Process, seccomp: tuple[bytes, int] | None) -> list[p.Operation]:
+    """Give up rights, in the only order that works (capabilities(7), seccomp(2))."""
+    capabilities = process.capabilities
+    bounding = mask_of(capabilities.bounding) if capabilities else 0
+    user = process.user
+    is_root = user.uid == 0
+    load = (
+        [p.LoadSeccomp(*seccomp, why="a filter: only system calls that are allowed")]
+        if seccomp is not None
+        else []
+    )
+    found: list[p.Operation] = [
+        p.DropBounding(bounding, why="what is not kept here no setuid program can give back")
+    ]
+    if not process.no_new_privileges:
+        # Without no_new_privs only CAP_SYS_ADMIN may load a filter: do it while we have it.
+        found += load
+    # Groups before user: after setuid there is no right to set groups any more.
+    found.append(p.SetUser(user.uid, user.gid, user.additional_gids))
+    ambient = mask_of(capabilities.ambient) if capabilities else 0
+    effective = mask_of(capabilities.effective) if capabilities else 0
+    permitted = mask_of(capabilities.permitted) if capabilities else 0
+    inheritable = mask_of(capabilities.inheritable) if capabilities else 0
+    found.append(p.SetCwd(process.cwd))
+    if not is_root and not ambient:
+        # A user other than root starts with nothing (CVE-2016-8867), as execve(2) would make it.
+        effective = permitted = 0
+    found.append(p.SetCapabilities(effective, permitted, inheritable, ambient))
+    if process.no_new_privileges:
+        found.append(p.NoNewPrivileges(why="setuid programs gain nothing"))
+        found += load
+    return found
+
+
+def _execute(process: Process, run_init: bool) -> p.Operation:
+    argv = tuple(os.fsencode(arg) for arg in process.args)
+    env = tuple(os.fsencode(entry) for entry in process.env)
+    return p.Execute(argv, env)
+
+
+def all_capabilities() -> tuple[str, ...]:
+    """Give every capability name with its prefix, in bit order."""
+    return tuple(f"CAP_{name}" for name in CAPABILITY_NAMES)

@@ -1,0 +1,78 @@
+"""The linters are tests: a change that they refuse is not finished."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("native", "runtime", "image", "cgroups", "netns", "cri", "cli", "scheduler")
+
+
+@pytest.fixture(scope="module")
+def types() -> None:
+    """The links by which mypy and pyright see the rooms as a package; `make types` makes the same."""
+    (ROOT / "build/types/scow").mkdir(parents=True, exist_ok=True)
+    for room in ROOMS:
+        link = ROOT / "build/types/scow" / room
+        if not link.is_symlink():
+            link.symlink_to(f"../../../{room}")
+
+
+def check(*argv: str) -> None:
+    tool = Path(sys.executable).with_name(argv[0])
+    program = str(tool) if tool.exists() else shutil.which(argv[0])
+    assert program, f"{argv[0]} is not installed; run: make venv"
+    done = subprocess.run(
+        [program, *argv[1:]], cwd=ROOT, capture_output=True, text=True, check=False, timeout=110
+    )
+    assert done.returncode == 0, f"{' '.join(argv)}\n{done.stdout}{done.stderr}"
+
+
+def test_ruff() -> None:
+    check("ruff", "check", "--quiet", ".")
+
+
+def test_format() -> None:
+    check("ruff", "format", "--check", "--quiet", ".")
+
+
+@pytest.mark.usefixtures("types")
+def test_mypy() -> None:
+    check("mypy")
+
+
+@pytest.mark.usefixtures("types")
+def test_pyright() -> None:
+    check("pyright")
+
+
+def test_shell_scripts_parse() -> None:
+    for path in (ROOT / ".ci/run", *sorted((ROOT / "tests").rglob("*.sh"))):
+        check("bash", "-n", str(path))
+
+
+def test_functions_and_files_stay_small() -> None:
+    """House style, section 10: files at most 500 lines, functions at most 60."""
+
+    found: list[str] = []
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            text = path.read_text()
+            name = path.relative_to(ROOT)
+            if text.count("\n") > 500 and not path.name.startswith("syscalls_"):
+                found.append(f"{name}: {text.count(chr(10))} lines")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                    if lines > 60:
+                        found.append(f"{name}:{node.lineno} {node.name}: {lines} lines")
+        for path in sorted((ROOT / room).glob("*.[ch]")):
+            if path.name != "_scow.c" and path.read_text().count("\n") > 500:
+                found.append(f"{path.relative_to(ROOT)}: more than 500 lines")
+    assert not found, "\n".join(found)
