@@ -128,14 +128,9 @@ def _controllers() -> Fact:
 
 
 def _swap() -> Fact:
-    from scow.cgroups.detect import hierarchies
+    from scow.cgroups.detect import counts_swap
 
-    memory = hierarchies().with_controller("memory")
-    if memory is not None:
-        well = os.path.exists(f"{memory.directory}/memory.memsw.limit_in_bytes")
-    else:
-        # v2 counts swap wherever the kernel was built with it (CONFIG_SWAP).
-        well = os.path.exists("/proc/swaps")
+    well = counts_swap()
     return Fact(
         "Swap limits",
         "yes" if well else "no",

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,12 +31,14 @@ def pack(source: Path, tar_format: str) -> bytes:
     extra = ["--xattrs", "--xattrs-include=*"] if tar_format == "pax" else []
     sparse = ["--sparse"] if tar_format in ("pax", "gnu", "oldgnu") else []
     command = ["tar", "-c", f"--format={tar_format}", "--numeric-owner", *extra, *sparse]
-    return subprocess.run([*command, "-C", source, "."], check=True, capture_output=True).stdout
+    return subprocess.run(
+        [*command, "-C", str(source), "."], check=True, capture_output=True
+    ).stdout
 
 
 def unpack_by_tar(tar: bytes, dest: Path) -> None:
     dest.mkdir()
-    command = ["tar", "-x", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", dest]
+    command = ["tar", "-x", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", str(dest)]
     subprocess.run(command, input=tar, check=True, capture_output=True)
 
 
@@ -186,10 +189,10 @@ attributes = st.lists(
 )
 
 
-def plant(base: bytes, tree: dict[bytes, object], meta: list[tuple[int, int, int]]) -> None:
+def plant(base: bytes, tree: dict[bytes, Any], meta: list[tuple[int, int, int]]) -> None:
     files: list[bytes] = []
 
-    def grow(directory: bytes, inner: dict[bytes, object]) -> None:
+    def grow(directory: bytes, inner: dict[bytes, Any]) -> None:
         for name, what in inner.items():
             path = os.path.join(directory, name)
             mode, owner, seconds = meta[len(files) % len(meta)]
@@ -226,7 +229,7 @@ def plant(base: bytes, tree: dict[bytes, object], meta: list[tuple[int, int, int
 )
 @given(trees, attributes, st.sampled_from(["pax", "gnu"]))
 def test_generated_trees(
-    tmp_path: Path, tree: dict[bytes, object], meta: list[tuple[int, int, int]], tar_format: str
+    tmp_path: Path, tree: dict[bytes, Any], meta: list[tuple[int, int, int]], tar_format: str
 ) -> None:
     base = Path(tempfile.mkdtemp(dir=tmp_path))
     try:

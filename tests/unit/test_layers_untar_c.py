@@ -11,19 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLAGS = [
-    "-std=gnu11",
-    "-g",
-    "-O1",
-    "-D_GNU_SOURCE",
-    "-Wall",
-    "-Wextra",
-    "-Wshadow",
-    "-Wconversion",
-    "-Werror",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-]
+FLAGS = ["-std=gnu11", "-g", "-O1", "-D_GNU_SOURCE"]
+FLAGS += ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
+FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def build(source: str, target: Path) -> Path:
