@@ -309,7 +309,7 @@ class ImageStore:
 
     def save(self, names: Iterable[str], output: IO[bytes]) -> None:
         """Write images as one archive that both OCI tools and `docker load` read."""
-        from scow.image.archive import save_archive
+        from scow.image.save import save_archive
 
         save_archive(self, list(names), output)
 
