@@ -10,8 +10,10 @@ from typing import IO, TYPE_CHECKING
 
 import msgspec
 
+from scow.image.archive_files import ArchiveFiles, DirectoryFiles, TarFiles, seekable_tar
 from scow.image.content import REF_NAME
 from scow.image.digest import quote
+from scow.image.docker_archive import load_docker_images
 from scow.image.document import MAX_DOCUMENT_BYTES, decode_document
 from scow.image.install import (
     BlobSource,
@@ -19,6 +21,7 @@ from scow.image.install import (
     read_image_document,
     read_small_blob,
 )
+from scow.image.loaded import CONTAINERD_NAME, add_loaded
 from scow.image.manifest import (
     MAX_INDEX_DEPTH,
     Descriptor,
@@ -36,10 +39,6 @@ from scow.native.errors import InvalidArgument, NotFound, Unsupported
 if TYPE_CHECKING:
     from scow.image.store import Image, ImageStore
 
-
-from scow.image.archive_files import ArchiveFiles, DirectoryFiles, TarFiles, seekable_tar
-from scow.image.docker_archive import load_docker_images
-from scow.image.loaded import CONTAINERD_NAME, add_loaded
 
 LAYOUT_VERSION = "1.0.0"
 

@@ -14,12 +14,8 @@ from typing import IO, TYPE_CHECKING
 from scow.image.content import CHUNK_BYTES
 from scow.image.digest import algorithm_of, hex_of
 from scow.image.files import storage_errors, write_all
-from scow.image.install import (
-    Chunks,
-)
-from scow.image.manifest import (
-    Descriptor,
-)
+from scow.image.install import Chunks
+from scow.image.manifest import Descriptor
 from scow.image.tarindex import TarIndex
 from scow.native.errors import IntegrityError, InvalidArgument, NotFound
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from scow.image.archive_files import ArchiveFiles
 from scow.image.digest import Digest, digest_bytes, hex_of, new_hasher, quote
 from scow.image.document import MAX_DOCUMENT_BYTES, check_document, decode_document
 from scow.image.install import (
@@ -18,6 +19,7 @@ from scow.image.install import (
     install_image,
     read_image_document,
 )
+from scow.image.loaded import add_loaded
 from scow.image.manifest import (
     MAX_LAYERS,
     Descriptor,
@@ -29,10 +31,6 @@ from scow.native.errors import IntegrityError, InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
     from scow.image.store import ImageStore
-
-
-from scow.image.archive_files import ArchiveFiles
-from scow.image.loaded import add_loaded
 
 
 class _DockerImage(msgspec.Struct, rename="pascal"):

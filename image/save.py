@@ -13,12 +13,9 @@ import msgspec
 from scow.image.content import REF_NAME, IndexEntry
 from scow.image.digest import Digest, algorithm_of, hex_of
 from scow.image.document import MAX_DOCUMENT_BYTES
-from scow.image.install import (
-    read_image_document,
-)
-from scow.image.manifest import (
-    Descriptor,
-)
+from scow.image.install import read_image_document
+from scow.image.loaded import CONTAINERD_NAME
+from scow.image.manifest import Descriptor
 from scow.image.media_types import OCI_INDEX
 from scow.image.reference import Reference, parse_reference
 from scow.native.errors import InvalidArgument, ScowError
@@ -27,9 +24,6 @@ if TYPE_CHECKING:
     import tarfile
 
     from scow.image.store import Image, ImageStore
-
-
-from scow.image.loaded import CONTAINERD_NAME
 
 
 def save_archive(store: ImageStore, names: list[str], output: IO[bytes]) -> None:
