@@ -19,9 +19,11 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=SCOW_CI,SCOW_TEST_C
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test test-vm bench venv types hello lint clean packages-run packages-test packages-vm
+.PHONY: demo test test-vm bench venv types hello lint clean packages-run packages-test packages-vm packages-bench
 
 demo: $(VENV)/.stamp-run $(HELLO)
+	@[ -e /usr/local/bin/scow ] || { $(SUDO) ln -sfn $(abspath $(BIN))/scow /usr/local/bin/scow && \
+		echo "linked /usr/local/bin/scow to this checkout, so that 'sudo scow' works"; }
 	$(SUDO) $(BIN)/scow run --rm -m 64m --cpus 0.5 --pids-limit 64 \
 		-e SCOW_HOST_NS="$$(readlink /proc/self/ns/* | tr '\n' ' ')" scow/hello
 
@@ -31,7 +33,7 @@ test: packages-test venv types
 test-vm: packages-vm venv
 	$(SUDO) $(BIN)/python tests/vm/run.py $(ARGS)
 
-bench: packages-test venv
+bench: packages-bench venv
 	$(SUDO) $(BIN)/python bench/run.py $(ARGS)
 
 packages-run:
@@ -39,6 +41,9 @@ packages-run:
 
 packages-test:
 	@$(PROVISION) packages run test
+
+packages-bench:
+	@$(PROVISION) packages run test bench
 
 packages-vm:
 	@$(PROVISION) packages run vm
@@ -73,4 +78,5 @@ lint: venv types
 	$(BIN)/pyright
 
 clean:
+	[ "$$(readlink /usr/local/bin/scow)" != $(abspath $(BIN))/scow ] || $(SUDO) rm /usr/local/bin/scow
 	rm -rf $(VENV) build dist .cache cri/hello-image *.egg-info native/_scow.c native/*.so

@@ -119,10 +119,10 @@ def _address(buffer: bytearray) -> int:
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     """bpf(2): the result and the attributes as the kernel left them. Raises OSError."""
-    from scow.native import sys as native_sys
+    from scow.native.sys import bpf
 
     buffer = bytearray(attributes)
-    return native_sys.bpf(command, buffer), bytes(buffer)
+    return bpf(command, buffer), bytes(buffer)
 
 
 def load_device_program(program: bytes) -> OwnedFd:

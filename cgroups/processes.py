@@ -11,6 +11,7 @@ from scow.native.errors import DeadlineExceeded
 
 # Long enough for a kernel to tear down a big address space; after that it is uninterruptible.
 KILL_TIMEOUT_S = 10.0
+_LONGEST_PAUSE_S = 0.02
 
 
 def signal_all(list_pids: Callable[[], list[int]], number: int = signal.SIGKILL) -> int:
@@ -50,9 +51,10 @@ def wait_until_empty(
     again: Callable[[], object] | None = None,
     timeout_s: float = KILL_TIMEOUT_S,
 ) -> None:
-    """Wait until no process is listed, calling `again` in each round.
+    """Wait until no process is listed; `again` is called for those that take long.
 
-    Raises DeadlineExceeded that names who stays.
+    Not at once: freezing what is just about to die, to signal it a second time, makes it live
+    longer. Raises DeadlineExceeded that names who stays.
     """
     deadline = time.monotonic() + timeout_s
     pause = 0.0002
@@ -64,6 +66,6 @@ def wait_until_empty(
                 hint="they wait for a device or a network file system; removal is pending",
             )
         time.sleep(pause)
-        pause = min(pause * 2, 0.02)
-        if again is not None:
+        if pause >= _LONGEST_PAUSE_S and again is not None:
             again()
+        pause = min(pause * 2, _LONGEST_PAUSE_S)

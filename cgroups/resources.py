@@ -10,9 +10,12 @@ only for those, and because they are made in a tenth of the time when the module
 from __future__ import annotations
 
 import msgspec
+
 from scow.native.errors import InvalidArgument
 
 MAX_INT64 = 2**63 - 1
+# The kernel's PID_MAX_LIMIT on 64-bit machines: no pids.max above it is taken.
+MAX_PIDS = 4 * 1024 * 1024
 MIN_PERIOD_US, MAX_PERIOD_US = 1_000, 1_000_000
 MIN_QUOTA_US = 1_000
 MIN_SHARES, MAX_SHARES = 2, 262_144
@@ -161,7 +164,7 @@ def validate_resources(resources: Resources) -> None:
     if resources.cpu is not None:
         _validate_cpu(resources.cpu)
     if resources.pids is not None:
-        _check_range("pids limit", resources.pids.limit, -1, MAX_INT64)
+        _check_range("pids limit", resources.pids.limit, -1, MAX_PIDS)
     if resources.block_io is not None:
         _validate_block_io(resources.block_io)
     for huge in resources.hugepage_limits:

@@ -80,7 +80,7 @@ def require_ours(directory: str) -> bool:
         return True
     # A creation that was killed between mkdir and the mark leaves an unmarked directory; below a
     # parent that we made, nobody else makes any.
-    if mark is None and read_mark(os.path.dirname(directory)) == PARENT:
+    if mark is None and is_own_parent(os.path.dirname(directory)):
         return True
     raise PermissionDenied(f"cgroup '{directory}' was not made by scow, leaving it alone")
 
@@ -96,6 +96,30 @@ def require_parent(roots: Iterable[str], path: str) -> None:
     )
 
 
+def is_own_parent(directory: str) -> bool:
+    """Whether scow made `directory` to hold containers; False when it does not exist."""
+    try:
+        return read_mark(directory) == PARENT
+    except FileNotFoundError:
+        return False
+
+
+def refuse_container_above(root: str, path: str) -> None:
+    """Refuse a parent that is, or is inside, the cgroup of a container."""
+    parts = path.split("/")[:-1]
+    if parts == [OWN_TOP]:
+        return  # the usual case; we make no container there
+    directory = root
+    for part in parts:
+        directory = f"{directory}/{part}"
+        try:
+            mark = read_mark(directory)
+        except FileNotFoundError:
+            return
+        if mark == CONTAINER:
+            raise InvalidArgument(f"cgroup parent '{directory}' is the cgroup of a container")
+
+
 def make_parents(root: str, path: str) -> list[str]:
     """Make and mark what is missing above the last component; gives what was made, top first."""
     made: list[str] = []
@@ -105,10 +129,6 @@ def make_parents(root: str, path: str) -> list[str]:
         try:
             os.mkdir(directory, 0o755)
         except FileExistsError:
-            if read_mark(directory) == CONTAINER:
-                raise InvalidArgument(
-                    f"cgroup parent '{directory}' is the cgroup of a container"
-                ) from None
             continue
         set_mark(directory, PARENT)
         made.append(directory)

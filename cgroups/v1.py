@@ -81,6 +81,7 @@ class V1Cgroup:
         return found
 
     def _make_primary(self) -> None:
+        tree.refuse_container_above(self._host.v1[0].directory, self.path)
         for attempt in (1, 2):
             try:
                 self._make_directory(self._primary)
@@ -157,8 +158,9 @@ class V1Cgroup:
         if directory is None:
             raise Unsupported(
                 f"cannot set '{write.file}' to '{write.value}': "
-                f"this host has no cgroup controller '{write.controller}'",
-                hint="see /proc/cgroups; the kernel may need a boot option to enable it",
+                f"this host has no cgroup v1 controller '{write.controller}'",
+                hint="see /proc/cgroups: in hierarchy 0 it is free to be mounted, "
+                "or used by cgroup v2, where a hybrid host sets no limits",
             )
         return directory
 
@@ -189,7 +191,12 @@ class V1Cgroup:
             control.write_file(fd, write.file, write.value)
         except FileNotFoundError as missing:
             if write.instead is not None:
+                # Only weights have another name: bfq's, which needs a disk that uses bfq.
+                from scow.cgroups import weight
+
                 try:
+                    if not weight.has_bfq_disk():
+                        raise weight.no_effect_error(write, self.path) from missing
                     control.write_file(fd, write.instead, write.value)
                     return
                 except FileNotFoundError:
@@ -224,8 +231,9 @@ class V1Cgroup:
         try:
             self._apply(writes)
         except BaseException:
-            with contextlib.suppress(OSError, ScowError):
-                self._apply(before)
+            for write in before:
+                with contextlib.suppress(OSError, ScowError):
+                    self._apply([write])
             raise
 
     def _device_writes(self, resources: Resources) -> list[Write]:
@@ -338,22 +346,24 @@ class V1Cgroup:
         """See `cgroup.Cgroup`."""
         if not tree.require_ours(self._primary):
             return
-        self._kill_unified()
+        is_told = self._kill_unified()
         # v1 keeps even SIGKILL waiting while a process is frozen.
         with contextlib.suppress(OSError, Unsupported):
             self._set_freezer("THAWED")
-        if self.pids():
+        if not is_told and self.pids():
             self._kill_round()
-            processes.wait_until_empty(self.pids, what=self.path, again=self._kill_round)
+        processes.wait_until_empty(self.pids, what=self.path, again=self._kill_round)
 
-    def _kill_unified(self) -> None:
+    def _kill_unified(self) -> bool:
+        """One write for all, if the host has it; a process that is in v1 only is not reached."""
         if self._unified is None:
-            return
-        with (
-            contextlib.suppress(FileNotFoundError),
-            OwnedFd(os.open(self._unified, _DIRECTORY)) as fd,
-        ):
-            control.write_file(fd.fileno(), "cgroup.kill", "1")
+            return False
+        try:
+            with OwnedFd(os.open(self._unified, _DIRECTORY)) as fd:
+                control.write_file(fd.fileno(), "cgroup.kill", "1")
+        except FileNotFoundError:
+            return False
+        return True
 
     def _kill_round(self) -> None:
         """Freeze what can be frozen at once, so that a fork bomb holds still, and signal all."""
@@ -402,7 +412,9 @@ class V1Cgroup:
 
     def remove(self) -> None:
         """See `cgroup.Cgroup`."""
-        if tree.require_ours(self._primary):
+        # Without the primary directory the rest can only be what a dead attempt left, or what
+        # somebody else made; below a parent that is ours it is the former.
+        if tree.require_ours(self._primary) or tree.is_own_parent(os.path.dirname(self._primary)):
             self._remove_directories()
 
     def _remove_directories(self) -> None:

@@ -75,6 +75,7 @@ class V2Cgroup:
             raise
 
     def _make(self, writes: list[Write]) -> None:
+        tree.refuse_container_above(self._root, self.path)
         for attempt in (1, 2):
             try:
                 self._enable_controllers(writes)
@@ -175,17 +176,24 @@ class V2Cgroup:
                     raise self._refusal(error, fd.fileno(), write) from error
 
     def _write(self, fd: int, write: Write) -> None:
+        if write.instead is not None:
+            write = self._choose_weight(write)
         try:
             control.write_file(fd, write.file, write.value)
         except FileNotFoundError as missing:
-            if write.instead is not None:
-                try:
-                    control.write_file(fd, write.instead, v2_limits.io_weight_line(write.value))
-                    return
-                except FileNotFoundError:
-                    write = write._replace(file=write.instead, instead=write.file)
             if not write.optional:
                 raise control.missing_file_error(write, self.path) from missing
+
+    def _choose_weight(self, write: Write) -> Write:
+        """Only weights have two files: bfq's, and io.weight, which io.cost reads."""
+        from scow.cgroups import weight
+
+        if weight.has_bfq_disk():
+            return write._replace(instead=None)
+        if not weight.has_io_cost(self._root):
+            raise weight.no_effect_error(write, self.path)
+        line = v2_limits.io_weight_line(write.value)
+        return write._replace(file="io.weight", value=line, instead=None)
 
     def _refusal(self, error: OSError, fd: int, write: Write) -> ScowError:
         facts = ""
@@ -227,8 +235,9 @@ class V2Cgroup:
             self._apply(writes)
             self._apply_devices(resources)
         except BaseException:
-            with contextlib.suppress(OSError, ScowError):
-                self._apply(before)
+            for write in before:
+                with contextlib.suppress(OSError, ScowError):
+                    self._apply([write])
             raise
 
     def _check_usage(self, fd: int, resources: Resources) -> None:

@@ -16,7 +16,6 @@ from scow.cri.options import (
     NamespaceMode,
     NetworkOptions,
     Security,
-    Tmpfs,
 )
 from scow.cri.validate import validate
 from scow.native.errors import InvalidArgument, Unsupported
@@ -251,9 +250,9 @@ def _network(values: Values) -> NetworkOptions:
 def _ports(texts: list[str]) -> tuple[PortMapping, ...]:
     if not texts:
         return ()
-    from scow.netns.ports import parse_port
+    from scow.netns.ports import parse_ports
 
-    return tuple(port for text in texts for port in parse_port(text))
+    return tuple(parse_ports(texts))
 
 
 def _log(values: Values) -> LogOptions:
@@ -267,6 +266,3 @@ def _log(values: Values) -> LogOptions:
         else:
             raise parse.invalid("--log-opt", text, "max-size=SIZE or max-file=NUMBER")
     return LogOptions(max_bytes, max_files)
-
-
-__all__ = ["Tmpfs", "container_options", "environment", "exec_options"]

@@ -22,9 +22,10 @@ NAMESPACES = (
 )
 
 
-def explain_plan(plan: Plan) -> str:
-    """The whole plan; the last line says how many steps it has."""
-    steps = [_clone_step(plan)]
+def explain_plan(plan: Plan, before: list[tuple[str, str]] | None = None) -> str:
+    """What is done `before` the plan, and the whole plan; the last line counts the steps."""
+    steps = [(call, why[:1].upper() + why[1:]) for call, why in before or []]
+    steps.append(_clone_step(plan))
     steps += [_step(op) for op in plan.ops]
     lines = ["What scow asks of the kernel, in this order:", ""]
     width = len(str(len(steps)))

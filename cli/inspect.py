@@ -78,10 +78,10 @@ def describe_image(image: Image) -> dict[str, object]:
             "User": config.user,
             "ExposedPorts": {port: {} for port in config.exposed_ports},
             "Env": list(config.env),
-            "Cmd": list(config.cmd),
+            "Cmd": None if config.cmd is None else list(config.cmd),
             "Volumes": {path: {} for path in config.volumes},
             "WorkingDir": config.working_dir,
-            "Entrypoint": list(config.entrypoint),
+            "Entrypoint": None if config.entrypoint is None else list(config.entrypoint),
             "Labels": dict(config.labels),
             "StopSignal": config.stop_signal,
         },
@@ -98,7 +98,8 @@ def _plans(names: list[str]) -> int:
     from scow.cli.explain import explain_plan
 
     for name in names:
-        print(explain_plan(service().plan_of(service().find(name))))
+        before, plan = service().explain(service().find(name))
+        print(explain_plan(plan, before))
     return 0
 
 

@@ -18,7 +18,7 @@ _WHY = "it signals and removes processes of other users"
 def _stop(values: Values) -> int:
     from scow.cri.parse import parse_signal, parse_timeout
 
-    seconds, signal = values.text("time"), values.text("signal")
+    seconds, signal = values.text("timeout"), values.text("signal")
     timeout = None if seconds is None else parse_timeout("--timeout", seconds)
     number = None if signal is None else parse_signal("--signal", signal)
 
@@ -39,8 +39,8 @@ STOP = Command(
     options=(
         text(
             "-t",
-            "--time",
             "--timeout",
+            "--time",
             metavar="SECONDS",
             help="How long to wait before KILL; -1 waits for ever (10, or --stop-timeout of run)",
         ),

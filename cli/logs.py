@@ -37,7 +37,7 @@ def parse_time(option: str, words: str, now_ns: int | None = None) -> int:
     if not words or len(words) > 64 or not words.isascii():
         raise wrong
     seconds, _, fraction = words.partition(".")
-    if seconds.isdigit() and (fraction.isdigit() or not fraction) and "." != words[-1]:
+    if seconds.isdigit() and (fraction.isdigit() or not fraction) and words[-1] != ".":
         return int(seconds) * 10**9 + int((fraction or "0")[:9].ljust(9, "0"))
     ago_ns = _duration(words)
     if ago_ns is not None:

@@ -84,26 +84,31 @@ def ports_text(ports: Iterable[PortMapping], exposed: Iterable[str] = ()) -> str
         if (
             last is not None
             and (last.host_ip, last.protocol) == (port.host_ip, port.protocol)
-            and port.container_port == last.container_port + 1
-            and port.host_port == last.host_port + 1
+            and port.container_port == last.container_port + last.count
+            and port.host_port == last.host_port + last.count
         ):
             groups[-1].append(port)
         else:
             groups.append([port])
-    published = {f"{port.container_port}/{port.protocol}" for port in order}
+    published = {
+        f"{port.container_port + offset}/{port.protocol}"
+        for port in order
+        for offset in range(port.count)
+    }
     alone = [text if "/" in text else text + "/tcp" for text in exposed]
     shown = [text for text in sorted(alone) if text not in published]
-    return ", ".join(shown + [_port_range(group[0], group[-1]) for group in groups])
+    return ", ".join(shown + [_port_range(group) for group in groups])
 
 
-def _port_range(first: PortMapping, last: PortMapping) -> str:
-    def span(low: int, high: int) -> str:
-        return str(low) if low == high else f"{low}-{high}"
+def _port_range(group: list[PortMapping]) -> str:
+    first, length = group[0], sum(port.count for port in group)
+
+    def span(low: int) -> str:
+        return str(low) if length == 1 else f"{low}-{low + length - 1}"
 
     address = first.host_ip or "0.0.0.0"
     address = f"[{address}]" if ":" in address else address
-    host = span(first.host_port, last.host_port)
-    return f"{address}:{host}->{span(first.container_port, last.container_port)}/{first.protocol}"
+    return f"{address}:{span(first.host_port)}->{span(first.container_port)}/{first.protocol}"
 
 
 def row(view: ContainerView, *, full: bool, now_ns: int) -> Row:
@@ -138,7 +143,10 @@ def _tests(views: list[ContainerView]) -> dict[str, Callable[[ContainerView, str
     def published(view: ContainerView, wanted: str) -> bool:
         port, _, protocol = wanted.partition("/")
         return any(
-            str(p.host_port) == port and p.protocol == (protocol or "tcp") for p in view.ports
+            port.isdigit()
+            and 0 <= int(port) - p.host_port < p.count
+            and p.protocol == (protocol or "tcp")
+            for p in view.ports
         )
 
     return {

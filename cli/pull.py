@@ -26,15 +26,11 @@ def _pull(values: Values) -> int:
         before = images.get(str(reference)).id
     except NotFound:
         before = None
-    options = {
-        "platform": platform,
-        "tls_verify": tls_verify,
-        "plain_http": values.flag("plain-http"),
-    }
-    if values.flag("plain-http") and values.given("tls-verify") and tls_verify:
+    plain_http = values.flag("plain-http")
+    if plain_http and values.given("tls-verify") and tls_verify:
         raise UsageError("pull: --plain-http and --tls-verify exclude each other")
     if values.flag("quiet"):
-        images.pull(name, **options)  # type: ignore[arg-type]  # keys and types are those of pull
+        images.pull(name, platform=platform, tls_verify=tls_verify, plain_http=plain_http)
         print(reference)
         return 0
     if reference.digest is None and not _names_tag(name):
@@ -42,7 +38,13 @@ def _pull(values: Values) -> int:
     label = reference.tag if reference.digest is None else reference.digest
     print(f"{label}: Pulling from {reference.path}", flush=True)
     with PullProgress(sys.stdout) as progress:
-        image = images.pull(name, progress=progress, **options)  # type: ignore[arg-type]  # as above
+        image = images.pull(
+            name,
+            platform=platform,
+            tls_verify=tls_verify,
+            plain_http=plain_http,
+            progress=progress,
+        )
     print(f"Digest: {progress.digest or image.manifest_digest}")
     state = "Image is up to date for" if before == image.id else "Downloaded newer image for"
     print(f"Status: {state} {reference.familiar}")

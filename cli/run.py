@@ -175,7 +175,8 @@ def _explain(container_id: str, *, dry_run: bool) -> bool:
     from scow.cli.explain import explain_plan
 
     out = sys.stdout if dry_run else sys.stderr
-    print(explain_plan(service().plan_of(container_id)), file=out, flush=True)
+    before, plan = service().explain(container_id)
+    print(explain_plan(plan, before), file=out, flush=True)
     return dry_run
 
 
@@ -197,7 +198,12 @@ RUN = Command(
     "126 when the program cannot be executed, 127 when it is not in the image.",
     arguments=(_IMAGE, _COMMAND),
     options=(
-        flag("-d", "--detach", help="Run in the background and print the container's id"),
+        flag(
+            "-d",
+            "--detach",
+            help="Run in the background and print the container's id",
+            section="What runs",
+        ),
         *CREATE_OPTIONS,
         many("-a", "--attach", metavar="STREAM", help="Show only stdin, stdout or stderr"),
         DETACH_KEYS,

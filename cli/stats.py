@@ -95,7 +95,7 @@ def _stats(values: Values) -> int:
     while True:
         if before or live or first:
             time.sleep(INTERVAL_S)
-        before = first if not before else before
+        before = before or first
         targets = _targets(values)
         now = _measure(targets)
         rows = [

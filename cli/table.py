@@ -18,7 +18,7 @@ class UsageError(InvalidArgument):
 
 
 class Option:
-    """One option: its spellings (the last long one names it), kind, help and default."""
+    """One option: its spellings (the first long one names it), kind, help and default."""
 
     __slots__ = ("complete", "default", "help", "hidden", "kind", "metavar", "names", "section")
 

@@ -25,7 +25,7 @@ def check(service: Service, around: Surroundings, *, repair: bool) -> list[str]:
     found += _check_records(service, repair=repair)
     found += _check_runs(service, around, repair=repair)
     found += _check_run_dirs(service, known, repair=repair)
-    found += _check_cgroups(known, repair=repair)
+    found += _check_cgroups(service.store.cgroup_parent, known, repair=repair)
     found += _check_names(service, repair=repair)
     found += _check_trash(service, repair=repair)
     found += _check_network(service, repair=repair)
@@ -88,25 +88,24 @@ def _check_run_dirs(service: Service, known: set[str], *, repair: bool) -> list[
     return found
 
 
-def _check_cgroups(known: set[str], *, repair: bool) -> list[str]:
+def _check_cgroups(parent: str, known: set[str], *, repair: bool) -> list[str]:
     from scow.cgroups.cgroup import open_cgroup
     from scow.cgroups.detect import hierarchies
-    from scow.cgroups.tree import OWN_TOP
 
     stray: set[str] = set()
     host = hierarchies()
     mounts = [hierarchy.directory for hierarchy in host.v1]
     for mount in [*mounts, host.unified] if host.unified else mounts:
         try:
-            names = os.listdir(f"{mount}/{OWN_TOP}")
+            names = os.listdir(f"{mount}/{parent}")
         except FileNotFoundError:
             continue
         stray |= {name for name in names if len(name) == ID_LENGTH and name not in known}
     for name in stray:
         if repair:
-            open_cgroup(f"{OWN_TOP}/{name}").remove()
+            open_cgroup(f"{parent}/{name}").remove()
     return [
-        _line(f"cgroup '{OWN_TOP}/{name}' belongs to no container", mended=repair)
+        _line(f"cgroup '{parent}/{name}' belongs to no container", mended=repair)
         for name in sorted(stray)
     ]
 
@@ -127,7 +126,9 @@ def _check_trash(service: Service, *, repair: bool) -> list[str]:
     left = os.listdir(f"{service.root}/trash")
     if left and repair:
         service.store.empty_trash()
-    return [_line(f"{len(left)} removed containers still take space", mended=repair)] if left else []
+    return (
+        [_line(f"{len(left)} removed containers still take space", mended=repair)] if left else []
+    )
 
 
 def _check_network(service: Service, *, repair: bool) -> list[str]:

@@ -69,6 +69,8 @@ def run_exec(
         launched = launch(plan)
         launched.pidfd.close()
         connection = MonitorConnection(launched.control.steal())
+        if not options.detach:
+            connection.attach(stdout=True, stderr=True, stdin=options.open_stdin, lossless=True)
         try:
             _wait_started(connection, plan, root)
         except BaseException:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from scow.cri.launch import cgroup_path
 from scow.cri.records import Record, RecordStore
 from scow.cri.status import Status
 from scow.cri.views import view
@@ -44,7 +43,7 @@ def describe(
         "RestartCount": 0,
         "Driver": "overlay",
         "Platform": "linux",
-        "CgroupPath": cgroup_path(record),
+        "CgroupPath": record.cgroup,
         "HostConfig": _host_config(record),
         "Mounts": _mounts(record, volumes),
         "Config": _config(record),
@@ -106,9 +105,7 @@ def _host_config(record: Record) -> dict[str, Any]:
         "CpusetMems": limits.cpuset_mems or "",
         "BlkioWeight": limits.blkio_weight or 0,
         "PidsLimit": limits.pids,
-        "Ulimits": [
-            {"Name": u.name, "Soft": u.soft, "Hard": u.hard} for u in options.ulimits
-        ],
+        "Ulimits": [{"Name": u.name, "Soft": u.soft, "Hard": u.hard} for u in options.ulimits],
         "LogConfig": {
             "Type": "cri",
             "Config": {

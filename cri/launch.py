@@ -8,15 +8,17 @@ ports), so whoever comes after a kill -9 at any line here mends it: `release` is
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scow.cgroups.cgroup import Cgroup, container_path, open_cgroup
+import msgspec
+
+from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cri import specgen
 from scow.cri.records import Record, RecordStore
-from scow.cri.sandbox import Sandbox, prepare
+from scow.cri.sandbox import Sandbox, is_shared, prepare
 from scow.image.overlay import mount_overlay
 from scow.native import plan as p
 from scow.native.errors import NotFound, ScowError
@@ -32,9 +34,11 @@ from scow.runtime.users import User, resolve_user
 if TYPE_CHECKING:
     from scow.netns.network import BridgeNetwork
 
+# A monitor whose container never ran has nothing to wait for; this is for a stuck disk.
+MONITOR_END_S = 5.0
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+
+class Surroundings(msgspec.Struct, frozen=True):
     """What a launch needs to know of its host; one per service."""
 
     store: RecordStore
@@ -45,32 +49,25 @@ class Surroundings:
     cleanup_argv: Callable[[str], tuple[bytes, ...]]
 
 
-@dataclass(slots=True)
-class Prepared:
+class Prepared(msgspec.Struct):
     """A container that is ready to be launched; closing `stack` gives back what is still held."""
 
     plan: p.Plan
     root: Root
     sandbox: Sandbox
     user: User
-
-
-def cgroup_path(record: Record) -> str:
-    """Give the cgroup of a container, relative to each hierarchy's mount."""
-    return container_path(record.id, record.options.cgroup_parent)
+    generated: specgen.Generated
 
 
 def container_cgroup(record: Record) -> Cgroup:
     """Open the container's cgroup; it need not exist."""
-    return open_cgroup(cgroup_path(record))
+    return open_cgroup(record.cgroup)
 
 
 def mount_root(record: Record, around: Surroundings) -> OwnedFd:
     """Stack the image's layers under the container's own, as a mount attached nowhere."""
     directory = around.store.container_dir(record.id)
-    return mount_overlay(
-        around.layer_paths(record), f"{directory}/upper", f"{directory}/work"
-    )
+    return mount_overlay(around.layer_paths(record), f"{directory}/upper", f"{directory}/work")
 
 
 def resolve_record_user(record: Record, root: Root) -> User:
@@ -79,19 +76,31 @@ def resolve_record_user(record: Record, root: Root) -> User:
 
 
 def prepare_launch(
-    record: Record, around: Surroundings, stack: ExitStack, *, dry_run: bool = False
+    record: Record,
+    around: Surroundings,
+    stack: ExitStack,
+    *,
+    dry_run: bool = False,
+    running_root: int | None = None,
 ) -> Prepared:
-    """Take and open all that the plan names. With `dry_run` no address, port or cgroup is taken."""
+    """Take and open all that the plan names. With `dry_run` no address, port or cgroup is taken.
+
+    `running_root` is the root of the container where it runs already; it is closed with `stack`.
+    """
     store = around.store
 
     def hold(fd: OwnedFd) -> int:
         return stack.enter_context(fd).fileno()
 
-    root_fd = hold(mount_root(record, around))
+    # A running container's layers are not stacked a second time: overlayfs forbids two mounts
+    # with one upper directory. Its own root answers as well.
+    root_fd = hold(
+        OwnedFd(running_root) if running_root is not None else mount_root(record, around)
+    )
     root = Root(root_fd)
     user = resolve_record_user(record, root)
     sandbox = prepare(record, store, around.network, around.pid_of, dry_run=dry_run)
-    path = cgroup_path(record)
+    path = record.cgroup
     generated = specgen.build_spec(record, user, sandbox, path, around.volume_dir)
     cgroup = open_cgroup(path)
     tasks: tuple[int, ...] = ()
@@ -118,7 +127,7 @@ def prepare_launch(
         mount_reasons=generated.reasons,
     )
     plan = compile_run(generated.spec, handles, _monitor_config(record, around, oom))
-    return Prepared(plan, root, sandbox, user)
+    return Prepared(plan, root, sandbox, user, generated)
 
 
 def _monitor_config(record: Record, around: Surroundings, oom_fd: int | None) -> p.MonitorConfig:
@@ -197,17 +206,28 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
         except FileNotFoundError:
             pass
         launched = launch(prepared.plan)
-        launched.pidfd.close()
         connection = MonitorConnection(launched.control.steal())
-        undo.callback(connection.close)
+        undo.callback(_see_off, connection, launched.pidfd)
         _until(connection, Ready, prepared)
+        if prepared.sandbox.attachment is not None:
+            around.network().settle(prepared.sandbox.attachment)
         if attach:
             connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
             connection.watch()
         connection.start()
         _until(connection, Started, prepared)
         undo.pop_all()
+        launched.pidfd.close()
     return connection
+
+
+def _see_off(connection: MonitorConnection, pidfd: OwnedFd) -> None:
+    """Let go of a monitor that failed and wait until it is gone: it writes its records to the end."""
+    connection.close()
+    with pidfd:
+        poller = select.poll()
+        poller.register(pidfd.fileno(), select.POLLIN)
+        poller.poll(int(MONITOR_END_S * 1000))
 
 
 def _until(connection: MonitorConnection, wanted: type, prepared: Prepared) -> None:
@@ -217,9 +237,7 @@ def _until(connection: MonitorConnection, wanted: type, prepared: Prepared) -> N
         if isinstance(event, wanted):
             return
         if isinstance(event, Failed):
-            raise explain_failure(
-                prepared.plan, event.failure, prepared.root
-            )
+            raise explain_failure(prepared.plan, event.failure, prepared.root)
         if event is None:
             raise ScowError("cannot start the container: its monitor went away without a word")
 
@@ -243,11 +261,12 @@ def _make_bind_sources(record: Record) -> None:
 def release(record: Record, around: Surroundings) -> None:
     """Give back what a run of the container took; fine when nothing is left, goes on past errors."""
     first: OSError | ScowError | None = None
-    for step in (
+    steps: tuple[Callable[[], None], ...] = (
         lambda: container_cgroup(record).remove(),
         lambda: _release_network(record, around),
         lambda: _release_run_dir(record, around),
-    ):
+    )
+    for step in steps:
         try:
             step()
         except (OSError, ScowError) as error:
@@ -258,7 +277,10 @@ def release(record: Record, around: Surroundings) -> None:
 
 def _release_network(record: Record, around: Surroundings) -> None:
     if record.options.network.mode.kind == "bridge":
-        around.network().detach(record.id)
+        # The kernel takes the link with its namespace; to wait for that costs 15 ms, and is only
+        # needed where another container keeps the namespace.
+        shared = is_shared(around.store, record.id)
+        around.network().detach(record.id, drop_link=shared)
 
 
 def _release_run_dir(record: Record, around: Surroundings) -> None:

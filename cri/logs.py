@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 READ_CHUNK = 1 << 20
 POLL_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogEntry(msgspec.Struct, frozen=True):
     """One line, or a part of one longer than 16 KiB; a whole one ends with its newline."""
 
     time_text: str
@@ -53,11 +53,7 @@ def read_log(
     """Yield entries oldest first; `tail` counts from the end, `follow` goes on while it runs."""
     reader = _Reader(path)
     try:
-        if tail is not None:
-            lines = reader.last_lines(tail)
-        else:
-            lines = reader.all_lines()
-        for line in lines:
+        for line in reader.all_lines() if tail is None else reader.last_lines(tail):
             entry = parse_line(line)
             if entry is not None and _within(entry, since_ns, until_ns):
                 yield entry

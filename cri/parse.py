@@ -15,6 +15,7 @@ import os
 
 from scow.cri.options import UserSpec
 from scow.native.errors import InvalidArgument, Unsupported
+from scow.native.fd import OwnedFd
 
 MAX_INT64 = 2**63 - 1
 MAX_ID = 2**31 - 1  # Docker's limit; 2**32-1 means "no change" to the kernel
@@ -202,10 +203,11 @@ def _read_lines(option: str, path: str) -> list[str]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"cannot read {option} {quote(path)}: {reason(error)}") from error
-    with open(fd, "rb") as file:
+    with OwnedFd(fd):
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise InvalidArgument(f"cannot read {option} {quote(path)}: not a regular file")
-        data = file.read(MAX_ENV_FILE_BYTES + 1)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(MAX_ENV_FILE_BYTES + 1)
     if len(data) > MAX_ENV_FILE_BYTES:
         raise InvalidArgument(f"cannot read {option} {quote(path)}: larger than 1 MiB")
     data = data.removeprefix(b"\xef\xbb\xbf")

@@ -119,6 +119,7 @@ _KEYS = {
     "volume": {"volume-nocopy", "volume-subpath"},
     "tmpfs": {"tmpfs-size", "tmpfs-mode"},
 }
+_SWITCHES = ("readonly", "bind-nonrecursive", "volume-nocopy")
 _COMMON = {"type", "source", "target", "readonly"}
 
 
@@ -129,8 +130,8 @@ def parse_mount(option: str, text: str) -> Mount | Tmpfs:
         key = _ALIASES.get(key, key)
         if key in values:
             raise invalid(option, text, f"{quote(key)} is given twice")
-        if value is None and key not in ("readonly", "bind-nonrecursive", "volume-nocopy"):
-            raise invalid(option, text, f"{quote(key)} needs a value, as in {key}=...")
+        if value is None and key not in _SWITCHES:
+            raise invalid(option, text, f"{quote(key)} is not known or needs a value")
         values[key] = "true" if value is None else value
     kind = values.get("type", "volume")
     if kind not in _KEYS:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
@@ -25,10 +23,11 @@ from scow.native.fs import remove_tree, write_atomic
 ID_LENGTH = 64
 SHORT_ID = 12
 RECORD_VERSION = 1
+DEFAULT_ROOT = "/var/lib/scow"
+DEFAULT_RUN = "/run/scow"
 
 
-@dataclass(frozen=True, slots=True)
-class VolumeUse:
+class VolumeUse(msgspec.Struct, frozen=True):
     """A volume that this container mounts; anonymous ones go with it on `rm -v` and --rm."""
 
     name: str
@@ -36,8 +35,7 @@ class VolumeUse:
     anonymous: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """All that is needed to start a container again: the wish, merged with its image once."""
 
     id: str
@@ -52,6 +50,7 @@ class Record:
     user: UserSpec
     stop_signal: int
     labels: dict[str, str]
+    cgroup: str  # its path below each hierarchy's mount
     options: ContainerOptions
     volumes: tuple[VolumeUse, ...] = ()
     exposed_ports: tuple[str, ...] = ()
@@ -70,6 +69,15 @@ class RecordStore:
         self._containers = f"{root}/containers"
         self._names = f"{root}/names"
         self._trash = f"{root}/trash"
+
+    @property
+    def cgroup_parent(self) -> str:
+        """The parent of our cgroups: one for each run directory, so that no two stores meet."""
+        if self.run == DEFAULT_RUN:
+            return "scow"
+        from hashlib import blake2b
+
+        return f"scow/{blake2b(os.fsencode(self.run), digest_size=4).hexdigest()}"
 
     def prepare(self) -> None:
         """Make the directories, closed to everyone but root (CVE-2021-41091)."""
@@ -97,7 +105,7 @@ class RecordStore:
 
     def new_id(self) -> str:
         """Give an unused random id."""
-        return secrets.token_hex(ID_LENGTH // 2)
+        return os.urandom(ID_LENGTH // 2).hex()
 
     def claim_name(self, name: str, container_id: str) -> None:
         """Give `name` to a container, or raise AlreadyExists saying whose it is."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from scow.cri.options import NamespaceMode
 from scow.cri.records import SHORT_ID, Record, RecordStore
@@ -19,11 +20,11 @@ from scow.native.fs import write_atomic
 from scow.runtime.spec import Namespace
 
 if TYPE_CHECKING:
-    from scow.netns.network import Attachment, BridgeNetwork
+    from scow.netns.network import BridgeNetwork
+    from scow.netns.records import Attachment
 
 
-@dataclass(frozen=True, slots=True)
-class Sandbox:
+class Sandbox(msgspec.Struct, frozen=True):
     """What a start needs of the sandbox."""
 
     namespaces: tuple[Namespace, ...]
@@ -33,9 +34,10 @@ class Sandbox:
     host_netlink: bytes = b""
     pid_offsets: tuple[int, ...] = ()
     inside_netlink: bytes = b""
+    sysctls: tuple[tuple[str, str], ...] = ()  # of the network itself, (key with '/', value)
     shm_source: str = ""  # a host path to bind on /dev/shm, for shared IPC
     own_network: bool = False
-    notes: dict[str, str] = field(default_factory=dict[str, str])
+    notes: dict[str, str] = {}
 
 
 def prepare(
@@ -49,7 +51,7 @@ def prepare(
     """Take what the container's sandbox needs: namespaces to join or make, address, ports, files.
 
     `pid_of` gives (id, pid) of another running container; `network` the bridge, only when used.
-    With `dry_run` nothing is taken.
+    With `dry_run` no address and no port is taken.
     """
     options = record.options
     mode = options.network.mode
@@ -66,28 +68,34 @@ def prepare(
     attachment: Attachment | None = None
     host = inside = b""
     offsets: tuple[int, ...] = ()
+    sysctls: tuple[tuple[str, str], ...] = ()
     if mode.kind == "container":
         other, pid = pid_of(mode.container)
+        mark_shared(store, other)
         namespaces.append(Namespace("network", f"/proc/{pid}/ns/net"))
         etc_dir = store.container_dir(other)
         hostname = _hostname_of(etc_dir) or hostname
     elif mode.kind != "host":
         namespaces.append(Namespace("network"))
-        from scow.netns.veth import loopback_messages
+        from scow.netns.veth import inside_sysctls, loopback_messages
 
         inside = loopback_messages()
-        if mode.kind == "bridge" and not dry_run:
+        if mode.kind == "bridge":
             bridge = network()
-            attachment = bridge.attach(
-                record.id,
-                ip=options.network.ip,
-                mac=options.network.mac,
-                ports=options.network.ports,
-            )
+            if dry_run:
+                attachment = bridge.attachment(record.id) or _example(record)
+            else:
+                attachment = bridge.attach(
+                    record.id,
+                    ip=options.network.ip,
+                    mac=options.network.mac,
+                    ports=options.network.ports,
+                )
             messages = bridge.attachment_messages(attachment)
             host, offsets = messages.host, messages.host_pid_offsets
-            inside = messages.inside
-    if mode.kind != "container" and not dry_run:
+            inside, sysctls = messages.inside, inside_sysctls()
+    is_missing = not os.path.exists(f"{etc_dir}/resolv.conf")
+    if mode.kind != "container" and (is_missing or not dry_run):
         write_names(record, etc_dir, hostname, attachment, host_network=mode.kind == "host")
     return Sandbox(
         namespaces=tuple(namespaces),
@@ -97,8 +105,40 @@ def prepare(
         host_netlink=host,
         pid_offsets=offsets,
         inside_netlink=inside,
+        sysctls=sysctls,
         shm_source=_shm_source(options.ipc, store, pid_of, record.id),
         own_network=mode.kind not in ("host", "container"),
+    )
+
+
+def _shared_mark(store: RecordStore, container_id: str) -> str:
+    return f"{store.run_dir(container_id)}/network-is-shared"
+
+
+def mark_shared(store: RecordStore, container_id: str) -> None:
+    """Note that another container has joined this one's network, and may outlive it there."""
+    os.close(os.open(_shared_mark(store, container_id), os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def is_shared(store: RecordStore, container_id: str) -> bool:
+    """Whether the network namespace may be alive when the container is not."""
+    return os.path.exists(_shared_mark(store, container_id))
+
+
+def _example(record: Record) -> Attachment:
+    """Stand in for an attachment where none is taken: what a plan looks like, without an address."""
+    from scow.netns.records import Attachment
+
+    return Attachment(
+        container_id=record.id,
+        network="scow0",
+        address=record.options.network.ip or "10.89.0.2",
+        prefix_length=16,
+        gateway="10.89.0.1",
+        mac="02:5c:0a:59:00:02",
+        host_interface="veth",
+        bridge_index=0,
+        mtu=1500,
     )
 
 
@@ -181,4 +221,3 @@ def write_names(
     for name, data in files.items():
         # Derived from the record at each start, so they need not survive a power cut.
         write_atomic(etc_dir, name, data, mode=0o644, durable=False)
-

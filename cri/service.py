@@ -7,33 +7,34 @@ processes may use it at once. Locks: store < network < container, none held whil
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from scow.cgroups.cgroup import container_path
 from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
-from scow.cri.merge import merge
+from scow.cri.merge import check_platform, merge
 from scow.cri.options import ContainerOptions, ExecOptions
-from scow.cri.records import Record, RecordStore, VolumeUse
+from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Record, RecordStore, VolumeUse
 from scow.cri.status import Status, read_status
 from scow.cri.validate import validate
 from scow.cri.volumes import VolumeStore
+from scow.cri.watcher import Watcher
 from scow.native.errors import (
     DeadlineExceeded,
-    InvalidArgument,
     InvalidState,
     NotFound,
     ScowError,
 )
 from scow.native.fs import Root
-from scow.runtime.monitor import Exited, MonitorConnection
+from scow.runtime.monitor import MonitorConnection
 from scow.runtime.state import Operation, State, require
 
 if TYPE_CHECKING:
@@ -47,9 +48,8 @@ if TYPE_CHECKING:
 
 # Inside the class `list` is the verb.
 Strings = list[str]
+Steps = list[tuple[str, str]]
 
-DEFAULT_ROOT = "/var/lib/scow"
-DEFAULT_RUN = "/run/scow"
 DEFAULT_STOP_TIMEOUT_S = 10
 # After SIGKILL a process can only be late if the kernel is stuck in it (disk sleep).
 KILL_TIMEOUT_S = 10
@@ -123,7 +123,7 @@ class Service:
 
     def create(self, image: Image, options: ContainerOptions) -> str:
         """Make a container of `image`; nothing runs yet. Returns its id."""
-        _check_platform(image, options.image_name)
+        check_platform(image, options.image_name)
         validate(options)
         merged = merge(image.config, options)
         container_id = self.store.new_id()
@@ -141,6 +141,7 @@ class Service:
             user=merged.user,
             stop_signal=merged.stop_signal,
             labels=merged.labels,
+            cgroup=container_path(container_id, options.cgroup_parent or self.store.cgroup_parent),
             options=options,
             exposed_ports=image.config.exposed_ports,
         )
@@ -196,7 +197,7 @@ class Service:
                 if self.volumes.ensure(use.name):
                     undo.callback(self.volumes.remove, use.name)
                     self.volumes.fill(use.name, root, use.target)
-        return replace(record, volumes=tuple(wanted))
+        return msgspec.structs.replace(record, volumes=tuple(wanted))
 
     def start(self, container_id: str, *, attach: bool = False) -> MonitorConnection | None:
         """Start a container; returns when its program runs.
@@ -285,7 +286,7 @@ class Service:
             timeout_s = record.options.stop_timeout_s
         if timeout_s is None:
             timeout_s = DEFAULT_STOP_TIMEOUT_S
-        with self._watching(record) as watcher:
+        with self._watching(record, cleans=True) as watcher:
             state_of.send_signal(run, number or record.stop_signal)
             if state is State.PAUSED:
                 launching.container_cgroup(record).thaw()
@@ -296,14 +297,14 @@ class Service:
         self.finish(container_id)
 
     def _kill_and_wait(self, record: Record) -> None:
-        with self._watching(record) as watcher:
+        with self._watching(record, cleans=True) as watcher:
             launching.container_cgroup(record).kill()
             run = state_of.read_run(self.store, record.id)
             if run is not None:
                 state_of.send_signal(run, signal.SIGKILL)
             self._expect_end(record, watcher)
 
-    def _expect_end(self, record: Record, watcher: _Watcher) -> None:
+    def _expect_end(self, record: Record, watcher: Watcher) -> None:
         if not self._wait_ended(record, watcher, KILL_TIMEOUT_S):
             raise DeadlineExceeded(
                 f"container '{record.name}' did not end {KILL_TIMEOUT_S} s after SIGKILL",
@@ -312,10 +313,11 @@ class Service:
 
     # --- waiting ------------------------------------------------------------------------------
 
-    def _watching(self, record: Record) -> _Watcher:
-        return _Watcher(f"{self.store.run_dir(record.id)}/monitor.sock")
+    def _watching(self, record: Record, *, cleans: bool) -> Watcher:
+        path = f"{self.store.run_dir(record.id)}/monitor.sock"
+        return Watcher(path, cleans=cleans)
 
-    def _wait_ended(self, record: Record, watcher: _Watcher, timeout_s: float) -> bool:
+    def _wait_ended(self, record: Record, watcher: Watcher, timeout_s: float) -> bool:
         deadline = None if timeout_s < 0 else time.monotonic() + timeout_s
         while True:
             if self._has_ended(record):
@@ -334,7 +336,7 @@ class Service:
     def wait(self, container_id: str) -> int:
         """Wait for the container to end; gives its exit code (137 if its record is gone)."""
         record = self.store.read(container_id)
-        with self._watching(record) as watcher:
+        with self._watching(record, cleans=False) as watcher:
             while True:
                 state = self.status(record)
                 if state.state is State.EXITED:
@@ -434,9 +436,21 @@ class Service:
 
     def plan_of(self, container_id: str) -> Plan:
         """Compile the plan that a start of the container carries out, without taking anything."""
+        return self.explain(container_id)[1]
+
+    def explain(self, container_id: str) -> tuple[Steps, Plan]:
+        """Give the steps before the plan, as (call, why), and the plan; nothing is taken."""
+        from scow.cri.preface import preface
+
         record = self.store.read(container_id)
+        pid = self.status(record).pid
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        root = os.open(f"/proc/{pid}/root", flags) if pid else None
         with ExitStack() as stack:
-            return launching.prepare_launch(record, self._around, stack, dry_run=True).plan
+            prepared = launching.prepare_launch(
+                record, self._around, stack, dry_run=True, running_root=root
+            )
+            return preface(record, prepared, self._around), prepared.plan
 
     def info(self) -> Sequence[Fact]:
         """Say what this host can do and what is missing."""
@@ -475,51 +489,3 @@ def _cleanup_argv(container_id: str) -> tuple[bytes, ...]:
     # -I: nothing of the caller's environment or directory decides what the interpreter loads.
     words = [sys.executable, "-I", "-m", "scow.cli.main", "cleanup", container_id]
     return tuple(os.fsencode(word) for word in words)
-
-
-def _check_platform(image: Image, name: str) -> None:
-    machine = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}.get(
-        os.uname().machine, os.uname().machine
-    )
-    if image.os != "linux" or image.architecture != machine:
-        raise InvalidArgument(
-            f"cannot run image '{name or image.id[7:19]}': it is for {image.os}/{image.architecture}, "
-            f"this host is linux/{machine}",
-            hint=f"pull it with --platform linux/{machine}",
-        )
-
-
-class _Watcher:
-    """A connection to a monitor that says "I will clean up", or nothing where there is none."""
-
-    def __init__(self, path: str) -> None:
-        self.exit_code: int | None = None
-        try:
-            self._connection: MonitorConnection | None = MonitorConnection.connect(path)
-            self._connection.watch()
-        except (OSError, ScowError):
-            self._connection = None
-
-    def __enter__(self) -> _Watcher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._connection is not None:
-            self._connection.close()
-
-    def wait(self, timeout_s: float | None) -> None:
-        """Sleep until something happened at the monitor, or the time is over."""
-        if self._connection is None:
-            time.sleep(0.02 if timeout_s is None else min(0.02, timeout_s))
-            return
-        poller = select.poll()
-        poller.register(self._connection.fileno(), select.POLLIN)
-        if not poller.poll(None if timeout_s is None else max(1, int(timeout_s * 1000))):
-            return
-        event = self._connection.recv()
-        if isinstance(event, Exited):
-            self.exit_code = event.exit_code
-        if event is None:
-            self._connection.close()
-            self._connection = None
-

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING
 
 from scow.cri.options import ContainerOptions
 from scow.cri.parse import quote
 from scow.cri.parse_network import MAX_NAMESERVERS
 from scow.native.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from scow.netns.ports import PortMapping
 
 # execve(2): arguments and environment together get at most 3/4 of _STK_LIM (8 MiB).
 MAX_EXEC_BYTES = 6 * 1024 * 1024
@@ -89,11 +85,10 @@ def _check_network(options: ContainerOptions) -> None:
             raise _conflict(f"--ipc {options.ipc}", "--shm-size", "/dev/shm is not its own")
     if len(network.dns) > MAX_NAMESERVERS:
         raise InvalidArgument(f"--dns is given {len(network.dns)} times; a resolver reads 3")
-    _check_unique("--publish", (_port_key(port) for port in network.ports if port.host_port))
+    if network.ports:
+        from scow.netns.ports import refuse_duplicates
 
-
-def _port_key(port: PortMapping) -> str:
-    return f"{port.host_ip or '0.0.0.0'}:{port.host_port}/{port.protocol}"
+        refuse_duplicates(network.ports)
 
 
 def _check_limits(options: ContainerOptions) -> None:

@@ -194,6 +194,44 @@ static const op_function FUNCTIONS[OP_END] = {
     [OP_EXECUTE] = op_execute,
 };
 
+/* The monitor's log, sockets and signalfd came along with the clone. Only the plan's descriptors stay
+ * where they are; the report socket and the pipes move right above them, and all else is closed. */
+static int drop_monitor_fds(struct child *child) {
+    struct child_ends *ends = &child->ends;
+    int *all[] = {&ends->sock, &ends->io[0], &ends->io[1], &ends->io[2]};
+    int first = plan_fd(child->plan->n_fds), count = (int)ARRAY_SIZE(all);
+    for (int i = 0; i < count; i++)
+        if (*all[i] >= 0 && (*all[i] = fcntl(*all[i], F_DUPFD_CLOEXEC, first + count)) < 0)
+            return -errno;
+    for (int i = 0; i < count; i++) {
+        if (*all[i] >= 0 && dup3(*all[i], first + i, O_CLOEXEC) < 0)
+            return -errno;
+        if (*all[i] < 0)
+            close(first + i); /* whatever the monitor had there */
+        else
+            *all[i] = first + i;
+    }
+    close(FD_PLAN);
+    close(FD_CONTROL);
+    return sys_close_range((unsigned)(first + count), UINT_MAX, 0);
+}
+
+/* Closes what the plan brought, and lets go of the host's /dev/null that the monitor has for stdio:
+ * through /proc/PID/fd its inode could be opened and its mode changed. */
+static int forget_host(struct child *child) {
+    int ends[2];
+    if (child->plan->n_fds)
+        sys_close_range(FD_FIRST, (unsigned)plan_fd(child->plan->n_fds) - 1, 0);
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return -errno;
+    for (int i = 0; i < 3; i++)
+        if (dup2(ends[i > 0], i) < 0)
+            return -errno;
+    close(ends[0]);
+    close(ends[1]);
+    return 0;
+}
+
 /* Enters the joined pid namespace by a new process that keeps nothing of the host: whoever may trace
  * in there (CAP_SYS_PTRACE) finds the report socket and stdio, no more (CVE-2016-9962). CLONE_PARENT
  * makes the monitor its parent; this process ends. */
@@ -201,11 +239,12 @@ static void move_into_pid_namespace(struct child *child, uint32_t index) {
     int pidfd = -1;
     struct clone_args args = {
         .flags = CLONE_PARENT | CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)&pidfd};
-    for (uint32_t i = 0; i < child->plan->n_fds; i++)
-        close(plan_fd(i));
     close_fdp(&child->root);
     close_fdp(&child->proc);
     child->root = child->proc = -1;
+    int r = forget_host(child);
+    if (r < 0)
+        fail(child, STEP_PREPARE, index, r);
     long pid = syscall(SYS_clone3, &args, sizeof args);
     if (pid < 0)
         fail(child, STEP_CLONE, index, -errno);
@@ -214,12 +253,12 @@ static void move_into_pid_namespace(struct child *child, uint32_t index) {
         _exit(child_tell(child, &msg, pidfd) < 0 ? 127 : 0);
     }
     child->must_move = false;
-    int r = await(child, CHILD_PARENT_READY);
+    r = await(child, CHILD_PARENT_READY);
     if (r < 0)
         fail(child, STEP_CLONE, index, r);
 }
 
-static int prepare(void) {
+static int prepare(struct child *child) {
     struct sigaction standard = {.sa_handler = SIG_DFL};
     sigset_t none;
     if (prctl(PR_SET_DUMPABLE, 0) < 0)
@@ -229,12 +268,12 @@ static int prepare(void) {
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     umask(0); /* every mode in the plan is meant exactly */
-    return 0;
+    return drop_monitor_fds(child);
 }
 
 _Noreturn void child_main(const struct plan *plan, const struct child_ends *ends) {
     struct child child = {.plan = plan, .ends = *ends, .root = -1, .proc = -1, .cover = -1, .master = -1};
-    int r = prepare();
+    int r = prepare(&child);
     if (r < 0)
         fail(&child, STEP_PREPARE, PLAN_NONE, r);
     for (uint32_t i = 0; i < plan->n_ops; i++) {

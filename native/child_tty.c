@@ -68,7 +68,8 @@ int op_terminal(struct child *child, const struct plan_op *op) {
         return -errno;
     if (fchown(slave, (uid_t)op->num[2], (gid_t)-1) < 0)
         return -errno;
-    if (op->num[3] && (r = bind_console(root, slave)) < 0)
+    /* the console is the first process's; an exec must not take it over */
+    if (op->num[3] && child->plan->mode == PLAN_RUN && (r = bind_console(root, slave)) < 0)
         return r;
     if (setsid() < 0)
         return -errno;
@@ -112,8 +113,10 @@ int op_stdio_from_monitor(struct child *child, const struct plan_op *op) {
             return -EBADF;
         if (fstat(io[i], &st) < 0)
             return -errno;
-        /* so that /dev/stdout can be opened by the user; never the owner of a device node */
-        if (S_ISFIFO(st.st_mode) && fchown(io[i], (uid_t)op->num[0], (gid_t)op->num[1]) < 0)
+        /* so that /dev/stdout can be opened by the user; never the owner of a device node. In a user
+         * namespace of our own the pipe's owner has no name, and nobody may change it. */
+        if (S_ISFIFO(st.st_mode) && fchown(io[i], (uid_t)op->num[0], (gid_t)op->num[1]) < 0 &&
+            !(errno == EPERM && child->plan->uid_map[0]))
             return -errno;
         if (dup2(io[i], i) < 0)
             return -errno;

@@ -21,42 +21,82 @@ static int write_all(int fd, const char *data, size_t len) {
     return 0;
 }
 
-static int write_file(int dir_fd, const char *name, const char *data, size_t len) {
-    /* A leftover of a dead attempt is not ours to write through: it could be anything. */
-    if (unlinkat(dir_fd, name, 0) < 0 && errno != ENOENT) return -errno;
-    cleanup_fd int fd = openat(dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0) return -errno;
-    int r = write_all(fd, data, len);
-    if (r == 0 && fsync(fd) < 0) r = -errno;
-    if (r < 0) (void)unlinkat(dir_fd, name, 0);
-    return r;
-}
+/* Where a record is made before it gets its name. */
+struct place {
+    int dir_fd;
+    const char *name;
+    char temporary[NAME_MAX + 1];
+};
 
-int record_replace(const char *path, const char *data, size_t len) {
-    char dir[PATH_MAX], temporary[NAME_MAX + 1];
+static int find_place(const char *path, struct place *ret) {
+    char dir[PATH_MAX];
     const char *slash = strrchr(path, '/');
-    const char *name = slash ? slash + 1 : path;
-    size_t dir_len = slash ? (size_t)(slash - path) : 0;
-    if (dir_len >= sizeof(dir)) return -ENAMETOOLONG;
-    memcpy(dir, path, dir_len);
-    dir[dir_len] = '\0';
-    struct text text = {.data = temporary, .cap = NAME_MAX};
+    size_t len = slash ? (size_t)(slash - path) : 0;
+    ret->name = slash ? slash + 1 : path;
+    if (len >= sizeof(dir)) return -ENAMETOOLONG;
+    memcpy(dir, path, len);
+    dir[len] = '\0';
+    struct text text = {.data = ret->temporary, .cap = NAME_MAX};
     text_str(&text, ".");
-    text_str(&text, name);
+    text_str(&text, ret->name);
     text_str(&text, ".tmp");
     if (text.full) return -ENAMETOOLONG;
-    temporary[text.len] = '\0';
+    ret->temporary[text.len] = '\0';
+    ret->dir_fd = open(len ? dir : slash ? "/" : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return ret->dir_fd < 0 ? -errno : 0;
+}
 
-    cleanup_fd int dir_fd = open(dir_len ? dir : slash ? "/" : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir_fd < 0) return -errno;
-    int r = write_file(dir_fd, temporary, data, len);
-    if (r < 0) return r;
-    if (renameat(dir_fd, temporary, dir_fd, name) < 0) {
+/* A leftover of a dead attempt is not ours to write through: it could be anything. */
+static int make_temporary(const struct place *place) {
+    if (unlinkat(place->dir_fd, place->temporary, 0) < 0 && errno != ENOENT) return -errno;
+    int fd = openat(place->dir_fd, place->temporary,
+                    O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return fd < 0 ? -errno : fd;
+}
+
+/* Fills the temporary file that `fd` is and gives it its name. */
+static int publish(const struct place *place, int fd, const char *data, size_t len, bool durable) {
+    int r = write_all(fd, data, len);
+    if (r == 0 && (ftruncate(fd, (off_t)len) < 0 || (durable && fsync(fd) < 0))) r = -errno;
+    if (r == 0 && renameat(place->dir_fd, place->temporary, place->dir_fd, place->name) < 0)
         r = -errno;
-        (void)unlinkat(dir_fd, temporary, 0);
+    if (r < 0) {
+        (void)unlinkat(place->dir_fd, place->temporary, 0);
         return r;
     }
-    return fsync(dir_fd) < 0 ? -errno : 0;
+    return durable && fsync(place->dir_fd) < 0 ? -errno : 0;
+}
+
+int record_replace(const char *path, const char *data, size_t len, bool durable) {
+    struct place place;
+    int r = find_place(path, &place);
+    if (r < 0) return r;
+    cleanup_fd int dir_fd = place.dir_fd;
+    cleanup_fd int fd = make_temporary(&place);
+    return fd < 0 ? fd : publish(&place, fd, data, len, durable);
+}
+
+int exit_record_reserve(const char *path) {
+    struct place place;
+    char blanks[RECORD_MAX];
+    if (!*path) return 0;
+    int r = find_place(path, &place);
+    if (r < 0) return r;
+    cleanup_fd int dir_fd = place.dir_fd;
+    cleanup_fd int fd = make_temporary(&place);
+    memset(blanks, ' ', sizeof(blanks));
+    return fd < 0 ? fd : write_all(fd, blanks, sizeof(blanks));
+}
+
+/* Into the reserved file; into a new one where there is none. */
+static int replace_reserved(const char *path, const char *data, size_t len) {
+    struct place place;
+    int r = find_place(path, &place);
+    if (r < 0) return r;
+    cleanup_fd int dir_fd = place.dir_fd;
+    cleanup_fd int fd = openat(place.dir_fd, place.temporary, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) fd = make_temporary(&place);
+    return fd < 0 ? fd : publish(&place, fd, data, len, true);
 }
 
 static void field_i64(struct text *text, const char *key, int64_t value) {
@@ -94,11 +134,11 @@ int exit_record_write(const char *path, const struct exit_record *record) {
         text_str(&text, "null");
     }
     text_str(&text, "}\n");
-    return text.full ? -EOVERFLOW : record_replace(path, data, text.len);
+    return text.full ? -EOVERFLOW : replace_reserved(path, data, text.len);
 }
 
-/* The id is ours ([0-9a-f] or a checked name), but a record that is not JSON would be worse than an id
- * that is not whole. */
+/* The id is ours ([0-9a-f] or a checked name), but a record that is not JSON would be worse than an
+ * id that is not whole. */
 static void text_json(struct text *text, const char *str) {
     text_str(text, "\"");
     for (; *str; str++)
@@ -118,7 +158,9 @@ int status_record_write(const char *path, const struct status_record *record) {
     field_i64(&text, "monitor_start_time", (int64_t)record->monitor_start_time);
     field_i64(&text, "created_at", record->created_ns);
     text_str(&text, "}\n");
-    return text.full ? -EOVERFLOW : record_replace(path, data, text.len);
+    /* It says who runs, which a reboot makes untrue: atomic is enough, and a disk's fsync would be
+     * the dearest part of a start. */
+    return text.full ? -EOVERFLOW : record_replace(path, data, text.len, false);
 }
 
 int process_start_time(pid_t pid, uint64_t *ret_ticks) {

@@ -113,7 +113,10 @@ class Root:
             return os.readlink("", dir_fd=handle.fileno())
 
     def makedirs(self, path: str, mode: int = 0o755) -> OwnedFd:
-        """mkdir -p, dangling links followed inside; an O_PATH descriptor of the directory."""
+        """mkdir -p, dangling links followed inside; an O_PATH descriptor of the directory.
+
+        `mode` is of the last one, those above it get 0755.
+        """
         links = 0
         done = ""
         rest = [part for part in path.split("/") if part not in ("", ".")]
@@ -127,7 +130,7 @@ class Root:
                 pass
             with OwnedFd(self._open(parent, os.O_PATH | os.O_DIRECTORY)) as above:
                 try:
-                    os.mkdir(name, mode, dir_fd=above.fileno())
+                    os.mkdir(name, 0o755 if rest else mode, dir_fd=above.fileno())
                     continue
                 except FileExistsError:
                     try:

@@ -12,8 +12,8 @@
 #define HEADER_MAX 48
 #define BATCH_PIECES 128 /* 2 KiB of iovecs; bigger batches were not faster */
 
-/* Records gathered for one writev. Pieces point into the caller's bytes and at the two headers, which all
- * lines of one call share: they were read at the same moment. */
+/* Records gathered for one writev. Pieces point into the caller's bytes and at the two headers,
+ * which all lines of one call share: they were read at the same moment. */
 struct batch {
     struct log *log;
     char full[HEADER_MAX], part[HEADER_MAX];
@@ -51,8 +51,8 @@ static void make_headers(struct batch *batch, enum log_stream stream) {
 /* Opens `name` and makes it the log's file; on error the old file stays. */
 static int open_file(struct log *log, const char *name) {
     struct stat st;
-    cleanup_fd int fd = openat(log->dir_fd, name,
-                               O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
+    int flags = O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY;
+    cleanup_fd int fd = openat(log->dir_fd, name, flags, 0600);
     if (fd < 0) return -errno;
     if (fstat(fd, &st) < 0) return -errno;
     if (!S_ISREG(st.st_mode)) return -EINVAL;
@@ -102,7 +102,8 @@ void log_close(struct log *log) {
 
 /* "name.N", or the name itself for 0, or "name.new" for NEW_FILE. */
 #define NEW_FILE UINT32_MAX
-static const char *file_name(const struct log *log, uint32_t n, char ret_name[NAME_MAX + SUFFIX_MAX]) {
+static const char *file_name(const struct log *log, uint32_t n,
+                             char ret_name[NAME_MAX + SUFFIX_MAX]) {
     struct text text = {.data = ret_name, .cap = NAME_MAX + SUFFIX_MAX - 1};
     text_str(&text, log->name);
     if (n) text_str(&text, ".");
@@ -114,9 +115,9 @@ static const char *file_name(const struct log *log, uint32_t n, char ret_name[NA
     return ret_name;
 }
 
-/* log -> log.1 -> log.2 ...; the oldest falls off. A follower keeps the old file by its inode. The new
- * file is made first, so that a full disk cannot cost the history its files; when the directory cannot be
- * changed the old file goes on: too large beats lost. */
+/* log -> log.1 -> log.2 ...; the oldest falls off. A follower keeps the old file by its inode. The
+ * new file is made first, so that a full disk cannot cost the history its files; when the directory
+ * cannot be changed the old file goes on: too large beats lost. */
 static void rotate(struct log *log) {
     char from[NAME_MAX + SUFFIX_MAX], to[NAME_MAX + SUFFIX_MAX];
     file_name(log, NEW_FILE, from);
@@ -127,13 +128,14 @@ static void rotate(struct log *log) {
         return;
     }
     for (uint32_t n = log->max_files - 1; n > 0; n--)
-        (void)renameat(log->dir_fd, file_name(log, n - 1, from), log->dir_fd, file_name(log, n, to));
+        (void)renameat(log->dir_fd, file_name(log, n - 1, from),
+                       log->dir_fd, file_name(log, n, to));
     (void)renameat(log->dir_fd, file_name(log, NEW_FILE, from), log->dir_fd, log->name);
 }
 
-/* What of the batch came through: `written` bytes, cut back to whole records, since half a record would
- * spoil the next one, too. Every record ends with a piece that ends with a newline, and nothing else
- * does. */
+/* What of the batch came through: `written` bytes, cut back to whole records, since half a record
+ * would spoil the next one, too. Every record ends with a piece that ends with a newline, and
+ * nothing else does. */
 static void account_loss(struct batch *batch, size_t written, int error) {
     struct log *log = batch->log;
     size_t at = 0, whole = 0;
@@ -175,8 +177,8 @@ static void flush_batch(struct batch *batch) {
             log->size += written;
             break;
         }
-        /* A short write: a full disk says so on the next try only. The pieces themselves are kept for the
-         * account. */
+        /* A short write: a full disk says so on the next try only. The pieces themselves are kept
+         * for the account. */
         if (at == batch->pieces) at = memcpy(left, at, sizeof(left[0]) * (size_t)n);
         for (size_t skip = (size_t)r; skip > 0;) {
             size_t step = skip < at->iov_len ? skip : at->iov_len;

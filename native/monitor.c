@@ -1,5 +1,5 @@
-/* The monitor's life: prepare, spawn, relay until the process has ended and its last bytes are out, leave
- * the record, tell, clean up. */
+/* The monitor's life: prepare, spawn, relay until the process has ended and its last bytes are out,
+ * leave the record, tell, clean up. */
 #include "monitor.h"
 
 #include <signal.h>
@@ -36,7 +36,7 @@ static void watch_clients(struct monitor *m, struct pollfd *fds, bool *ret_stdin
         if (client->waits_room) slot->events |= POLLOUT;
         if (client->fd >= 0 && client->waits_stdin) {
             *ret_stdin = true;
-            /* poll reports a hang-up whether asked or not; once known, only the container can help */
+            /* poll reports a hang-up unasked; once known, only the container can help */
             if (client->hung_up) slot->fd = -1;
         }
     }
@@ -74,15 +74,15 @@ static void forget(const void *from, const void *to) {
     if (first < last) (void)madvise((void *)first, last - first, MADV_DONTNEED);
 }
 
-/* Quiet: log the heads of lines (a prompt is worth reading, too), give back the pages of the relay and of
- * the stack that set-up used, which was deeper than this loop. */
+/* Quiet: log the heads of lines (a prompt is worth reading, too), give back the pages of the relay
+ * and of the stack that set-up used, which was deeper than this loop. */
 static void tidy(struct monitor *m) {
     log_flush(&m->log);
     forget(m->relay, m->relay + sizeof(m->relay));
     for (int i = 0; i < 2; i++)
         forget(m->log.partial[i].data, m->log.partial[i].data + LOG_LINE_MAX);
     const char *here = __builtin_frame_address(0);
-    forget(here - STACK_MAX, here - 4096); /* the page below may hold the frames of this call */
+    forget(here - STACK_MAX, here - 512); /* the frames of these calls are in between */
     m->untidy = false;
 }
 
@@ -134,6 +134,9 @@ static int prepare(struct monitor *m, struct failure *ret_failure) {
     if (r < 0) return r;
     ret_failure->step = STEP_MONITOR_LOG;
     r = log_open(&m->log, m->plan->log_path, m->plan->log_max_bytes, m->plan->log_max_files);
+    if (r < 0) return r;
+    ret_failure->step = STEP_MONITOR_EXIT;
+    r = exit_record_reserve(m->plan->exit_path);
     if (r < 0) return r;
     ret_failure->step = STEP_MONITOR_SOCKET;
     return client_listen(m, m->plan->socket_path);

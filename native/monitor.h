@@ -1,5 +1,5 @@
-/* The inside of the monitor: one loop over poll(2), no threads, no allocation after the start, nothing
- * that blocks on a client or on the container.
+/* The inside of the monitor: one loop over poll(2), no threads, no allocation, nothing that blocks
+ * on a client or on the container.
  *
  *   monitor.c         the life cycle and the loop
  *   monitor_child.c   what the child says; signals; reaping
@@ -24,7 +24,7 @@
 #define RELAY_READ 32768u /* at a time from the container */
 #define DRAIN_MS 500      /* how long others may hold the output after the process has ended */
 #define TIDY_MS 1000      /* of quiet, before heads of lines are logged and memory is given back */
-#define BUFFER_SLOW (512 << 10)  /* SO_SNDBUF of a client that may be dropped; the kernel doubles it */
+#define BUFFER_SLOW (512 << 10)  /* SO_SNDBUF of who may be dropped; the kernel doubles it */
 #define BUFFER_LAST (2 << 20)    /* of any client once its last bytes are on the way */
 
 enum phase {
@@ -71,8 +71,9 @@ struct monitor {
     struct client clients[CLIENTS_MAX];
     struct log log;
 
-    /* Every message in either direction passes through here: the type byte, then the bytes. */
-    char relay[MESSAGE_MAX + 1];
+    /* Every message in either direction passes through here: the type byte, then the bytes. On
+     * pages of its own, which are given back in quiet times. */
+    _Alignas(4096) char relay[MESSAGE_MAX + 1];
 };
 
 /* monitor.c */

@@ -8,8 +8,9 @@
 #include <sys/wait.h>
 #include <time.h>
 
-/* SIGTERM and friends must not end a monitor silently: the container would have no log, no record and no
- * parent. Who wants an end kills the container. All but SIGCHLD are ignored, and the child resets them. */
+/* SIGTERM and friends must not end a monitor silently: the container would have no log, no record
+ * and no parent. Who wants an end kills the container. All but SIGCHLD are ignored, and the child
+ * resets them. */
 int child_prepare(struct monitor *m, struct failure *ret_failure) {
     struct sigaction ignore = {.sa_handler = SIG_IGN};
     sigset_t mask;

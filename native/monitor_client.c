@@ -1,5 +1,5 @@
-/* Connections. A client has no queue of ours: its socket's buffer is the queue, so a client costs a few
- * bytes, and what was sent outlives the monitor. */
+/* Connections. A client has no queue of ours: its socket's buffer is the queue, so a client costs a
+ * few bytes, and what was sent outlives the monitor. */
 #include "monitor.h"
 
 #include <limits.h>
@@ -44,7 +44,8 @@ int client_listen(struct monitor *m, const char *path) {
     return 0;
 }
 
-/* The mode of the socket says who may connect; this says it again, should the file have been opened up. */
+/* The mode of the socket says who may connect; this says it again, should the file have been opened
+ * up. */
 static bool is_ours(int fd) {
     struct ucred peer;
     socklen_t len = sizeof(peer);
@@ -63,14 +64,25 @@ static void tell_state(struct monitor *m, struct client *client) {
     }
 }
 
+static struct client *free_place(struct monitor *m) {
+    for (int i = STARTER + 1; i < CLIENTS_MAX; i++)
+        if (m->clients[i].fd < 0) return &m->clients[i];
+    for (int i = STARTER + 1; i < CLIENTS_MAX; i++) {
+        /* gone, and input of its own that nobody reads is all that is left of it: the living come
+         * first */
+        if (!m->clients[i].hung_up || !m->clients[i].waits_stdin) continue;
+        client_close(m, &m->clients[i]);
+        return &m->clients[i];
+    }
+    return NULL;
+}
+
 void client_accept(struct monitor *m) {
     for (;;) {
         cleanup_fd int fd = m->listen_fd < 0 ? -1 : accept4(m->listen_fd, NULL, NULL, SOCK_CLOEXEC);
         if (fd < 0) return;
         if (!is_ours(fd)) continue;
-        struct client *client = NULL;
-        for (int i = STARTER + 1; i < CLIENTS_MAX && !client; i++)
-            if (m->clients[i].fd < 0) client = &m->clients[i];
+        struct client *client = free_place(m);
         if (!client) {
             struct msg_dropped full = {MSG_DROPPED, DROPPED_FULL};
             (void)send(fd, &full, sizeof(full), MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -92,8 +104,8 @@ void client_last_bytes(struct client *client) {
     if (client->flags & (ATTACH_STDOUT | ATTACH_STDERR)) set_buffer(client->fd, BUFFER_LAST);
 }
 
-/* unix(7) sockets report POLLOUT while at most a quarter of the buffer is taken, and then a message of any
- * size that we send is taken whole. A hung-up peer "has room": sending finds out. */
+/* unix(7) sockets report POLLOUT while at most a quarter of the buffer is taken, and then a message
+ * of any size that we send is taken whole. A hung-up peer "has room": sending finds out. */
 bool client_has_room(struct client *client) {
     struct pollfd fd = {.fd = client->fd, .events = POLLOUT};
     return poll(&fd, 1, 0) != 0;
@@ -124,7 +136,8 @@ static bool send_message(struct client *client, const void *message, size_t len)
 void client_output(struct monitor *m, struct client *client, const char *message, size_t len) {
     if (client->hung_up || send_message(client, message, len)) return;
     if (m->exited)
-        /* more than was left in the pipes: not of the process that ended. Its exit is still to be told. */
+        /* more than was left in the pipes: not of the process that ended. Its exit is still to be
+         * told. */
         client->flags &= ATTACH_STDIN;
     else
         drop(m, client);
@@ -182,7 +195,8 @@ static bool handle(struct monitor *m, struct client *client, const char *message
     return true;
 }
 
-/* Looks at the client's first message and takes it if it could be handled. Whether there may be more. */
+/* Looks at the client's first message and takes it if it could be handled. Whether there may be
+ * more. */
 bool client_receive(struct monitor *m, struct client *client) {
     if (client->fd < 0 || client->waits_stdin) return false;
     ssize_t n = recv(client->fd, m->relay, sizeof(m->relay), MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC);
@@ -206,7 +220,8 @@ void client_events(struct monitor *m, struct client *client, short revents) {
     if (revents & POLLOUT) client->waits_room = false;
     if (revents & (POLLHUP | POLLERR | POLLNVAL)) hang_up(client);
     /* input for a program that nobody can start any more */
-    if (client->hung_up && client->waits_stdin && m->phase < PHASE_RELEASED) client_close(m, client);
+    if (client->hung_up && client->waits_stdin && m->phase < PHASE_RELEASED)
+        client_close(m, client);
     if (revents & ~POLLOUT) (void)client_receive(m, client);
 }
 
@@ -216,5 +231,6 @@ void client_close(struct monitor *m, struct client *client) {
     *client = (struct client){.fd = -1};
     if (had_stdin && m->plan->stdin_once && !m->plan->terminal) stdin_end(m);
     /* Created for somebody who is gone: nobody would ever start it. */
-    if (client == &m->clients[STARTER] && m->phase < PHASE_RELEASED && !m->start_wanted) child_kill(m);
+    if (client == &m->clients[STARTER] && m->phase < PHASE_RELEASED && !m->start_wanted)
+        child_kill(m);
 }

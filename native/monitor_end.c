@@ -7,7 +7,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
-/* The counter behind "oom_kill " at the start of a line: v1 memory.oom_control, v2 memory.events. */
+/* The counter behind "oom_kill " at a line's start: v1 memory.oom_control, v2 memory.events. */
 static bool read_oom_kills(int fd, uint64_t *ret_kills) {
     static const char key[] = "oom_kill ";
     char data[512];
@@ -26,8 +26,8 @@ static bool read_oom_kills(int fd, uint64_t *ret_kills) {
     return false;
 }
 
-/* Counters, not events: an event may come without a kill, and late. Of an exec'd process we know only that
- * something in its cgroup was killed; it was it when it died by SIGKILL. */
+/* Counters, not events: an event may come without a kill, and late. Of an exec'd process we know
+ * only that something in its cgroup was killed; it was it when it died by SIGKILL. */
 static bool was_oom_killed(const struct monitor *m) {
     uint64_t kills;
     if (!m->exited || m->plan->oom_fd < 0) return false;
@@ -42,7 +42,8 @@ static bool is_watched(const struct monitor *m) {
     return false;
 }
 
-/* Words that arrived while we were busy, MSG_WATCH above all; bounded, for a client could talk for ever. */
+/* Words that arrived while we were busy, MSG_WATCH above all; bounded, for a client could talk for
+ * ever. */
 static void hear_out(struct monitor *m) {
     client_accept(m);
     for (int i = 0; i < CLIENTS_MAX; i++)
@@ -50,8 +51,8 @@ static void hear_out(struct monitor *m) {
         }
 }
 
-/* vfork: one child that only makes system calls before execve. It gets standard signals, no descriptor of
- * ours but the standard three, and is left to init. */
+/* vfork: one child that only makes system calls before execve. It gets standard signals, no
+ * descriptor of ours but the standard three, and is left to init. */
 static void call_cleanup(struct monitor *m) {
     char **const argv = m->plan->cleanup_argv;
     static char *no_env[] = {NULL};
@@ -80,7 +81,8 @@ void monitor_end(struct monitor *m) {
                                  .log_lost_bytes = m->log.lost_bytes,
                                  .log_error = m->log.error};
     log_close(&m->log);
-    /* On the disk before anybody hears of it. If the disk does not take it, the word is all there is. */
+    /* On the disk before anybody hears of it. If the disk does not take it, the word is all there
+     * is. */
     (void)exit_record_write(m->plan->exit_path, &record);
 
     hear_out(m);

@@ -9,9 +9,9 @@ static void set_nonblocking(int fd) {
     if (flags >= 0) (void)fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
-/* A pty's master reads EIO as soon as no slave is open, which a program may do for a moment (close and
- * open /dev/console again). We hold a slave of our own until the process has ended, so that EIO means
- * the end. */
+/* A pty's master reads EIO as soon as no slave is open, which a program may do for a moment (close
+ * and open /dev/console again). We hold a slave of our own until the process has ended, so that EIO
+ * means the end. */
 static int open_slave(int master_fd) {
     return ioctl(master_fd, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 }
@@ -42,8 +42,8 @@ static bool wants(const struct client *client, enum log_stream kind) {
     return client->fd >= 0 && client->flags & (kind == LOG_STDOUT ? ATTACH_STDOUT : ATTACH_STDERR);
 }
 
-/* A lossless client without room holds the stream: the pipe fills, and the container waits. Once the
- * process has ended nothing waits; client_last_bytes made the room. */
+/* A lossless client without room holds the stream: the pipe fills, and the container waits. Once
+ * the process has ended nothing waits; client_last_bytes made the room. */
 bool stream_is_held(const struct monitor *m, const struct stream *stream) {
     if (m->exited) return false;
     for (int i = 0; i < CLIENTS_MAX; i++)
@@ -76,8 +76,8 @@ void stream_read(struct monitor *m, struct stream *stream) {
         /* vhangup(2) took our slave, too; a new one brings the terminal back */
         close(m->slave_fd);
         m->slave_fd = open_slave(stream->fd);
-        if (m->slave_fd >= 0 && (n = read(stream->fd, m->relay + 1, RELAY_READ)) < 0 && errno == EAGAIN)
-            return;
+        if (m->slave_fd >= 0) n = read(stream->fd, m->relay + 1, RELAY_READ);
+        if (n < 0 && errno == EAGAIN) return;
     }
     if (n <= 0) {
         stream_end(stream);
@@ -91,8 +91,8 @@ void stream_read(struct monitor *m, struct stream *stream) {
     if (n > 4096 || log_has_partial(&m->log)) m->untidy = true;
 }
 
-/* What is left in the pipes is bounded now: let go of our slave so that the pty ends, and give every client
- * a buffer that holds all of it, so that the end waits for nobody. */
+/* What is left in the pipes is bounded now: let go of our slave so that the pty ends, and give
+ * every client a buffer that holds all of it, so that the end waits for nobody. */
 void stream_child_exited(struct monitor *m) {
     close_fdp(&m->slave_fd);
     m->slave_fd = -1;
@@ -100,7 +100,8 @@ void stream_child_exited(struct monitor *m) {
         if (m->clients[i].fd >= 0) client_last_bytes(&m->clients[i]);
 }
 
-/* Gives the container the client's first message, from where it last stopped. Whether it is done with. */
+/* Gives the container the client's first message, from where it last stopped. Whether it is done
+ * with. */
 bool stdin_take(struct monitor *m, struct client *client, const char *data, size_t len) {
     while (client->input_done < len && m->stdin_fd >= 0) {
         ssize_t n = write(m->stdin_fd, data + client->input_done, len - client->input_done);

@@ -1,5 +1,5 @@
-/* Text into a fixed buffer, without stdio: printf costs a static program more than all of these. What
- * does not fit is cut off and `full` is set. */
+/* Text into a fixed buffer, without stdio: printf costs a static program more than all of these.
+ * What does not fit is cut off and `full` is set. */
 #ifndef SCOW_MONITOR_TEXT_H
 #define SCOW_MONITOR_TEXT_H
 

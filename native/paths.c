@@ -114,7 +114,8 @@ int path_make_directories(int root, const char *path, mode_t mode, bool *ret_cre
             continue;
         if (here != -ENOENT)
             return here;
-        int r = make_component(&walk, root, (size_t)n, mode, &created);
+        bool last = walk.rest[strspn(walk.rest, "/")] == '\0';
+        int r = make_component(&walk, root, (size_t)n, last ? mode : 0755, &created);
         if (r < 0)
             return r;
     }

@@ -12,8 +12,8 @@
 /* Opens below root; `resolve` adds RESOLVE_* flags. A descriptor or -errno. */
 int path_open(int root, const char *path, uint64_t flags, uint64_t resolve);
 
-/* Like mkdir -p; links are followed inside the root, also dangling ones. An O_PATH descriptor of the
- * directory or -errno. *ret_created (may be NULL) says whether the last component is new. */
+/* Like mkdir -p: `mode` is of the last one, those above get 0755; links are followed inside the root,
+ * also dangling ones. An O_PATH descriptor of the directory or -errno. *ret_created (may be NULL) says whether the last component is new. */
 int path_make_directories(int root, const char *path, mode_t mode, bool *ret_created);
 
 /* An empty regular file at path, parents made with 0755; one that exists stays. O_PATH descriptor. */

@@ -1,15 +1,16 @@
 /* What a monitor and its clients say to each other, over SOCK_SEQPACKET: one message is one packet,
  * one type byte and then the payload, little endian, packed. runtime/monitor.py is the other half.
  *
- * A client is the starter (FD_CONTROL) or whoever connected to the monitor's path socket; both may say
- * the same things. After a failure the monitor says MSG_FAILED; when the process has ended, its last
- * output is out and the exit record is on the disk, MSG_EXIT; then it closes. */
+ * A client is the starter (FD_CONTROL) or whoever connected to the monitor's path socket; both may
+ * say the same things. After a failure the monitor says MSG_FAILED; when the process has ended, its
+ * last output is out and the exit record is on the disk, MSG_EXIT; then it closes. */
 #ifndef SCOW_PROTOCOL_H
 #define SCOW_PROTOCOL_H
 
 #include "scow.h"
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the protocol is written as it lies in memory");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "messages are sent as they lie in memory");
 
 #define MESSAGE_MAX 65536u /* the type byte included */
 
@@ -74,6 +75,7 @@ enum monitor_step {
     STEP_MONITOR_SOCKET,     /* the path socket */
     STEP_MONITOR_STATUS,     /* the status record */
     STEP_MONITOR_SIGNALS,    /* signalfd */
+    STEP_MONITOR_EXIT,       /* room for the exit record */
 };
 
 #endif

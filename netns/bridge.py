@@ -10,11 +10,15 @@ import errno
 import os
 import socket
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from scow.native.errors import AlreadyExists, ScowError, SetupError
 from scow.netns import rtnetlink as nl
 from scow.netns.ipam import Subnet, choose_subnet
 from scow.netns.veth import mac_for
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute  # type: ignore[import-untyped]  # it has no stubs
 
 # BR_MAX_PORTS is 1024 and port number 0 is not given out (net/bridge/br_private.h).
 MAX_PORTS = 1023
@@ -34,13 +38,9 @@ class NetworkState:
 
 def is_ready(name: str, subnet: Subnet) -> int | None:
     """The index of the bridge if it is there, is a bridge, is up and has its address."""
-    to_gateway = (
-        nl.route_body(32) + nl.attribute(_RTA_DST, socket.inet_aton(subnet.gateway))
-    )
+    to_gateway = nl.route_body(32) + nl.attribute(_RTA_DST, socket.inet_aton(subnet.gateway))
     with nl.NetlinkSocket() as netlink:
-        links, routes = netlink.ask(
-            nl.link_by_name(name), nl.message(_RTM_GETROUTE, 0, to_gateway)
-        )
+        links, routes = netlink.ask(nl.link_by_name(name), nl.message(_RTM_GETROUTE, 0, to_gateway))
     if isinstance(links, int) or isinstance(routes, int) or not links or not routes:
         return None
     link = nl.parse_link(links[0])
@@ -66,14 +66,22 @@ def make(name: str, known: NetworkState | None) -> NetworkState:
                 # A fixed MAC: without one the bridge takes the lowest of its ports' and changes
                 # it as containers come and go, under the neighbours' caches.
                 ipr.link(
-                    "add", ifname=name, kind="bridge", address=mac_for(subnet.gateway),
-                    br_stp_state=0, br_forward_delay=0, mtu=mtu,
+                    "add",
+                    ifname=name,
+                    kind="bridge",
+                    address=mac_for(subnet.gateway),
+                    br_stp_state=0,
+                    br_forward_delay=0,
+                    mtu=mtu,
                 )
                 (index,) = ipr.link_lookup(ifname=name)
             _set_sysctls(name)
             if not address:
                 ipr.addr(
-                    "add", index=index, address=subnet.gateway, prefixlen=subnet.prefix_length,
+                    "add",
+                    index=index,
+                    address=subnet.gateway,
+                    prefixlen=subnet.prefix_length,
                     broadcast=subnet.broadcast,
                 )
             ipr.link("set", index=index, state="up")
@@ -81,7 +89,9 @@ def make(name: str, known: NetworkState | None) -> NetworkState:
         name_of = errno.errorcode.get(error.code, "?")
         raise SetupError(
             f"cannot make the bridge '{name}': {os.strerror(error.code).lower()} ({name_of})",
-            step="bridge", errno=error.code, path=name,
+            step="bridge",
+            errno=error.code,
+            path=name,
         ) from error
     return NetworkState(str(subnet), mtu)
 
@@ -127,7 +137,9 @@ def write_sysctl(key: str, value: str) -> None:
         raise SetupError(
             f"cannot set '{key.replace('/', '.')}' to {value}: {os.strerror(number).lower()} "
             f"({errno.errorcode.get(number, '?')})",
-            step="sysctl", errno=number, path=path,
+            step="sysctl",
+            errno=number,
+            path=path,
         ) from error
 
 
@@ -138,10 +150,7 @@ def _set_sysctls(name: str) -> None:
         write_sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "1")
 
 
-def _find_bridge(ipr: object, name: str) -> int | None:
-    from pyroute2 import IPRoute
-
-    assert isinstance(ipr, IPRoute)
+def _find_bridge(ipr: IPRoute, name: str) -> int | None:
     for link in ipr.get_links():
         if link.get("ifname") != name:
             continue
@@ -153,10 +162,7 @@ def _find_bridge(ipr: object, name: str) -> int | None:
     return None
 
 
-def _address_of(ipr: object, index: int) -> Subnet | None:
-    from pyroute2 import IPRoute
-
-    assert isinstance(ipr, IPRoute)
+def _address_of(ipr: IPRoute, index: int) -> Subnet | None:
     for address in ipr.get_addr(family=socket.AF_INET, index=index):
         length = int(address["prefixlen"])
         text = str(address.get("local") or address.get("address"))
@@ -167,26 +173,22 @@ def _address_of(ipr: object, index: int) -> Subnet | None:
     return None
 
 
-def _pick(ipr: object, known: NetworkState | None) -> Subnet:
-    from pyroute2 import IPRoute
-
-    assert isinstance(ipr, IPRoute)
+def _pick(ipr: IPRoute, known: NetworkState | None) -> Subnet:
     routes: list[Subnet] = []
     for route in ipr.get_routes(family=socket.AF_INET):
         text, length = route.get("dst"), int(route["dst_len"])
         if text:
-            routes.append(Subnet(int.from_bytes(socket.inet_aton(str(text).partition("/")[0])), length))
+            routes.append(
+                Subnet(int.from_bytes(socket.inet_aton(str(text).partition("/")[0])), length)
+            )
     try:
         return choose_subnet(routes, (known.subnet,) if known else ())
     except ScowError:
         return choose_subnet(routes)
 
 
-def _default_mtu(ipr: object) -> int:
+def _default_mtu(ipr: IPRoute) -> int:
     """The MTU of the way out, so that no packet of a container is too big for it."""
-    from pyroute2 import IPRoute
-
-    assert isinstance(ipr, IPRoute)
     for route in ipr.get_default_routes(family=socket.AF_INET):
         for link in ipr.get_links(int(route.get("oif") or 0)):
             return min(int(link.get("mtu") or _DEFAULT_MTU), _DEFAULT_MTU)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -51,7 +51,12 @@ class Subnet:
     def parse(cls, spec: str) -> Subnet:
         """Read `address/length`; the host bits must be zero."""
         address, slash, length = spec.partition("/")
-        if not slash or not length.isascii() or not length.isdecimal() or not 0 <= int(length) <= 32:
+        if (
+            not slash
+            or not length.isascii()
+            or not length.isdecimal()
+            or not 0 <= int(length) <= 32
+        ):
             raise InvalidArgument(f"'{spec:.64}' is not a subnet: expected ADDRESS/LENGTH")
         subnet = cls(to_int(address), int(length))
         if subnet.base & (subnet.size - 1):
@@ -99,7 +104,7 @@ def choose_subnet(routes: Iterable[Subnet], pool: Iterable[str] = SUBNET_POOL) -
 
 
 @contextmanager
-def locked(path: str) -> Iterator[None]:
+def locked(path: str) -> Generator[None, None, None]:
     """Hold the network's lock file; the kernel releases it when the holder dies (flock(2))."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -240,7 +245,9 @@ def parse_mac(mac: str) -> str:
     pairs = mac.split(":")
     digits = "0123456789abcdefABCDEF"
     if len(pairs) != 6 or any(len(pair) != 2 or pair.strip(digits) for pair in pairs):
-        raise InvalidArgument(f"'{mac:.64}' is not a MAC address: expected six pairs like 02:5c:0a:59:00:02")
+        raise InvalidArgument(
+            f"'{mac:.64}' is not a MAC address: expected six pairs like 02:5c:0a:59:00:02"
+        )
     if int(pairs[0], 16) & 1:
         raise InvalidArgument(f"cannot use MAC address '{mac}': it is a multicast address")
     if not any(int(pair, 16) for pair in pairs):

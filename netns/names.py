@@ -120,6 +120,9 @@ def _parse(content: str) -> dict[str, list[str]]:
                 found["search"] = words[1:]
             case "options":
                 found["options"] += words[1:]
+            case _:
+                # sortlist and whatever else: nothing a container needs.
+                continue
     return found
 
 
@@ -161,5 +164,7 @@ def _checked_name(name: str) -> str:
 
 def _refuse_space(word: str) -> str:
     if not word or any(c.isspace() or not c.isprintable() for c in word):
-        raise InvalidArgument(f"'{repr(word[:64])[1:-1]}' is empty or has a space or control character")
+        raise InvalidArgument(
+            f"'{repr(word[:64])[1:-1]}' is empty or has a space or control character"
+        )
     return word

@@ -9,8 +9,8 @@ the bridge itself has IPv6 switched off.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 
 from scow.native.errors import InvalidArgument, InvalidState, ResourceExhausted, ScowError
@@ -20,6 +20,12 @@ from scow.netns.ipam import LeaseStore, Subnet, locked, parse_mac
 from scow.netns.ports import PortMapping, Reservation, refuse_duplicates
 from scow.netns.records import Attachment, RecordStore, refuse_path
 from scow.netns.veth import NetworkMessages
+
+__all__ = ["Attachment", "BridgeNetwork", "NetworkMessages"]
+
+
+def _short(container_id: str) -> str:
+    return container_id[:12]
 
 
 class BridgeNetwork:
@@ -41,7 +47,7 @@ class BridgeNetwork:
         self.name = name
         self._containers = f"{run_dir}/containers"
         self._net_dir = f"{run_dir}/net"
-        self._describe = describe or (lambda container_id: container_id[:12])
+        self._describe = describe or _short
         self._records = RecordStore(self._net_dir)
         self._leases = LeaseStore(self._net_dir, self._is_live)
         self._is_prepared = False
@@ -90,8 +96,13 @@ class BridgeNetwork:
             raise
         return record
 
-    def detach(self, container_id: str) -> None:
-        """Give everything back; nothing to do is fine, half an attachment too."""
+    def detach(self, container_id: str, *, drop_link: bool = True) -> None:
+        """Give everything back; nothing to do is fine, half an attachment too.
+
+        Deleting a link waits 15-20 ms for RCU grace periods. Where the container's namespace has
+        lost its last process the kernel deletes the link by itself a moment later, and
+        `drop_link=False` leaves it to that. Whoever gets the address next looks again.
+        """
         self._prepare()
         record = self._records.attachment(container_id)
         address = record.address if record else self._leases.address_of(container_id)
@@ -100,7 +111,7 @@ class BridgeNetwork:
         with self._locked(), ExitStack() as undo:
             # Backwards, and each step even if one before it fails; the lease goes last.
             undo.callback(self._leases.release, container_id, address)
-            if self._leases.holder(address) == container_id:
+            if drop_link and self._leases.holder(address) == container_id:
                 undo.callback(self._drop_link, address)
             # Without a record there may have been ports all the same: the record goes first.
             if record is None or record.ports:
@@ -118,10 +129,15 @@ class BridgeNetwork:
         host, offsets = veth.host_batch(
             attachment.address, attachment.mac, attachment.bridge_index, attachment.mtu
         )
-        inside = veth.inside_batch(
-            attachment.address, attachment.prefix_length, attachment.gateway
-        )
+        inside = veth.inside_batch(attachment.address, attachment.prefix_length, attachment.gateway)
         return NetworkMessages(host, offsets, inside)
+
+    def settle(self, attachment: Attachment) -> None:
+        """Call when both batches have been carried out, before the container's program starts.
+
+        Without it the first packet may be lost, and sent again after a second.
+        """
+        veth.settle(attachment.host_interface, attachment.network)
 
     def reconcile(self, is_live: Callable[[str], bool] | None = None) -> list[str]:
         """Remove what dead containers left, restore what live ones need; lines tell what was done."""
@@ -182,10 +198,8 @@ class BridgeNetwork:
             self._records.prepare()
             self._is_prepared = True
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locked(f"{self._net_dir}/lock"):
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(f"{self._net_dir}/lock")
 
     def _networks(self) -> list[nft.NetworkRules]:
         return [nft.NetworkRules(name, s.subnet) for name, s in self._records.networks().items()]
@@ -210,8 +224,8 @@ class BridgeNetwork:
                 if index is None:
                     raise InvalidState(f"cannot use the bridge '{self.name}': it is not up")
                 self._enslave_again(index)
-            if not nft.is_in_place(self._networks()):
-                self._write_rules()
+            # In every case: a new bridge needs its sysctl, too.
+            self._write_rules()
         return Subnet.parse(state.subnet), index, state.mtu
 
     def _enslave_again(self, index: int) -> None:
@@ -220,7 +234,7 @@ class BridgeNetwork:
             for record in self._records.attachments():
                 if record.network == self.name:
                     # ENODEV: that container has no link yet, or no more.
-                    netlink.ask(veth.enslave(record.address, index))
+                    netlink.ask(*veth.enslave(record.address, index))
 
     def _claim(self, container_id: str, subnet: Subnet, ip: str | None) -> str:
         if ip:

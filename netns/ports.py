@@ -60,7 +60,11 @@ class PortMapping:
         """Docker's notation, like `0.0.0.0:8000-8010->80-90/tcp`."""
         last = self.count - 1
         host = f"{self.host_port}-{self.host_port + last}" if last else str(self.host_port)
-        inner = f"{self.container_port}-{self.container_port + last}" if last else str(self.container_port)
+        inner = (
+            f"{self.container_port}-{self.container_port + last}"
+            if last
+            else str(self.container_port)
+        )
         return f"{self.host_ip}:{host}->{inner}/{self.protocol}"
 
 
@@ -102,7 +106,9 @@ def refuse_duplicates(mappings: Sequence[PortMapping]) -> None:
             if other.host_port >= mapping.host_port + mapping.count:
                 break
             if mapping.overlaps(other):
-                raise InvalidArgument(f"cannot publish '{other}': '{mapping}' has the same host port")
+                raise InvalidArgument(
+                    f"cannot publish '{other}': '{mapping}' has the same host port"
+                )
 
 
 def _bad(spec: str, reason: str) -> InvalidArgument:
@@ -178,7 +184,9 @@ def _parse_number(spec: str, what: str, value: str) -> int:
 class Reservation:
     """Host ports chosen for one container, their sockets bound until it is closed."""
 
-    def __init__(self, taken: Mapping[str, Sequence[PortMapping]], describe: Callable[[str], str]) -> None:
+    def __init__(
+        self, taken: Mapping[str, Sequence[PortMapping]], describe: Callable[[str], str]
+    ) -> None:
         """`taken` maps container ids to what they publish; `describe` makes an id a name."""
         self._taken = taken
         self._describe = describe

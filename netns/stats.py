@@ -39,9 +39,7 @@ def _of_host_interface(name: str) -> Counters:
     # struct rtnl_link_stats64; what the host's end receives, the container sent.
     values = struct.unpack_from("=8Q", nl.parse_link(links[0]).attributes[nl.IFLA_STATS64])
     rx_packets, tx_packets, rx_bytes, tx_bytes, rx_err, tx_err, rx_drop, tx_drop = values
-    return Counters(
-        tx_bytes, tx_packets, tx_err, tx_drop, rx_bytes, rx_packets, rx_err, rx_drop
-    )
+    return Counters(tx_bytes, tx_packets, tx_err, tx_drop, rx_bytes, rx_packets, rx_err, rx_drop)
 
 
 def _of_process(pid: int) -> Counters:

@@ -8,8 +8,12 @@ or moved afterwards, because moving a link between namespaces waits for an RCU g
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
 import struct
+from array import array
+from contextlib import suppress
 from dataclasses import dataclass
 
 from scow.netns import rtnetlink as nl
@@ -21,6 +25,8 @@ CONTAINER_INTERFACE = "eth0"
 # net.core.fb_tunnels_only_for_init_net).
 CONTAINER_INDEX = 100
 LOOPBACK_INDEX = 1
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GLINK = 0x0000000A
 # The host's end is numbered after its address, which is leased to one container at a time. So is
 # the name, and a left-over of a dead attempt is found without a search. veth takes a given index
 # for the peer only when this end has one, too (veth_newlink).
@@ -66,9 +72,52 @@ def address_of_link(link: nl.Link) -> str | None:
     return address if link.index == host_index(address) else None
 
 
-def enslave(address: str, bridge_index: int) -> bytes:
-    """The message that puts an existing host's end into a bridge again."""
+def inside_sysctls() -> tuple[tuple[str, str], ...]:
+    """Sysctls for the container's namespace once `eth0` is there, as (key with '/', value).
+
+    Without an address of its own eth0 would still believe a router advertisement of a neighbour
+    (CVE-2020-13401). Empty on a host whose kernel has no IPv6.
+    """
+    if not os.path.exists("/proc/sys/net/ipv6"):
+        return ()
+    return ((f"net/ipv6/conf/{CONTAINER_INTERFACE}/disable_ipv6", "1"),)
+
+
+def settle(*names: str) -> None:
+    """Make the kernel act at once on carrier that these links have got.
+
+    The bridge lets nothing through a port, and drops what it should send, until linkwatch has run
+    (net/core/link_watch.c), from a work queue that waits for a lock others hold for long. A first
+    packet lost to that is sent again after a second. Asking for the link state by ethtool runs it
+    here and now (linkwatch_sync_dev). A link that is gone is nobody's loss.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        for name in names:
+            value = array("I", (_ETHTOOL_GLINK, 0))
+            request = struct.pack("16sP16x", name.encode(), value.buffer_info()[0])
+            with suppress(OSError):
+                fcntl.ioctl(sock, _SIOCETHTOOL, request)
+
+
+def enslave(address: str, bridge_index: int) -> tuple[bytes, bytes]:
+    """The messages that put an existing host's end into a bridge again."""
     body = nl.link_body(index=host_index(address)) + nl.u32(nl.IFLA_MASTER, bridge_index)
+    return nl.message(nl.RTM_NEWLINK, nl.NLM_F_ACK, body), _hairpin(address)
+
+
+def _hairpin(address: str) -> bytes:
+    """Let the bridge send a frame back through the port it came from.
+
+    Where br_netfilter is loaded, a container that calls its own published port is translated
+    inside the bridge and would be dropped there (br_nf_pre_routing_finish, should_deliver).
+    """
+    port = nl.attribute(nl.IFLA_BRPORT_MODE, b"\x01")
+    info = nl.nested(
+        nl.IFLA_LINKINFO,
+        nl.text(nl.IFLA_INFO_SLAVE_KIND, "bridge"),
+        nl.nested(nl.IFLA_INFO_SLAVE_DATA, port),
+    )
+    body = nl.link_body(index=host_index(address)) + info
     return nl.message(nl.RTM_NEWLINK, nl.NLM_F_ACK, body)
 
 
@@ -117,7 +166,7 @@ def host_batch(
             nl.nested(nl.IFLA_INFO_DATA, nl.nested(nl.VETH_INFO_PEER, peer)),
         ),
     )
-    return create, (len(create) - 4,)
+    return create + _hairpin(address), (len(create) - 4,)
 
 
 def loopback_messages() -> bytes:
@@ -131,11 +180,14 @@ def inside_batch(address: str, prefix_length: int, gateway: str) -> bytes:
     local = socket.inet_aton(address)
     host_bits = (1 << (32 - prefix_length)) - 1
     broadcast = (int.from_bytes(local) | host_bits).to_bytes(4)
+    still_down = nl.link_body(index=CONTAINER_INDEX)
     up = nl.link_body(index=CONTAINER_INDEX, flags=nl.IFF_UP, change=nl.IFF_UP)
     return b"".join(
         (
             loopback_messages(),
-            nl.message(nl.RTM_NEWLINK, nl.NLM_F_ACK, up + _no_ipv6_address()),
+            # Two messages: within one, do_setlink() raises the flags before it reads AF_SPEC.
+            nl.message(nl.RTM_NEWLINK, nl.NLM_F_ACK, still_down + _no_ipv6_address()),
+            nl.message(nl.RTM_NEWLINK, nl.NLM_F_ACK, up),
             nl.message(
                 nl.RTM_NEWADDR,
                 nl.NLM_F_ACK | nl.NLM_F_CREATE | nl.NLM_F_EXCL,

@@ -12,6 +12,7 @@ import stat
 import struct
 
 from scow.native.errors import CommandNotExecutable, CommandNotFound, SetupError
+from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.native.plan import (
     AttachRoot,
@@ -29,12 +30,55 @@ _MACHINES = {3: "386", 40: "arm", 62: "amd64", 183: "arm64", 243: "riscv64", 21:
 _HEAD = 4096
 
 
+class _View:
+    """The container's files as it would see them: its root, and what the plan mounts on it.
+
+    The child is dead and its mounts are gone; the trees that were to be mounted are still held.
+    """
+
+    def __init__(self, plan: Plan, root: Root) -> None:
+        self._root = root
+        trees = [op for op in plan.ops if isinstance(op, MountTree)]
+        # The last mount on the longest path is the one that is seen.
+        self._trees = sorted(trees, key=lambda op: len(op.dest), reverse=True)
+
+    def _find(self, path: str) -> tuple[Root, str]:
+        for op in self._trees:
+            dest = os.fsdecode(op.dest).rstrip("/")
+            if path == dest:
+                return Root(op.fd), ""
+            if path.startswith(f"{dest}/"):
+                return Root(op.fd), path[len(dest) :]
+        return self._root, path
+
+    def stat(self, path: str) -> os.stat_result:
+        """Stat, following links inside the tree that the path lies in."""
+        root, below = self._find(path)
+        return root.stat(below) if below else os.fstat(root.fileno())
+
+    def head(self, path: str) -> bytes:
+        """Read the first bytes of a regular file; none of what cannot be read."""
+        root, below = self._find(path)
+        try:
+            if not below:
+                # Our own descriptor, so /proc/self/fd is no way out.
+                fd = OwnedFd(os.open(f"/proc/self/fd/{root.fileno()}", os.O_RDONLY | os.O_NONBLOCK))
+            else:
+                fd = root.open(below, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            return b""
+        with fd:
+            if not stat.S_ISREG(os.fstat(fd.fileno()).st_mode):
+                return b""
+            return os.read(fd.fileno(), _HEAD)
+
+
 def explain_failure(plan: Plan, failure: Failure, root: Root | None) -> SetupError:
     """Make the error for a failed step; `root` is the container's root while it can be read."""
     number, index = failure.errno, failure.index
     op = plan.ops[index] if 0 <= index < len(plan.ops) else None
     if isinstance(op, Execute):
-        return _explain_execute(op, number, index, root)
+        return _explain_execute(op, number, index, _View(plan, root) if root else None)
     error = setup_error(plan, failure.step, number, index, failure.detail)
     error.hint = _hint(op, number)
     return error
@@ -48,7 +92,7 @@ def _hint(op: Operation | None, number: int) -> str | None:
     return None
 
 
-def _explain_execute(op: Execute, number: int, index: int, root: Root | None) -> SetupError:
+def _explain_execute(op: Execute, number: int, index: int, root: _View | None) -> SetupError:
     name = quote(os.fsdecode(op.argv[0]))
     found = _find_command(op, root) if root is not None else None
     if number == errno.ENOENT and found is not None:
@@ -80,7 +124,7 @@ def _explain_execute(op: Execute, number: int, index: int, root: Root | None) ->
     )
 
 
-def _why_not_executable(number: int, found: str | None, root: Root | None) -> str:
+def _why_not_executable(number: int, found: str | None, root: _View | None) -> str:
     if number == errno.EACCES and found is not None and root is not None:
         try:
             mode = root.stat(found).st_mode
@@ -91,7 +135,7 @@ def _why_not_executable(number: int, found: str | None, root: Root | None) -> st
         if mode and not mode & 0o111:
             return "it has no execute permission"
     if number == errno.ENOEXEC and found is not None and root is not None:
-        head = _head(root, found)
+        head = root.head(found)
         if head[:4] == b"\x7fELF" and len(head) >= 20:
             machine = struct.unpack_from("<H", head, 18)[0]
             theirs = _MACHINES.get(machine, f"machine {machine}")
@@ -101,7 +145,7 @@ def _why_not_executable(number: int, found: str | None, root: Root | None) -> st
     return f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
 
 
-def _find_command(op: Execute, root: Root | None) -> str | None:
+def _find_command(op: Execute, root: _View | None) -> str | None:
     """Find what execvp(3) would have tried last: the first candidate that exists."""
     name = os.fsdecode(op.argv[0])
     if "/" in name:
@@ -121,22 +165,11 @@ def _find_command(op: Execute, root: Root | None) -> str | None:
     return None
 
 
-def _head(root: Root, path: str) -> bytes:
-    try:
-        fd = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd.fileno(), _HEAD) if stat.S_ISREG(os.fstat(fd.fileno()).st_mode) else b""
-    finally:
-        fd.close()
-
-
-def _interpreter(root: Root | None, path: str) -> str | None:
+def _interpreter(root: _View | None, path: str) -> str | None:
     """Give the missing interpreter of a script (#!) or program (PT_INTERP), if that is the fault."""
     if root is None:
         return None
-    head = _head(root, path)
+    head = root.head(path)
     wanted = ""
     if head.startswith(b"#!"):
         words = head[2:].split(b"\n", 1)[0].split()

@@ -2,6 +2,9 @@
 
 What belongs here: the wire of native/protocol.h and the two JSON records of native/exitrec.c. What
 must not: when to start, attach or clean up, and what a failure means to a user.
+
+The events and records are msgspec Structs because every command that starts or follows a process
+imports this: making them costs 0.4 ms, the same dataclasses 4.4.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import os
 import select
 import struct
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 from scow.native.fd import OwnedFd
 
@@ -27,8 +31,7 @@ _EXIT = struct.Struct("<iBqq")
 _WINSIZE = struct.Struct("<cHH")
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """The fixed record of a step that failed: `step` is an op code or a step of native/spawn.h,
     `index` that of the operation in the plan (-1: none), `detail` what the step says it is."""
 
@@ -38,43 +41,37 @@ class Failure:
     detail: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(msgspec.Struct, frozen=True):
     """The process exists, set up and waiting for `start`; its pid as the host sees it."""
 
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(msgspec.Struct, frozen=True):
     """execve has worked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """Set-up has failed; `Exited` follows when there is a process to bury."""
 
     failure: Failure
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Warned:
+class Warned(msgspec.Struct, frozen=True):
     """A step that may fail did; set-up goes on."""
 
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """Bytes that the process wrote; stream 1 is stdout (or the terminal), 2 stderr."""
 
     stream: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(msgspec.Struct, frozen=True):
     """The process has ended, its output is complete, the exit record is written."""
 
     status: int
@@ -93,8 +90,7 @@ class Exited:
         return 128 + self.signal if self.signal else (self.status >> 8) & 0xFF
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(msgspec.Struct, frozen=True):
     """The monitor lets go of us; nothing more comes."""
 
     too_slow: bool
@@ -104,8 +100,7 @@ class Dropped:
 Event: TypeAlias = Ready | Started | Failed | Warned | Output | Exited | Dropped
 
 
-@dataclass(frozen=True, slots=True)
-class ExitRecord:
+class ExitRecord(msgspec.Struct, frozen=True):
     """What the monitor wrote when the process had ended. Times are nanoseconds since 1970;
     `started_at` 0 means that it never started."""
 
@@ -123,8 +118,7 @@ class ExitRecord:
     """Why it did not."""
 
 
-@dataclass(frozen=True, slots=True)
-class StatusRecord:
+class StatusRecord(msgspec.Struct, frozen=True):
     """Who runs: a pid names a process only together with its start time (proc(5), field 22)."""
 
     id: str
@@ -137,18 +131,17 @@ class StatusRecord:
 
 def read_exit_record(path: str) -> ExitRecord | None:
     """The exit record at `path`; None as long as there is none."""
-    import msgspec
-
     data = _read_record(path)
     return None if data is None else msgspec.json.decode(data, type=ExitRecord)
 
 
 def read_status_record(path: str) -> StatusRecord | None:
-    """The status record at `path`; None as long as there is none."""
-    import msgspec
+    """The status record at `path`; None as long as there is none.
 
+    It is not synced: after a power loss it may be empty, which is as good as none.
+    """
     data = _read_record(path)
-    return None if data is None else msgspec.json.decode(data, type=StatusRecord)
+    return None if not data else msgspec.json.decode(data, type=StatusRecord)
 
 
 def _read_record(path: str) -> bytes | None:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
+
 from scow.native.errors import InvalidArgument, ResourceExhausted, Unsupported
 
 PROFILE_LIMIT = 1 << 20
@@ -123,6 +124,11 @@ def default_profile() -> bytes:
     """The profile that containers get without another one being asked for."""
     with open(os.path.join(os.path.dirname(__file__), "seccomp_default.json"), "rb") as file:
         return file.read()
+
+
+def default_program(cache_dir: str, capabilities: frozenset[str]) -> bytes:
+    """The program of the default profile, from the cache when it is there."""
+    return cached_program(cache_dir, default_profile(), capabilities)
 
 
 def parse_profile(document: bytes) -> SeccompProfile:

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from scow.cgroups import cgroup, detect, tree
+
+from scow.cgroups import cgroup, detect, tree, weight
 from scow.cgroups.cgroup import Cgroup
 from scow.cgroups.detect import Hierarchies, Mode
 from scow.cgroups.resources import (
@@ -135,7 +136,10 @@ def test_create_join_kill_remove(group: Cgroup) -> None:
 
 
 @backends()
-def test_a_process_inside_refuses_create_and_remove(group: Cgroup) -> None:
+def test_a_process_inside_refuses_create_and_remove(
+    group: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree, "REMOVE_TIMEOUT_S", 0.2)
     group.create(Resources())
     pid = _child(group, _sleep)
     _until(lambda: group.pids() == [pid])
@@ -411,6 +415,18 @@ def test_block_io_throttle(host: Hierarchies, group: Cgroup) -> None:
         group.update(Resources(block_io=BlockIO(throttle_read_bps_device=(missing,))))
 
 
+@backends("block io")
+def test_a_weight_is_kept_or_refused(host: Hierarchies, group: Cgroup) -> None:
+    wanted = Resources(block_io=BlockIO(weight=500))
+    has_io_cost = host.mode is Mode.V2 and weight.has_io_cost(host.unified or "")
+    if weight.has_bfq_disk() or has_io_cost:
+        group.create(wanted)
+        return
+    with pytest.raises(Unsupported, match="weight"):
+        group.create(wanted)
+    assert not group.exists()
+
+
 @backends()
 def test_a_failed_create_leaves_nothing(host: Hierarchies, group: Cgroup) -> None:
     absent = Resources(unified={"nosuch.max": "1"}, pids=Pids(5))
@@ -452,7 +468,9 @@ def test_a_cgroup_of_somebody_else_is_left_alone(host: Hierarchies, group: Cgrou
 def test_parents(host: Hierarchies, group: Cgroup) -> None:
     group.create(Resources())
     below = cgroup.open_cgroup(f"{group.path}/inner", hierarchies=host)
-    with pytest.raises(ScowError):
+    with pytest.raises(InvalidArgument, match="cgroup of a container"):
+        below.create(Resources())
+    with pytest.raises(NotFound):
         below.update(Resources())
     with pytest.raises(NotFound, match="'no-such-parent'"):
         cgroup.open_cgroup("no-such-parent/x", hierarchies=host).create(Resources())

@@ -416,9 +416,15 @@ def test_modes_and_owners(layer: Layer) -> None:
     seen = {name: layer.stat(name) for name in layer.names()}
     modes = {name: oct(stat.S_IMODE(st.st_mode)) for name, st in seen.items()}
     assert modes == {
-        **{"locked": "0o0", "locked/f": "0o0", "sgid": "0o2775", "sgid/f": "0o644"},
-        **{"sgid/d": "0o755", "sgid/i": "0o755", "sgid/i/f": "0o644"},
-        **{"suid": "0o7777", "dev": "0o6640"},
+        "locked": "0o0",
+        "locked/f": "0o0",
+        "sgid": "0o2775",
+        "sgid/f": "0o644",
+        "sgid/d": "0o755",
+        "sgid/i": "0o755",
+        "sgid/i/f": "0o644",
+        "suid": "0o7777",
+        "dev": "0o6640",
     }
     assert (seen["suid"].st_uid, seen["suid"].st_gid) == (4294967294, 123456)
     assert seen["dev"].st_rdev == os.makedev(7, 300)
@@ -469,7 +475,16 @@ def test_extended_attributes(layer: Layer) -> None:
 
 def test_names_are_bytes(layer: Layer) -> None:
     """E25, E32: nothing is normalised, decoded or folded."""
-    raw = [b"\xff\xfe", b"new\nline", b"esc\x1b[0m", b"e\xcc\x81", b"\xc3\xa9", b"A", b"a", b"n" * 255]
+    raw = [
+        b"\xff\xfe",
+        b"new\nline",
+        b"esc\x1b[0m",
+        b"e\xcc\x81",
+        b"\xc3\xa9",
+        b"A",
+        b"a",
+        b"n" * 255,
+    ]
     layer.unpack(b"".join(pax((b"path", name)) + entry(b"x") for name in raw) + END)
     assert sorted(os.listdir(os.fsencode(layer.root))) == sorted(raw)
 
@@ -497,7 +512,14 @@ def test_dialects(layer: Layer) -> None:
         + bytes(512)
     )
     long = "long/" * 40 + "name"
-    files = {"v7": "1", "pre/fix/tail": "2", "gnu": "3", "abs": "4", "contiguous": "5", "base256": "6"}
+    files = {
+        "v7": "1",
+        "pre/fix/tail": "2",
+        "gnu": "3",
+        "abs": "4",
+        "contiguous": "5",
+        "base256": "6",
+    }
     files["taken-back"] = "7"
     assert {n: (layer.root / n).read_text() for n in files} == files
     assert os.readlink(layer.root / long) == "t/" * 150
@@ -556,7 +578,10 @@ def test_times(layer: Layer) -> None:
     )
     seen = {n: layer.stat(n).st_mtime_ns for n in ("d", "d/neg", "s", "base256", ".")}
     assert seen == {
-        **{"d": 1500000000, "d/neg": -1250000000, "s": 7000000001, "base256": -1000000000},
+        "d": 1500000000,
+        "d/neg": -1250000000,
+        "s": 7000000001,
+        "base256": -1000000000,
         ".": 99000000000,
     }
 
@@ -580,7 +605,9 @@ def test_huge_sparse_file(layer: Layer) -> None:
     """E35: a terabyte of hole is no data, in the three PAX forms and the old GNU one."""
     size = b"1099511627776"
     where = 1 << 30
-    old = struct.pack("12s12s72sc12s", b"%011o" % where, b"%011o" % 4, b"", b"\0", b"%011o" % (1 << 33))
+    old = struct.pack(
+        "12s12s72sc12s", b"%011o" % where, b"%011o" % 4, b"", b"\0", b"%011o" % (1 << 33)
+    )
     layer.unpack(
         pax(*SPARSE, (b"GNU.sparse.realsize", size), (b"GNU.sparse.name", b"v1"))
         + entry(b"GNUSparseFile.1/v1", padded(b"1\n%d\n4\n" % where) + b"data")

@@ -23,7 +23,13 @@ from scow.image.layers import LayerStore, remove_tree
 from scow.image.overlay import mount_overlay
 from scow.native import spawn
 from scow.native import sys as native
-from scow.native.errors import IntegrityError, InvalidArgument, NotFound, ResourceExhausted, SetupError
+from scow.native.errors import (
+    IntegrityError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    SetupError,
+)
 from scow.native.fd import OwnedFd
 
 pytestmark = pytest.mark.root
@@ -63,7 +69,9 @@ def diff_id(tar: bytes) -> DiffID:
 def leftovers(store: LayerStore) -> list[str]:
     """Names in the working directories; there must be none."""
     root = Path(store.root_dir)
-    return [str(p) for d in (".staging", ".trash", ".locks", ".empty") for p in (root / d).iterdir()]
+    return [
+        str(p) for d in (".staging", ".trash", ".locks", ".empty") for p in (root / d).iterdir()
+    ]
 
 
 @pytest.fixture
@@ -306,7 +314,9 @@ def test_hard_links_into_lower_layers(store: LayerStore) -> None:
             if not tool:
                 st = stat_in(mount, "bin/tool2")
                 assert (st.st_mode & 0o7777, st.st_uid, st.st_mtime) == (0o4755, 5, 1000)
-    with pytest.raises(IntegrityError, match="'bin/tool2': hard link to 'bin/tool', which is no file"):
+    with pytest.raises(
+        IntegrityError, match="'bin/tool2': hard link to 'bin/tool', which is no file"
+    ):
         store.stack([add(store, ("x/y", "1")), upper])
     assert store.remove(lower[1])
     assert len([n for n in os.listdir(store.root_dir) if n.startswith("chain-")]) == 1
@@ -314,7 +324,9 @@ def test_hard_links_into_lower_layers(store: LayerStore) -> None:
 
 def test_unlisted_directories_keep_their_lower_attributes(store: LayerStore) -> None:
     """A layer with `tmp/x` and no `tmp/` must not turn /tmp into 0755."""
-    base = add(store, ("tmp", folder(0o1777)), ("home", folder()), ("home/u", folder(0o700, uid=1000)))
+    base = add(
+        store, ("tmp", folder(0o1777)), ("home", folder()), ("home/u", folder(0o700, uid=1000))
+    )
     plain = add(store, ("usr", folder()), ("usr/a", "1"))
     upper = add(store, ("tmp/x", "1"), ("home/u/y", "1"), ("usr/b", "1"), ("fresh/z", "1"))
     assert len(store.stack([plain, upper])) == 2
@@ -322,7 +334,9 @@ def test_unlisted_directories_keep_their_lower_attributes(store: LayerStore) -> 
         assert stat.S_IMODE(stat_in(mount, "tmp").st_mode) == 0o1777
         home = stat_in(mount, "home/u")
         assert (stat.S_IMODE(home.st_mode), home.st_uid) == (0o700, 1000)
-        assert read_in(mount, "home/u/y") == read_in(mount, "usr/a") == read_in(mount, "usr/b") == "1"
+        assert (
+            read_in(mount, "home/u/y") == read_in(mount, "usr/a") == read_in(mount, "usr/b") == "1"
+        )
         assert stat.S_IMODE(stat_in(mount, "usr").st_mode) == 0o755
 
 
@@ -330,7 +344,9 @@ def test_overlay_of_127_layers_with_upper(store: LayerStore, tmp_path: Path) -> 
     stack = [add(store, (f"f{i}", str(i)), ("top", str(i))) for i in range(127)]
     for name in ("upper", "work"):
         (tmp_path / name).mkdir()
-    with mount_overlay(store.stack(stack), str(tmp_path / "upper"), str(tmp_path / "work")) as mount:
+    with mount_overlay(
+        store.stack(stack), str(tmp_path / "upper"), str(tmp_path / "work")
+    ) as mount:
         assert read_in(mount, "top") == "126"
         assert read_in(mount, "f0") == "0"
         os.close(os.open("new", os.O_CREAT | os.O_WRONLY, dir_fd=mount.fileno()))
@@ -367,7 +383,9 @@ def test_overlay_that_cannot_be(tmp_path: Path) -> None:
         mount_overlay([here], upper=here)
     with pytest.raises(ResourceExhausted, match="501 layers: the kernel takes 500"):
         mount_overlay([here] * 501)
-    with pytest.raises(SetupError, match=r"cannot mount overlay of 2 layers.*No such file") as caught:
+    with pytest.raises(
+        SetupError, match=r"cannot mount overlay of 2 layers.*No such file"
+    ) as caught:
         mount_overlay([here, here + "/none"])
     assert caught.value.errno == 2
 

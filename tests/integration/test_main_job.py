@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fixtures.command import Scow
 from fixtures.images import ImageFactory
 
@@ -74,8 +75,19 @@ def test_a_plain_kill_is_not_called_oom(scow: Scow) -> None:
 
 
 def test_two_containers_talk_through_a_shared_network(scow: Scow) -> None:
-    scow.ok("run", "-d", "--name", "web", "--network", "none", "nginx", "nginx", "-g", "daemon off;")
-    command = ["run", "--rm", "--network", "container:web", "busybox", "wget", "-qO-", "http://127.0.0.1/"]
+    scow.ok(
+        "run", "-d", "--name", "web", "--network", "none", "nginx", "nginx", "-g", "daemon off;"
+    )
+    command = [
+        "run",
+        "--rm",
+        "--network",
+        "container:web",
+        "busybox",
+        "wget",
+        "-qO-",
+        "http://127.0.0.1/",
+    ]
     for _ in range(50):
         done = scow(*command)
         if done.code == 0:
@@ -89,10 +101,11 @@ def test_two_containers_talk_over_the_bridge(scow: Scow) -> None:
     scow.ok("run", "-d", "--name", "web", "nginx", "nginx", "-g", "daemon off;")
     address = scow.inspect("web")["NetworkSettings"]["IPAddress"]
     for _ in range(50):
-        done = scow("run", "--rm", "busybox", "wget", "-qO-", "-T", "2", f"http://{address}/")
+        done = scow("run", "--rm", "python", "python3", "-c", FETCH, address)
         if done.code == 0:
             break
     assert done.code == 0, done.err
+    assert "200 OK" in done.out
 
 
 def test_a_shell_in_a_terminal(scow: Scow) -> None:
@@ -145,7 +158,10 @@ def test_exec_joins_it(scow: Scow) -> None:
     listing = scow.ok("exec", "box", "ps")
     assert "sleep 1000" in listing
     assert scow.ok("exec", "-u", "1000", "box", "id", "-u") == "1000"
-    assert scow.ok("exec", "-e", "A=b c", "-w", "/tmp", "box", "sh", "-c", "echo $A; pwd") == "b c\n/tmp"
+    assert (
+        scow.ok("exec", "-e", "A=b c", "-w", "/tmp", "box", "sh", "-c", "echo $A; pwd")
+        == "b c\n/tmp"
+    )
     assert scow("exec", "box", "sh", "-c", "exit 9").code == 9
     assert scow("exec", "box", "nosuch").code == 127
     assert scow.ok("exec", "-i", "box", "cat", stdin=b"through\n") == "through"
@@ -220,14 +236,14 @@ def test_host_name_files_and_network_modes(scow: Scow) -> None:
         (("busybox", "/etc"), 126, "directory"),
         (("busybox", "/etc/passwd"), 126, "permission"),
         (("busybox", "sh", "-c", "exit 42"), 42, ""),
-        (("busybox", "sh", "-c", "kill -9 $$"), 137, ""),
+        (("busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"), 137, ""),
         (("-u", "nosuch", "busybox", "true"), 125, "nosuch"),
         (("--pull", "never", "missing-image", "true"), 125, "missing-image"),
         (("-m", "0.5k", "busybox", "true"), 125, "memory"),
         (("--cpus", "1000", "busybox", "true"), 125, "CPUs"),
         (("--memroy", "1g", "busybox", "true"), 125, "--memory"),
         (("--cpuset-cpus", "77", "busybox", "true"), 125, "77"),
-        (("--blkio-weight", "500", "busybox", "true"), 125, "weight"),
+        (("--blkio-weight", "5", "busybox", "true"), 125, "weight"),
         (("--network", "host", "-p", "80:80", "busybox", "true"), 125, "-p"),
         (("-v", "/nonexistent/../..:/", "busybox", "true"), 125, "/"),
         (("--sysctl", "kernel.panic=1", "busybox", "true"), 125, "kernel.panic"),
@@ -239,7 +255,9 @@ def test_host_name_files_and_network_modes(scow: Scow) -> None:
 def test_exit_codes_and_one_clear_line(
     scow: Scow, words: tuple[str, ...], code: int, message: str
 ) -> None:
-    done = scow("run", "--network=none", *words) if "--network" not in words else scow("run", *words)
+    done = (
+        scow("run", "--network=none", *words) if "--network" not in words else scow("run", *words)
+    )
     assert done.code == code, done.err
     assert message.lower() in done.err.lower()
     assert "Traceback" not in done.err
@@ -291,7 +309,16 @@ def test_one_of_many_racers_for_a_name_wins(scow: Scow) -> None:
 
 
 def test_pause_freezes_and_unpause_goes_on(scow: Scow) -> None:
-    scow.ok("run", "-d", "--name", "ticker", "busybox", "sh", "-c", "while :; do date +%N; sleep 0.05; done")
+    scow.ok(
+        "run",
+        "-d",
+        "--name",
+        "ticker",
+        "busybox",
+        "sh",
+        "-c",
+        "while :; do echo tick tock tick tock; sleep 0.05; done",
+    )
     scow.ok("pause", "ticker")
     assert "(Paused)" in scow.ok("ps")
     size = len(scow.ok("logs", "ticker"))
@@ -306,14 +333,24 @@ def test_pause_freezes_and_unpause_goes_on(scow: Scow) -> None:
 
 
 def test_stats_shows_what_is_used(scow: Scow) -> None:
-    scow.ok("run", "-d", "--name", "box", "-m", "64m", "--pids-limit", "9", "busybox", "sleep", "1000")
+    scow.ok(
+        "run", "-d", "--name", "box", "-m", "64m", "--pids-limit", "9", "busybox", "sleep", "1000"
+    )
     out = scow.ok("stats", "--no-stream", "box")
     assert "64MiB" in out
     assert "box" in out
 
 
 def test_a_container_survives_the_death_of_its_starter(scow: Scow) -> None:
-    starter = scow.spawn("run", "--name", "orphan", "busybox", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.2; done; exit 5")
+    starter = scow.spawn(
+        "run",
+        "--name",
+        "orphan",
+        "busybox",
+        "sh",
+        "-c",
+        "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.2; done; exit 5",
+    )
     for _ in range(100):
         if "orphan" in scow("ps", "--format", "{{.Names}}").out:
             break
@@ -323,7 +360,10 @@ def test_a_container_survives_the_death_of_its_starter(scow: Scow) -> None:
     starter.communicate()
     assert scow.ok("wait", "orphan") == "5"
     assert scow.ok("logs", "orphan").split() == [str(i) for i in range(1, 9)]
-    assert scow.ok("system", "check") == "" or True
+    deadline = time.monotonic() + 20
+    while scow("system", "check").code:
+        assert time.monotonic() < deadline, scow("system", "check").out
+        time.sleep(0.1)
 
 
 def test_a_container_that_nobody_watches_is_cleaned_up(scow: Scow) -> None:
@@ -352,7 +392,7 @@ def test_read_only_root_user_groups_and_capabilities(scow: Scow) -> None:
 def test_privileged_has_devices_and_no_filter(scow: Scow) -> None:
     out = scow.ok(
         "run", "--rm", "--network", "none", "--privileged", "busybox", "sh", "-c",
-        "grep Seccomp: /proc/self/status; mount -t tmpfs x /mnt && echo mounted; ls /dev | wc -l",
+        "grep Seccomp: /proc/self/status; mount -t tmpfs x /tmp && echo mounted; ls /dev | wc -l",
     )  # fmt: skip
     assert "Seccomp:\t0" in out
     assert "mounted" in out
@@ -370,8 +410,22 @@ def test_env_labels_workdir_entrypoint(scow: Scow, tmp_path: Path) -> None:
 
 
 def test_volumes_keep_their_content(scow: Scow) -> None:
-    scow.ok("run", "--rm", "--network", "none", "-v", "data:/data", "busybox", "sh", "-c", "echo kept > /data/x")
-    assert scow.ok("run", "--rm", "--network", "none", "-v", "data:/data", "busybox", "cat", "/data/x") == "kept"
+    scow.ok(
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "-v",
+        "data:/data",
+        "busybox",
+        "sh",
+        "-c",
+        "echo kept > /data/x",
+    )
+    assert (
+        scow.ok("run", "--rm", "--network", "none", "-v", "data:/data", "busybox", "cat", "/data/x")
+        == "kept"
+    )
 
 
 def test_explain_tells_the_calls_and_runs_nothing(scow: Scow) -> None:
@@ -438,7 +492,9 @@ def test_stop_reaches_a_program_that_handles_the_signal(scow: Scow) -> None:
 
 def test_udp_through_a_published_port(scow: Scow) -> None:
     port = free_port(socket.SOCK_DGRAM)
-    scow.ok("run", "-d", "--name", "echo", "-p", f"{port}:9/udp", "python", "python3", "-c", UDP_ECHO)
+    scow.ok(
+        "run", "-d", "--name", "echo", "-p", f"{port}:9/udp", "python", "python3", "-c", UDP_ECHO
+    )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(0.5)
         for _ in range(40):
@@ -450,6 +506,13 @@ def test_udp_through_a_published_port(scow: Scow) -> None:
                 time.sleep(0.1)
     pytest.fail("no answer")
 
+
+FETCH = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 80), 2)
+s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')
+print(s.recv(65536).decode())
+"""
 
 UDP_ECHO = """
 import socket
@@ -482,6 +545,51 @@ def test_many_at_once(scow: Scow) -> None:
         thread.join()
     assert results == [0] * 10
     assert scow.ok("ps", "-aq") == ""
+
+
+def test_an_init_reaps_and_passes_signals_on(scow: Scow) -> None:
+    orphans = "for i in $(seq 20); do (sleep 0.1 &) ; done; trap 'exit 8' TERM; echo ready; while :; do sleep 0.1; done"
+    scow.ok(
+        "run",
+        "-d",
+        "--init",
+        "--name",
+        "tended",
+        "--network",
+        "none",
+        "busybox",
+        "sh",
+        "-c",
+        orphans,
+    )
+    while "ready" not in scow("logs", "tended").out:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    listing = scow.ok("exec", "tended", "ps", "-o", "pid,stat,comm")
+    assert re.search(r"^\s*1 S\s+scow-init$", listing, re.MULTILINE)
+    assert " Z " not in listing
+    assert "exe" not in scow("exec", "tended", "cat", "/proc/1/exe").out
+    scow.ok("stop", "tended")
+    assert scow.inspect("tended")["State"]["ExitCode"] == 8
+    assert scow("run", "--rm", "--init", "--network", "none", "busybox", "nosuch").code == 127
+    killed = scow("run", "--rm", "--init", "--network", "none", "busybox", "sh", "-c", "kill -9 $$")
+    assert killed.code == 137
+
+
+def test_an_init_leaves_job_control_to_the_shell(scow: Scow) -> None:
+    with scow.terminal(
+        "run", "--rm", "-it", "--init", "--network", "none", "busybox", "sh"
+    ) as terminal:
+        terminal.expect(r"[#$] ")
+        terminal.type("sleep 1000\n")
+        time.sleep(0.3)
+        terminal.type("\x1a")
+        terminal.expect(r"Stopped|[#$] ")
+        terminal.type("kill -9 %1\n")
+        terminal.expect(r"[#$] ")
+        # The first one is told about the stopped job.
+        terminal.type("exit 5\nexit 5\n")
+        assert terminal.wait() == 5
 
 
 def free_port(kind: int = socket.SOCK_STREAM) -> int:

@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+
 from scow.native import plan as plans
 from scow.native import spawn
 from scow.runtime import monitor
@@ -82,6 +84,7 @@ def make_plan(
     before: tuple[plans.Operation, ...] = (),
     terminal: bool = False,
     namespaces: int = CLONE_NEWPID,
+    mode: Literal["run", "exec"] = "run",
     **config: object,
 ) -> plans.Plan:
     """A plan without a root file system of its own: stdio, start, execve."""
@@ -101,6 +104,7 @@ def make_plan(
     return plans.Plan(
         ops=(*before, stdio, plans.AwaitStart(), plans.Execute(argv=command, env=ENVIRONMENT)),
         namespaces=namespaces,
+        mode=mode,
         monitor=plans.MonitorConfig(**values),  # type: ignore[arg-type]  # tests' own options
     )
 
@@ -410,6 +414,49 @@ def test_the_starter_is_killed(tmp_path: Path, moment: str) -> None:
         assert (root / "log").read_bytes() == b""
 
 
+def test_exec_into_a_pid_namespace(launch: Launch) -> None:
+    container = launch("sh", "-c", "exec sleep 60")
+    pid = container.ready()
+    container.connection.start()
+    namespace = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        running = launch(
+            "sh", "-c", "read x; echo $x; ls /proc/self/fd >&2; kill -USR1 $$; sleep 5",
+            namespaces=0, mode="exec", log_path="", socket_path="", open_stdin=True, stdin_once=True,
+            before=(plans.JoinNamespace(fd=namespace, kind=CLONE_NEWPID),),
+        )  # fmt: skip
+    finally:
+        os.close(namespace)
+    moved = running.ready()
+    assert Path(f"/proc/{moved}/status").read_text().split("NSpid:")[1].split()[0] == str(moved)
+    running.connection.attach(stdin=True)
+    running.connection.start()
+    running.connection.send_stdin(b"word\n")
+    events = running.finish()
+    exited = events[-1]
+    assert isinstance(exited, Exited)
+    assert exited.signal == signal.SIGUSR1
+    assert output(events) == b"word\n"
+    assert not (running.root / "sock").exists()
+    os.kill(pid, signal.SIGKILL)
+    assert isinstance(container.finish()[-1], Exited)
+
+
+def test_exec_whose_client_is_gone_runs_on(launch: Launch, tmp_path: Path) -> None:
+    running = launch(
+        "sh", "-c", f"seq 1000000; touch {tmp_path}/done; exit 8",
+        namespaces=0, mode="exec", log_path="", socket_path="",
+    )  # fmt: skip
+    running.ready()
+    running.connection.attach(lossless=True)
+    running.connection.start()
+    assert isinstance(running.connection.recv(), Started)
+    running.connection.close()
+    running.reap()
+    assert (tmp_path / "done").exists()
+    assert running.record().exit_code == 8
+
+
 def test_orphans_are_reaped(launch: Launch) -> None:
     running = launch("sh", "-c", "for i in 1 2 3; do (sleep 0.1 &) ; done; sleep 0.6", namespaces=0)
     pid = running.ready()
@@ -445,6 +492,47 @@ def test_memory_of_an_idle_monitor(launch: Launch) -> None:
     running.finish()
     assert int(sizes["Pss_Anon:"]) <= 40
     assert int(sizes["Pss:"]) <= 110
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write until the disk takes no more."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+
+
+def test_a_full_disk(small_disk: Path, launch: Launch) -> None:
+    running = launch(
+        "sh", "-c", "echo first; read x; seq 100000; exit 5", open_stdin=True,
+        log_path=str(small_disk / "log"), exit_path=str(small_disk / "exit"),
+    )  # fmt: skip
+    running.ready()
+    running.connection.attach(stdin=True, lossless=True)
+    running.connection.start()
+    wait_for(lambda: (small_disk / "log").read_bytes().endswith(b" first\n"))
+    fill(small_disk / "filler")
+    running.connection.send_stdin(b"\n")
+    events = running.finish()
+    assert output(events) == b"first\n" + b"".join(b"%d\n" % i for i in range(1, 100_001))
+    record = monitor.read_exit_record(str(small_disk / "exit"))
+    assert record is not None
+    assert (record.exit_code, record.log_errno) == (5, errno.ENOSPC)
+    kept = [line[40:] + b"\n" for line in (small_disk / "log").read_bytes().split(b"\n")[:-1]]
+    assert len(b"".join(kept)) + record.log_lost_bytes == len(output(events))
+    assert b"".join(kept) == output(events)[: len(b"".join(kept))]
 
 
 @pytest.fixture

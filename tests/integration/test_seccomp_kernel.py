@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
+
 from scow.runtime import seccomp, syscalls_x86_64
 
 pytestmark = pytest.mark.root

@@ -108,7 +108,7 @@ static const struct {
 static void show_namespaces(void) {
     const char *given = getenv("SCOW_HOST_NS");
     heading("Namespaces: what I see is my own");
-    printf("  %s%-12s %-12s %-12s%s\n", dim, "", "here", "on the host", plain);
+    printf("  %s%-12s %-12s %s%s\n", dim, "", "here", "on the host", plain);
     for (size_t i = 0; i < COUNT(namespaces); i++) {
         char host_text[16] = "?";
         uint32_t here = namespace_inode(namespaces[i].name);
@@ -133,7 +133,7 @@ static const char *mount_meaning(const char *point) {
         {"/", "the image's layers, and a layer of mine on top for what I write"},
         {"/proc", "processes of my PID namespace only"},
         {"/sys", "the kernel's devices, not to be changed from here"},
-        {"/sys/fs/cgroup", "my limits, read-only"},
+        {"/sys/fs/cgroup", "my limits"},
         {"/dev", "a handful of harmless devices"},
         {"/dev/pts", "terminals of my own"},
         {"/dev/shm", "shared memory of my own"},
@@ -200,9 +200,7 @@ static void show_powers(void) {
         for (size_t i = 0; i < COUNT(capabilities); i++) {
             if (!(mask >> i & 1))
                 continue;
-            if (column++ % 6 == 0)
-                printf("\n    ");
-            printf("%s ", capabilities[i]);
+            printf("%s%s", column++ % 6 ? " " : "\n    ", capabilities[i]);
         }
         printf("\n");
     }
@@ -320,13 +318,16 @@ static void show_network(void) {
 }
 
 static void show_next(void) {
-    heading("What to type next");
-    printf("  scow run --rm -it docker.io/library/debian bash   %sa shell in a real image%s\n", dim, plain);
-    printf("  scow run --explain --dry-run scow/hello           %severy kernel call that made me%s\n",
-           dim, plain);
-    printf("  scow run -d --name web -p 8080:80 docker.io/library/nginx\n");
-    printf("  scow ps; scow logs -f web; scow exec -it web sh; scow rm -f web\n");
-    printf("  scow --help\n\n");
+    static const char *const lines[][2] = {
+        {"scow run --explain --dry-run scow/hello", "each step that makes a container, and why"},
+        {"scow run --rm -it debian bash", "a shell in a real image"},
+        {"scow run -d --name web -p 8080:80 nginx", "a server; then: curl 127.0.0.1:8080"},
+        {"scow ps; scow logs -f web; scow rm -f web", "look at it, end it"},
+        {"scow --help", "the rest"},
+    };
+    heading("What to type next (as root)");
+    for (size_t i = 0; i < COUNT(lines); i++)
+        printf("  %-43s %s%s%s\n", lines[i][0], dim, lines[i][1], plain);
 }
 
 int main(void) {

@@ -7,6 +7,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from scow.cgroups import bpf, devices
 from scow.cgroups.devices import ANY, Rule
 from scow.cgroups.resources import DeviceRule

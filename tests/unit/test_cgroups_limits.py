@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from scow.cgroups import convert, cpulist, detect, tree, v1_limits, v2_limits
 from scow.cgroups.cgroup import container_path, open_cgroup
 from scow.cgroups.detect import Hierarchies, Hierarchy, Mode

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from scow.runtime import monitor
 from scow.runtime.monitor import (
     Dropped,
@@ -328,6 +329,18 @@ def test_input_nobody_reads_blocks_nothing(launch: Launch, tmp_path: Path) -> No
         while client.send_stdin(b"x" * 100_000):
             time.sleep(0.01)
         assert output(running.finish()) == b"end\n"
+
+
+def test_input_of_the_gone_takes_no_place(launch: Launch, tmp_path: Path) -> None:
+    running = launch("sleep", "1", stdin=1, socket=tmp_path / "s")
+    assert isinstance(running.connection.recv(), Ready)
+    running.connection.start()
+    for _ in range(20):
+        with MonitorConnection.connect(str(tmp_path / "s")) as client:
+            assert isinstance(client.recv(), Ready)
+            client.attach(stdin=True, stdout=False, stderr=False)
+            client.send_stdin(b"x" * 100_000)
+    assert isinstance(running.finish()[-1], Exited)
 
 
 def numbered(lines: int) -> bytes:

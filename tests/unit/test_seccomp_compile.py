@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from scow.native.errors import InvalidArgument, ResourceExhausted, ScowError, Unsupported
 from scow.runtime import seccomp, syscalls_x86_64
 

@@ -2,7 +2,7 @@
 # Makes a Debian 12 machine ready for scow. One script for every machine: `make demo` and `make test`
 # call it for packages, the Vagrant lab and the QEMU guest for the whole set-up.
 #
-#   provision.sh packages SET...     install what is missing of the named sets: run, test, vm
+#   provision.sh packages SET...     install what is missing of the named sets: run, test, vm, bench
 #   provision.sh list SET...         print the names of the packages of these sets
 #   provision.sh python [REQ...]     make the virtual environment /opt/scow, with these requirements
 #   provision.sh install WHAT        install scow (a checkout or a wheel) into it, and link /usr/local/bin/scow
@@ -19,6 +19,8 @@ PYTHON=/usr/bin/python3
 RUN="python3 python3-venv python3-dev gcc libc6-dev make musl-tools libcap-dev nftables iproute2 kmod ca-certificates"
 # To test: other programs' images, a registry, a Ruby for the Vagrantfile, sanitizers come with gcc.
 TEST="docker-registry skopeo umoci buildah mmdebstrap busybox-static zstd ruby curl procps strace"
+# To load a server. The runtimes to compare with are the user's choice: none is installed.
+BENCH="wrk"
 # To boot the guest with cgroup v2.
 VM="qemu-system-x86 mmdebstrap e2fsprogs busybox-static"
 
@@ -32,7 +34,8 @@ package_set() {
         run) echo "$RUN" ;;
         test) echo "$TEST" ;;
         vm) echo "$VM" ;;
-        *) die "no such set of packages: '$1' (run, test, vm)" ;;
+        bench) echo "$BENCH" ;;
+        *) die "no such set of packages: '$1' (run, test, vm, bench)" ;;
     esac
 }
 

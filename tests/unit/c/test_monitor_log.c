@@ -1,7 +1,7 @@
-/* Drives log.c and exitrec.c under the sanitizers; tests/unit/test_monitor_log.py looks at the files.
+/* Drives log.c and exitrec.c under the sanitizers; test_monitor_log.py looks at the files.
  *
- *   log PATH MAX_BYTES MAX_FILES CHUNK [FSIZE]    stdin -> log, CHUNK bytes at a time, o/e in turns if
- *                                                 CHUNK is negative; prints "lost error"
+ *   log PATH MAX_BYTES MAX_FILES CHUNK [FSIZE]    stdin -> log, CHUNK bytes at a time; o/e in turns
+ *                                                 if CHUNK is negative; prints "lost error"
  *   exit PATH STATUS OOM STEP                     exit record; STEP 0: no failure
  *   status PATH                                   status record of this process */
 #include <signal.h>
@@ -56,7 +56,7 @@ int main(int argc, char **argv) {
         return exit_record_write(argv[2], &record) < 0;
     }
     if (argc == 3 && !strcmp(argv[1], "status")) {
-        struct status_record record = {.container_id = "a\"b\\\n", .pid = getpid(), .monitor_pid = 1};
+        struct status_record record = {.container_id = "a\"b\\\n", .pid = getpid()};
         if (process_start_time(getpid(), &record.start_time) < 0) return 2;
         printf("%llu\n", (unsigned long long)record.start_time);
         return status_record_write(argv[2], &record) < 0;

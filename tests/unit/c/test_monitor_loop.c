@@ -1,5 +1,5 @@
-/* The whole monitor under the sanitizers, with a child that is only forked: no namespaces, no root. Options
- * are key=value, then "--" and the command; tests/unit/test_monitor_loop.py is the starter.
+/* The whole monitor under the sanitizers, with a child that is only forked: no namespaces, no root.
+ * Options are key=value, then "--" and the command; tests/unit/test_monitor_loop.py is the starter.
  *
  * fail=N makes set-up fail with that step before the child says ready; die=1 makes it die there. */
 #include "monitor.h"
@@ -110,7 +110,8 @@ int spawn_child(const struct plan *plan, struct child_handle *ret, struct failur
     close(in[0]);
     if (out[1] >= 0) close(out[1]);
     if (err[1] >= 0) close(err[1]);
-    *ret = (struct child_handle){pid, (int)syscall(SYS_pidfd_open, pid, 0), sock[0], in[1], out[0], err[0]};
+    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    *ret = (struct child_handle){pid, pidfd, sock[0], in[1], out[0], err[0]};
     for (int *fd = &ret->sock; fd <= &ret->stderr_r; fd++)
         if (*fd >= 0) fcntl(*fd, F_SETFL, fcntl(*fd, F_GETFL) | O_NONBLOCK);
     return 0;
@@ -128,7 +129,10 @@ int main(int argc, char **argv) {
             break;
         }
         *value++ = '\0';
-        if (!strcmp(argv[i], "control") && dup2(atoi(value), FD_CONTROL) != atoi(value)) close(atoi(value));
+        if (!strcmp(argv[i], "control") && atoi(value) != FD_CONTROL) {
+            dup2(atoi(value), FD_CONTROL);
+            close(atoi(value));
+        }
         if (!strcmp(argv[i], "log")) plan.log_path = value;
         if (!strcmp(argv[i], "max")) plan.log_max_bytes = strtoull(value, NULL, 10);
         if (!strcmp(argv[i], "files")) plan.log_max_files = (uint32_t)atol(value);

@@ -1,0 +1,74 @@
+"""Results as text: what was measured, on what, and whether the aims are met."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import statistics
+from pathlib import Path
+
+from cases import Result
+from runtimes import Failed, Runtime
+
+VERDICT = {True: "met", False: "**missed**", None: "not measured"}
+
+
+def machine() -> list[str]:
+    """What a reader has to know about the machine."""
+    cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+    hybrid = os.path.exists("/sys/fs/cgroup/unified")
+    return [
+        f"- processors: {os.cpu_count()} x {cpu[1] if cpu else platform.machine()}",
+        f"- memory: {int(memory[1]) // 1024 if memory else '?'} MiB",
+        f"- kernel: {platform.release()}",
+        f"- cgroups: {'v2' if unified else 'hybrid (limits in v1)' if hybrid else 'v1'}",
+        f"- load at the start: {os.getloadavg()[0]:.2f}",
+    ]
+
+
+def versions(runtimes: list[Runtime]) -> list[str]:
+    """Who took part."""
+    lines: list[str] = []
+    for one in runtimes:
+        if one.program:
+            try:
+                lines.append(f"- {one.name}: {one.version()}")
+            except Failed as error:
+                lines.append(f"- {one.name}: {error}")
+    return lines
+
+
+def table(result: Result) -> list[str]:
+    """One case."""
+    lines = [
+        f"## {result.title}",
+        "",
+        f"| | median, {result.unit} | min | max | n |",
+        "|---|---|---|---|---|",
+    ]
+    for name, samples in sorted(
+        result.samples.items(), key=lambda item: statistics.median(item[1])
+    ):
+        low, high = min(samples), max(samples)
+        lines.append(
+            f"| {name} | {statistics.median(samples):.1f} | {low:.1f} | {high:.1f} | {len(samples)} |"
+        )
+    lines += [f"| {name} | failed: {error[:120]} | | | |" for name, error in result.errors.items()]
+    lines.append("")
+    lines += [f"- {text}: {VERDICT[met]}" for text, met in result.aims]
+    return [*lines, ""]
+
+
+def write(directory: Path, head: list[str], results: list[Result]) -> Path:
+    """Write the page; its name is the time."""
+    now = datetime.datetime.now(datetime.UTC)
+    lines = [f"# {now:%Y-%m-%d %H:%M} UTC", "", *head, ""]
+    for result in results:
+        lines += table(result)
+    path = directory / f"{now:%Y-%m-%d-%H%M}.md"
+    path.write_text("\n".join(lines))
+    return path

@@ -1,0 +1,183 @@
+/* The program that tests put into containers: it says what it sees, in lines "name value".
+ *
+ *   probe show               identity, limits, descriptors, signals, namespaces
+ *   probe open r|w PATH...   the errno of each open ("0" when it works)
+ *   probe read PATH          the first bytes of a file
+ *   probe call NUMBER        the errno of a raw system call with zero arguments
+ *   probe env
+ *   probe sleep SECONDS | exit N | kill N
+ *   probe hunt SECONDS       as pid 1: tries to get at every other process that appears
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+/* musl has no strerrorname_np */
+static const char *name_of(int error) {
+    static char text[16];
+    static const struct {
+        int error;
+        const char *name;
+    } names[] = {{EPERM, "EPERM"},   {ENOENT, "ENOENT"}, {EACCES, "EACCES"},   {EROFS, "EROFS"}, {EINVAL, "EINVAL"},
+                 {ENOSYS, "ENOSYS"}, {EISDIR, "EISDIR"}, {ETXTBSY, "ETXTBSY"}, {ELOOP, "ELOOP"}, {EFAULT, "EFAULT"}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (names[i].error == error)
+            return names[i].name;
+    snprintf(text, sizeof text, "%d", error);
+    return text;
+}
+
+static void show_status(void) {
+    char line[512];
+    FILE *status = fopen("/proc/self/status", "r");
+    while (status && fgets(line, sizeof line, status)) {
+        static const char *const wanted[] = {"Cap", "NoNewPrivs", "Seccomp:", "Groups", "Sig", "Umask", "Cpus_allowed:"};
+        for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+            char *colon = strchr(line, ':');
+            if (strncmp(line, wanted[i], strlen(wanted[i])) == 0 && colon) {
+                *colon = '\0';
+                printf("%s %s", line, colon + 1 + strspn(colon + 1, "\t "));
+                break;
+            }
+        }
+    }
+    if (status)
+        fclose(status);
+}
+
+static void show_links(const char *dir, const char *prefix) {
+    char target[512];
+    DIR *list = opendir(dir);
+    for (struct dirent *entry; list && (entry = readdir(list));) {
+        ssize_t n = readlinkat(dirfd(list), entry->d_name, target, sizeof target - 1);
+        if (n < 0 || atoi(entry->d_name) == dirfd(list))
+            continue;
+        target[n] = '\0';
+        printf("%s%s %s\n", prefix, entry->d_name, target);
+    }
+    if (list)
+        closedir(list);
+}
+
+static void show(void) {
+    char text[4096];
+    struct rlimit limit;
+    printf("ids %d %d %d %d\n", getuid(), geteuid(), getgid(), getegid());
+    printf("pid %d\nsid %d\n", getpid(), getsid(0));
+    printf("cwd %s\n", getcwd(text, sizeof text) ? text : strerror(errno));
+    gethostname(text, sizeof text);
+    printf("hostname %s\n", text);
+    printf("dumpable %d\n", prctl(PR_GET_DUMPABLE));
+    printf("keepcaps %d\n", prctl(PR_GET_KEEPCAPS));
+    getrlimit(RLIMIT_NOFILE, &limit);
+    printf("nofile %lld %lld\n", (long long)limit.rlim_cur, (long long)limit.rlim_max);
+    printf("tty %s\n", ttyname(0) ? ttyname(0) : "-");
+    show_status();
+    show_links("/proc/self/ns", "ns.");
+    show_links("/proc/self/fd", "fd.");
+}
+
+static void try_open(const char *path, int flags) {
+    int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    printf("%s %s\n", path, fd < 0 ? name_of(errno) : "0");
+    if (fd >= 0)
+        close(fd);
+}
+
+/* What a hostile pid 1 does to a process that somebody executes in its namespace. */
+static void attack(int pid, int *successes) {
+    char path[64], target[512];
+    for (int fd = 0; fd < 40; fd++) {
+        snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
+        ssize_t n = readlink(path, target, sizeof target - 1);
+        if (n < 0)
+            continue;
+        target[n] = '\0';
+        /* sockets and pipes we may see, and our own files; anything else is an escape */
+        struct stat theirs, ours;
+        if (stat(path, &theirs) < 0)
+            continue;
+        if (stat(target, &ours) == 0 && ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino)
+            continue;
+        if (strncmp(target, "socket:", 7) != 0 && strncmp(target, "pipe:", 5) != 0) {
+            if (*successes < 20)
+                printf("escape %d %s\n", fd, target);
+            ++*successes;
+        }
+    }
+    snprintf(path, sizeof path, "/proc/%d/exe", pid);
+    int exe = open(path, O_WRONLY | O_CLOEXEC);
+    if (exe >= 0) {
+        if (*successes < 20)
+            printf("escape exe\n");
+        ++*successes;
+        close(exe);
+    }
+}
+
+static void hunt(int seconds) {
+    int successes = 0, rounds = 0;
+    time_t end = time(NULL) + seconds;
+    while (time(NULL) < end) {
+        DIR *proc = opendir("/proc");
+        for (struct dirent *entry; proc && (entry = readdir(proc));) {
+            int pid = atoi(entry->d_name);
+            if (pid > 1)
+                attack(pid, &successes);
+        }
+        if (proc)
+            closedir(proc);
+        while (waitpid(-1, NULL, WNOHANG) > 0)
+            ;
+        rounds++;
+    }
+    printf("rounds %d\nsuccesses %d\n", rounds, successes);
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "show";
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (strcmp(what, "show") == 0) {
+        show();
+    } else if (strcmp(what, "open") == 0 && argc > 3) {
+        for (int i = 3; i < argc; i++)
+            try_open(argv[i], argv[2][0] == 'w' ? O_WRONLY : O_RDONLY);
+    } else if (strcmp(what, "read") == 0 && argc > 2) {
+        char data[4096];
+        int fd = open(argv[2], O_RDONLY);
+        ssize_t n = fd < 0 ? -1 : read(fd, data, sizeof data);
+        if (n < 0)
+            return 1;
+        fwrite(data, 1, (size_t)n, stdout);
+    } else if (strcmp(what, "call") == 0 && argc > 2) {
+        long r = syscall(atoi(argv[2]), 0, 0, 0, 0, 0, 0);
+        printf("call %s\n", r < 0 ? name_of(errno) : "0");
+    } else if (strcmp(what, "env") == 0) {
+        for (char **e = environ; *e; e++)
+            puts(*e);
+    } else if (strcmp(what, "sleep") == 0 && argc > 2) {
+        puts("sleeping");
+        sleep((unsigned)atoi(argv[2]));
+    } else if (strcmp(what, "exit") == 0 && argc > 2) {
+        return atoi(argv[2]);
+    } else if (strcmp(what, "kill") == 0 && argc > 2) {
+        kill(getpid(), atoi(argv[2]));
+    } else if (strcmp(what, "hunt") == 0 && argc > 2) {
+        hunt(atoi(argv[2]));
+    } else {
+        return 64;
+    }
+    return 0;
+}
