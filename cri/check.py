@@ -126,7 +126,9 @@ def _check_trash(service: Service, *, repair: bool) -> list[str]:
     left = os.listdir(f"{service.root}/trash")
     if left and repair:
         service.store.empty_trash()
-    return [_line(f"{len(left)} removed containers still take space", mended=repair)] if left else []
+    return (
+        [_line(f"{len(left)} removed containers still take space", mended=repair)] if left else []
+    )
 
 
 def _check_network(service: Service, *, repair: bool) -> list[str]:

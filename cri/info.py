@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from scow.native.errors import ScowError
 from scow.runtime.state import State
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from scow.cri.service import Service
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(msgspec.Struct, frozen=True):
     """One line: what, how it is, whether that is well, and the fix where it is not."""
 
     key: str
@@ -29,7 +29,7 @@ class Fact:
 
     def shown(self) -> Fact:
         """The same without the advice where all is well."""
-        return replace(self, hint="") if self.is_well else self
+        return Fact(self.key, self.value) if self.is_well else self
 
 
 def gather(service: Service) -> list[Fact]:
@@ -75,7 +75,9 @@ def _images(service: Service) -> Fact:
 
 def _kernel() -> Fact:
     release = os.uname().release
-    major, minor = (int("".join(c for c in part if c.isdigit()) or 0) for part in release.split(".")[:2])
+    major, minor = (
+        int("".join(c for c in part if c.isdigit()) or 0) for part in release.split(".")[:2]
+    )
     return Fact(
         "Kernel",
         f"{release} ({os.uname().machine})",
@@ -160,9 +162,7 @@ def _nft() -> Fact:
 
     path = shutil.which("nft", path="/usr/sbin:/usr/bin:/sbin:/bin")
     if path is None:
-        return Fact(
-            "nftables", "no 'nft' program", is_well=False, hint="apt-get install nftables"
-        )
+        return Fact("nftables", "no 'nft' program", is_well=False, hint="apt-get install nftables")
     done = subprocess.run([path, "list", "tables"], capture_output=True, text=True, timeout=10)
     return Fact(
         "nftables",

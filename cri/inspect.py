@@ -105,9 +105,7 @@ def _host_config(record: Record) -> dict[str, Any]:
         "CpusetMems": limits.cpuset_mems or "",
         "BlkioWeight": limits.blkio_weight or 0,
         "PidsLimit": limits.pids,
-        "Ulimits": [
-            {"Name": u.name, "Soft": u.soft, "Hard": u.hard} for u in options.ulimits
-        ],
+        "Ulimits": [{"Name": u.name, "Soft": u.soft, "Hard": u.hard} for u in options.ulimits],
         "LogConfig": {
             "Type": "cri",
             "Config": {

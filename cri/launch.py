@@ -11,8 +11,9 @@ import os
 import select
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cri import specgen
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
 MONITOR_END_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(msgspec.Struct, frozen=True):
     """What a launch needs to know of its host; one per service."""
 
     store: RecordStore
@@ -49,8 +49,7 @@ class Surroundings:
     cleanup_argv: Callable[[str], tuple[bytes, ...]]
 
 
-@dataclass(slots=True)
-class Prepared:
+class Prepared(msgspec.Struct):
     """A container that is ready to be launched; closing `stack` gives back what is still held."""
 
     plan: p.Plan
@@ -68,9 +67,7 @@ def container_cgroup(record: Record) -> Cgroup:
 def mount_root(record: Record, around: Surroundings) -> OwnedFd:
     """Stack the image's layers under the container's own, as a mount attached nowhere."""
     directory = around.store.container_dir(record.id)
-    return mount_overlay(
-        around.layer_paths(record), f"{directory}/upper", f"{directory}/work"
-    )
+    return mount_overlay(around.layer_paths(record), f"{directory}/upper", f"{directory}/work")
 
 
 def resolve_record_user(record: Record, root: Root) -> User:
@@ -97,7 +94,9 @@ def prepare_launch(
 
     # A running container's layers are not stacked a second time: overlayfs forbids two mounts
     # with one upper directory. Its own root answers as well.
-    root_fd = hold(OwnedFd(running_root) if running_root is not None else mount_root(record, around))
+    root_fd = hold(
+        OwnedFd(running_root) if running_root is not None else mount_root(record, around)
+    )
     root = Root(root_fd)
     user = resolve_record_user(record, root)
     sandbox = prepare(record, store, around.network, around.pid_of, dry_run=dry_run)
@@ -236,9 +235,7 @@ def _until(connection: MonitorConnection, wanted: type, prepared: Prepared) -> N
         if isinstance(event, wanted):
             return
         if isinstance(event, Failed):
-            raise explain_failure(
-                prepared.plan, event.failure, prepared.root
-            )
+            raise explain_failure(prepared.plan, event.failure, prepared.root)
         if event is None:
             raise ScowError("cannot start the container: its monitor went away without a word")
 

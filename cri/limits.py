@@ -122,7 +122,9 @@ def _device_rules(devices: list[Rule], *, privileged: bool) -> tuple[DeviceRule,
     # Deny all first; on a live cgroup the list is never written twice.
     return (
         DeviceRule(allow=False),
-        *(DeviceRule(True, kind, major, minor, access)
-          for kind, major, minor, access in DEFAULT_DEVICE_RULES),
+        *(
+            DeviceRule(True, kind, major, minor, access)
+            for kind, major, minor, access in DEFAULT_DEVICE_RULES
+        ),
         *(DeviceRule(True, kind, major, minor, access) for kind, major, minor, access in devices),
     )

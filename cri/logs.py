@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 READ_CHUNK = 1 << 20
 POLL_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogEntry(msgspec.Struct, frozen=True):
     """One line, or a part of one longer than 16 KiB; a whole one ends with its newline."""
 
     time_text: str

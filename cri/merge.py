@@ -7,8 +7,9 @@ of the user win. The result is stored in the record; the image is not asked agai
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from scow.cri.options import ContainerOptions, UserSpec
 from scow.native.errors import InvalidArgument
@@ -21,8 +22,7 @@ DEFAULT_STOP_SIGNAL = 15
 MAX_STRING = 128 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
+class Merged(msgspec.Struct, frozen=True):
     """Image and options as one."""
 
     argv: tuple[str, ...]

@@ -11,10 +11,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
@@ -29,8 +27,7 @@ DEFAULT_ROOT = "/var/lib/scow"
 DEFAULT_RUN = "/run/scow"
 
 
-@dataclass(frozen=True, slots=True)
-class VolumeUse:
+class VolumeUse(msgspec.Struct, frozen=True):
     """A volume that this container mounts; anonymous ones go with it on `rm -v` and --rm."""
 
     name: str
@@ -38,8 +35,7 @@ class VolumeUse:
     anonymous: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """All that is needed to start a container again: the wish, merged with its image once."""
 
     id: str
@@ -109,7 +105,7 @@ class RecordStore:
 
     def new_id(self) -> str:
         """Give an unused random id."""
-        return secrets.token_hex(ID_LENGTH // 2)
+        return os.urandom(ID_LENGTH // 2).hex()
 
     def claim_name(self, name: str, container_id: str) -> None:
         """Give `name` to a container, or raise AlreadyExists saying whose it is."""

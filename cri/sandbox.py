@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from scow.cri.options import NamespaceMode
 from scow.cri.records import SHORT_ID, Record, RecordStore
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from scow.netns.network import Attachment, BridgeNetwork
 
 
-@dataclass(frozen=True, slots=True)
-class Sandbox:
+class Sandbox(msgspec.Struct, frozen=True):
     """What a start needs of the sandbox."""
 
     namespaces: tuple[Namespace, ...]
@@ -35,7 +35,7 @@ class Sandbox:
     inside_netlink: bytes = b""
     shm_source: str = ""  # a host path to bind on /dev/shm, for shared IPC
     own_network: bool = False
-    notes: dict[str, str] = field(default_factory=dict[str, str])
+    notes: dict[str, str] = {}
 
 
 def prepare(
@@ -202,4 +202,3 @@ def write_names(
     for name, data in files.items():
         # Derived from the record at each start, so they need not survive a power cut.
         write_atomic(etc_dir, name, data, mode=0o644, durable=False)
-

@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from scow.cgroups.cgroup import container_path
 from scow.cri import launch as launching
@@ -22,7 +23,7 @@ from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
 from scow.cri.merge import merge
 from scow.cri.options import ContainerOptions, ExecOptions
-from scow.cri.records import Record, RecordStore, VolumeUse
+from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Record, RecordStore, VolumeUse
 from scow.cri.status import Status, read_status
 from scow.cri.validate import validate
 from scow.cri.volumes import VolumeStore
@@ -141,9 +142,7 @@ class Service:
             user=merged.user,
             stop_signal=merged.stop_signal,
             labels=merged.labels,
-            cgroup=container_path(
-                container_id, options.cgroup_parent or self.store.cgroup_parent
-            ),
+            cgroup=container_path(container_id, options.cgroup_parent or self.store.cgroup_parent),
             options=options,
             exposed_ports=image.config.exposed_ports,
         )
@@ -199,7 +198,7 @@ class Service:
                 if self.volumes.ensure(use.name):
                     undo.callback(self.volumes.remove, use.name)
                     self.volumes.fill(use.name, root, use.target)
-        return replace(record, volumes=tuple(wanted))
+        return msgspec.structs.replace(record, volumes=tuple(wanted))
 
     def start(self, container_id: str, *, attach: bool = False) -> MonitorConnection | None:
         """Start a container; returns when its program runs.
@@ -542,4 +541,3 @@ class _Watcher:
         if event is None:
             self._connection.close()
             self._connection = None
-

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from scow.cgroups.resources import Resources
 from scow.cri import limits
@@ -58,8 +59,7 @@ _REASONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Generated:
+class Generated(msgspec.Struct, frozen=True):
     """A configuration; its limits, typed; and words for --explain by mount point."""
 
     spec: Spec
@@ -107,9 +107,7 @@ def build_process(record: Record, user: User) -> Process:
     """Build the description of the container's first process."""
     options = record.options
     security = options.security
-    held = combine_capabilities(
-        security.cap_add, security.cap_drop, privileged=security.privileged
-    )
+    held = combine_capabilities(security.cap_add, security.cap_drop, privileged=security.privileged)
     rows, columns = options.terminal_size
     return Process(
         cwd=record.working_dir,
@@ -117,9 +115,7 @@ def build_process(record: Record, user: User) -> Process:
         env=_environment(record, user),
         terminal=options.terminal,
         console_size=ConsoleSize(height=rows, width=columns) if options.terminal else None,
-        user=ProcessUser(
-            uid=user.uid, gid=user.gid, umask=0o022, additional_gids=user.groups
-        ),
+        user=ProcessUser(uid=user.uid, gid=user.gid, umask=0o022, additional_gids=user.groups),
         capabilities=build_capabilities(held),
         rlimits=_rlimits(record),
         no_new_privileges=security.no_new_privileges,
@@ -181,17 +177,13 @@ def _sysctls(record: Record, sandbox: Sandbox) -> dict[str, str]:
     return found
 
 
-def _mounts(
-    record: Record, sandbox: Sandbox, volume_dir: Callable[[str], str]
-) -> list[SpecMount]:
+def _mounts(record: Record, sandbox: Sandbox, volume_dir: Callable[[str], str]) -> list[SpecMount]:
     options = record.options
     writable = "rw" if options.security.privileged else "ro"
     shm = options.shm_bytes or DEFAULT_SHM_BYTES
     found = [
         SpecMount("/proc", "proc", "proc", ("nosuid", "noexec", "nodev")),
-        SpecMount(
-            "/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")
-        ),
+        SpecMount("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
         SpecMount(
             "/dev/pts",
             "devpts",
@@ -200,9 +192,7 @@ def _mounts(
         ),
         SpecMount("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "noexec", "nodev")),
         SpecMount("/sys", "sysfs", "sysfs", ("nosuid", "noexec", "nodev", writable)),
-        SpecMount(
-            "/sys/fs/cgroup", "cgroup", "cgroup", ("nosuid", "noexec", "nodev", writable)
-        ),
+        SpecMount("/sys/fs/cgroup", "cgroup", "cgroup", ("nosuid", "noexec", "nodev", writable)),
     ]
     if sandbox.shm_source:
         found.append(SpecMount("/dev/shm", "bind", sandbox.shm_source, ("bind", "nosuid", "nodev")))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
 
 import msgspec
 
@@ -28,8 +27,7 @@ from scow.runtime.state import State
 SUPERVISOR_LOST_CODE = 137
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(msgspec.Struct, frozen=True):
     """The state of a container and the facts behind it; times in ns since 1970, 0 if none."""
 
     state: State
@@ -64,9 +62,7 @@ def read_status(store: RecordStore, record: Record) -> Status:
             error="its monitor was killed; the end was not recorded",
         )
     paused = container_cgroup(record).is_frozen()
-    return Status(
-        State.PAUSED if paused else State.RUNNING, pid=run.pid, started_ns=run.created_at
-    )
+    return Status(State.PAUSED if paused else State.RUNNING, pid=run.pid, started_ns=run.created_at)
 
 
 def _words(ended: ExitRecord) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from scow.cri.launch import container_cgroup
 from scow.cri.records import Record, RecordStore
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from scow.netns.ports import PortMapping
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerView:
+class ContainerView(msgspec.Struct, frozen=True):
     """One container as a list shows it; times in ns since 1970, 0 where there is none."""
 
     id: str
@@ -39,8 +39,7 @@ class ContainerView:
     mounts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StatsView:
+class StatsView(msgspec.Struct, frozen=True):
     """One measurement of a running container; bytes, nanoseconds, counts since its start."""
 
     id: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 
 from scow.native.errors import NotFound, ScowError
@@ -39,7 +38,7 @@ class VolumeStore:
 
     def new_name(self) -> str:
         """Give the name of an anonymous volume."""
-        return secrets.token_hex(32)
+        return os.urandom(32).hex()
 
     def remove(self, name: str) -> None:
         """Delete a volume with its data; NotFound where there is none."""

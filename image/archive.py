@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 import msgspec
+
 from scow.image.content import CHUNK_BYTES, REF_NAME, IndexEntry
 from scow.image.digest import Digest, algorithm_of, digest_bytes, hex_of, new_hasher, quote
 from scow.image.document import MAX_DOCUMENT_BYTES, check_document, decode_document
@@ -28,16 +29,13 @@ from scow.image.install import (
 from scow.image.manifest import (
     MAX_INDEX_DEPTH,
     MAX_LAYERS,
-    OCI_CONFIG,
-    OCI_INDEX,
-    OCI_LAYER,
-    OCI_MANIFEST,
     Descriptor,
     Index,
     candidates,
     host_platform,
     parse_document,
 )
+from scow.image.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from scow.image.progress import ProgressSink, SilentProgress
 from scow.image.reference import Reference, parse_reference
 from scow.image.tarindex import TarIndex
@@ -418,7 +416,8 @@ def _layer_decompressed(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
     decompressor = Decompressor()
     for chunk in chunks:
-        yield decompressor.feed(chunk)
+        yield from decompressor.feed(chunk)
+    yield from decompressor.finish()
 
 
 def _slowly_decompressed(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import msgspec
+
 from scow.image.credentials import Credentials
 from scow.image.digest import quote
 from scow.image.document import decode_document

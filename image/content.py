@@ -20,9 +20,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
+
 from scow.image.digest import DiffID, Digest, algorithm_of, hex_of, new_hasher, verify_bytes
 from scow.image.files import (
     create_file,
@@ -33,7 +33,7 @@ from scow.image.files import (
     sync_directory,
     write_all,
 )
-from scow.image.manifest import OCI_INDEX
+from scow.image.media_types import OCI_INDEX
 from scow.native.errors import IntegrityError, NotFound, ScowError
 
 CHUNK_BYTES = 1 << 20
@@ -330,8 +330,7 @@ def _read_lease(path: str) -> LeaseRecord:
         os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRecord:
+class LeaseRecord(msgspec.Struct, frozen=True):
     """What the collector sees of a lease."""
 
     path: str

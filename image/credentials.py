@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+
 from scow.image.digest import quote
 from scow.image.document import MAX_DOCUMENT_BYTES, decode_document
 from scow.native.errors import InvalidArgument, PermissionDenied, ScowError

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NoReturn, TypeVar
 
 import msgspec
+
 from scow.native.errors import InvalidArgument
 
 T = TypeVar("T")

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
-from scow.image.config import ConfigDocument, parse_config
+
+from scow.image.config import ConfigDocument
+from scow.image.config_document import parse_config
 from scow.image.content import IMAGE_ID, BlobIngest, IndexEntry, Lease
 from scow.image.digest import DiffID, Digest, hex_of, quote, verify_bytes
 from scow.image.document import MAX_DOCUMENT_BYTES

@@ -13,36 +13,20 @@ import re
 from dataclasses import dataclass
 
 import msgspec
+
 from scow.image.digest import Digest, parse_digest, quote, verify_bytes
 from scow.image.document import decode_document
+from scow.image.media_types import (
+    CONFIG_TYPES,
+    DOCKER_SCHEMA1,
+    INDEX_TYPES,
+    LAYER_TYPES,
+    MANIFEST_TYPES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+)
 from scow.native.errors import IntegrityError, InvalidArgument, NotFound, Unsupported
 
-OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-OCI_INDEX = "application/vnd.oci.image.index.v1+json"
-OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
-OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
-OCI_EMPTY = "application/vnd.oci.empty.v1+json"
-DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
-DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
-DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
-DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
-
-MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
-INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
-CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG})
-ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
-
-LAYER_TYPES = frozenset(
-    {
-        OCI_LAYER,
-        OCI_LAYER + "+gzip",
-        OCI_LAYER + "+zstd",
-        DOCKER_LAYER,
-        DOCKER_LAYER + ".gzip",
-        DOCKER_LAYER + ".zstd",
-    }
-)
 FOREIGN_LAYER = re.compile(
     r"application/vnd\.(oci\.image\.layer\.nondistributable\.v1\.tar(\+gzip|\+zstd)?"
     r"|docker\.image\.rootfs\.foreign\.diff\.tar(\.gzip)?)"

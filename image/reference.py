@@ -7,7 +7,6 @@ Sources: distribution/reference grammar, distribution-spec "Pulling manifests", 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -20,10 +19,12 @@ DEFAULT_TAG = "latest"
 MAX_NAME_LENGTH = 255
 MAX_TAG_LENGTH = 128
 
-_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
-_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
+# Not regular expressions: importing and compiling them costs more than all of `scow run`'s lookup.
+_LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+_WORD = _LOWER | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_TAG = _WORD | frozenset("_.-")
+_SEPARATORS = ("__", "_", ".")  # between runs of letters and digits; or any number of "-"
+_HEX = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,9 @@ def is_loopback_host(host: str) -> bool:
     name = split_port(host)[0]
     if name.startswith("["):
         return name == "[::1]"
-    return name == "localhost" or re.fullmatch(r"127(?:\.[0-9]{1,3}){3}", name) is not None
+    parts = name.split(".")
+    is_127 = len(parts) == 4 and parts[0] == "127" and all(_is_number(p, 3) for p in parts)
+    return name == "localhost" or is_127
 
 
 def split_port(host: str) -> tuple[str, int | None]:
@@ -147,7 +150,7 @@ def _split_host(text: str, name: str) -> tuple[str, str, int]:
     first, slash, rest = name.partition("/")
     looks_like_host = "." in first or ":" in first or first == "localhost" or first[:1] == "["
     if not slash or not (looks_like_host and first[:1] not in ".-:"):
-        if _IMAGE_ID.fullmatch(name):
+        if len(name) == 64 and _HEX.issuperset(name):
             _fail(text, 0, "64 hex digits are an image id, not a name")
         return DEFAULT_HOST, name, 0
     host = _check_host(text, first)
@@ -165,14 +168,38 @@ def _check_host(text: str, host: str) -> str:
     else:
         name, colon, port = host.partition(":")
         for label in name.split("."):
-            if len(label) > 63 or not _LABEL.fullmatch(label):
+            if not _is_label(label):
                 _fail(text, 0, f"{quote(name)} is not a host name")
-    if colon and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
+    if colon and not (_is_number(port, 5) and 0 < int(port) < 65536):
         _fail(text, len(name) + 1, f"port {quote(port)} is not a number from 1 to 65535")
     name = name.lower()
     if name == "index.docker.io":
         name = DEFAULT_HOST
     return f"{name}:{int(port)}" if colon else name
+
+
+def _is_number(text: str, digits: int) -> bool:
+    return 1 <= len(text) <= digits and text.isascii() and text.isdigit()
+
+
+def _is_label(label: str) -> bool:
+    ends = label[:1] + label[-1:]
+    return 1 <= len(label) <= 63 and "-" not in ends and (_WORD | {"-"}).issuperset(label)
+
+
+def _is_component(text: str) -> bool:
+    """`[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*`: each separator stands between letters or digits."""
+    if not text or text[0] not in _LOWER or text[-1] not in _LOWER:
+        return False
+    run = ""
+    for char in text:
+        if char not in _LOWER:
+            run += char
+        elif run:
+            if run not in _SEPARATORS and run.strip("-"):
+                return False
+            run = ""
+    return True
 
 
 def _is_ipv6(address: str) -> bool:
@@ -190,7 +217,7 @@ def _check_path(text: str, path: str, offset: int) -> None:
     for component in path.split("/"):
         if not component:
             _fail(text, position, "a part of the name is empty")
-        if not _COMPONENT.fullmatch(component):
+        if not _is_component(component):
             why = f"{quote(component)} is not a valid name"
             if component != component.lower():
                 _fail(text, position, why + " (names are lower case)")
@@ -203,5 +230,5 @@ def _check_tag(text: str, tag: str, position: int) -> None:
         _fail(text, position - 1, "the tag is empty")
     if len(tag) > MAX_TAG_LENGTH:
         _fail(text, position, f"the tag is longer than {MAX_TAG_LENGTH} characters")
-    if not _TAG.fullmatch(tag):
+    if not _TAG.issuperset(tag) or tag[0] in ".-":
         _fail(text, position, f"tag {quote(tag)} is not valid")

@@ -13,12 +13,14 @@ from contextlib import closing
 from urllib.parse import urlsplit
 
 import msgspec
+
 from scow.image.auth import Authenticator
 from scow.image.credentials import find_credentials
 from scow.image.digest import Digest, algorithm_of, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.install import Chunks
-from scow.image.manifest import ACCEPT, DOCKER_SCHEMA1, INDEX_TYPES, MANIFEST_TYPES, Descriptor
+from scow.image.manifest import Descriptor
+from scow.image.media_types import ACCEPT, DOCKER_SCHEMA1, INDEX_TYPES, MANIFEST_TYPES
 from scow.image.reference import DEFAULT_HOST, Reference, is_loopback_host
 from scow.image.transport import Patience, Response, Transport, TransportError, has_certificates
 from scow.native.errors import (

@@ -8,12 +8,12 @@ collecting are imported by the methods that need them.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol
 
 import msgspec
+
 from scow.image.config import ImageConfig
 from scow.image.content import ContentStore, IndexEntry
 from scow.image.digest import DiffID, Digest, hex_of, parse_digest, quote
@@ -30,7 +30,7 @@ SUMMARY_FORMAT = 1
 MAX_SUMMARY_BYTES = 8 << 20
 StringList = list[str]
 EntryList = list[IndexEntry]  # inside the class `list` is the method
-_ID_PREFIX = re.compile(r"[0-9a-f]{1,64}")
+_HEX = frozenset("0123456789abcdef")
 
 
 class Layer(Protocol):
@@ -84,8 +84,7 @@ class ImageSummary:
     labels: dict[str, str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SummaryFile:
+class SummaryFile(msgspec.Struct, frozen=True):
     """summaries/HEX.json, one per manifest: derived from the blobs, so that `get` reads two files."""
 
     format: int
@@ -325,7 +324,7 @@ def find_entry(entries: Iterable[IndexEntry], name_or_id: str) -> IndexEntry:
     """The entry that a user means: full id, then name, then prefix of an id (docker's order)."""
     entries = list(entries)
     text = name_or_id.removeprefix("sha256:")
-    is_hex = _ID_PREFIX.fullmatch(text) is not None
+    is_hex = 1 <= len(text) <= 64 and _HEX.issuperset(text)
     if is_hex and (len(text) == 64 or text != name_or_id):
         return _by_id_prefix(entries, text, name_or_id)
     refused: ScowError | None = None

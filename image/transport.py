@@ -23,6 +23,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+
 from scow.image.digest import quote
 from scow.image.targets import check_target, split_url
 from scow.native.errors import RegistryError, ScowError

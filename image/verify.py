@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 import msgspec
+
 from scow.image.content import IMAGE_ID, IndexEntry
 from scow.image.digest import DiffID, Digest, parse_digest
 from scow.image.document import MAX_DOCUMENT_BYTES

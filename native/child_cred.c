@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "child.h"
+#include "init.h"
 #include "sys.h"
 
 #define LAST_CAPABILITY 63
@@ -161,6 +162,7 @@ static int execute_in_path(const char *name, const char *path, char **argv, char
     }
 }
 
+/* num: length of argv, of env; whether an init of ours is pid 1 */
 int op_execute(struct child *child, const struct plan_op *op) {
     char **argv = (char **)(void *)(child->plan->block + op->blob);
     char **env = argv + op->num[0] + 1;
@@ -169,6 +171,8 @@ int op_execute(struct child *child, const struct plan_op *op) {
         return r;
     if (argv[0][0] == '\0')
         return -ENOENT;
+    if (op->num[2] && (r = init_become()) < 0)
+        return r;
     if (strchr(argv[0], '/')) {
         execve(argv[0], argv, env);
         return -errno;

@@ -68,7 +68,8 @@ int op_terminal(struct child *child, const struct plan_op *op) {
         return -errno;
     if (fchown(slave, (uid_t)op->num[2], (gid_t)-1) < 0)
         return -errno;
-    if (op->num[3] && (r = bind_console(root, slave)) < 0)
+    /* the console is the first process's; an exec must not take it over */
+    if (op->num[3] && child->plan->mode == PLAN_RUN && (r = bind_console(root, slave)) < 0)
         return r;
     if (setsid() < 0)
         return -errno;

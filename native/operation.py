@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import msgspec
+
 from scow.native.block import BlockWriter, Text
 
 

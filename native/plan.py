@@ -13,6 +13,7 @@ import struct
 from typing import Final, Literal
 
 import msgspec
+
 from scow.native.block import NONE, RECORD, BlockWriter, Region, Text
 from scow.native.errors import (
     CommandNotExecutable,

@@ -154,7 +154,10 @@ class Netlink(Operation, frozen=True):
 
 
 class Terminal(Operation, frozen=True):
-    """A new session with a pty of the container's own devpts as stdin, stdout, stderr and console."""
+    """A new session with a pty of the container's own devpts as stdin, stdout and stderr.
+
+    `console` binds it on /dev/console too, in run mode only.
+    """
 
     code = 18
     step = "open terminal"
@@ -377,9 +380,11 @@ class Execute(Operation, frozen=True):
     step = "execute"
     argv: tuple[Text, ...]
     env: tuple[Text, ...] = ()
+    init: bool = False  # scow's own pid 1 stays and reaps; the program is its child
 
     def describe(self) -> str:
-        return f"execve({', '.join(map(show, self.argv))})"
+        words = f"execve({', '.join(map(show, self.argv))})"
+        return f"clone(SIGCHLD); {words}; as pid 1: waitpid(), kill()" if self.init else words
 
     def subject(self) -> str | None:
         return show(self.argv[0])
@@ -391,5 +396,5 @@ class Execute(Operation, frozen=True):
         writer.vector(self.env)
         size = (len(self.argv) + len(self.env) + 2) * 8
         return writer.record(
-            self.code, blob=blob, blob_len=size, numbers=(len(self.argv), len(self.env))
+            self.code, blob=blob, blob_len=size, numbers=(len(self.argv), len(self.env), self.init)
         )

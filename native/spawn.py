@@ -12,6 +12,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 import msgspec
+
 from scow.native._scow import ffi, lib
 from scow.native.block import Text, encode_text
 from scow.native.fd import OwnedFd

@@ -120,6 +120,9 @@ def _parse(content: str) -> dict[str, list[str]]:
                 found["search"] = words[1:]
             case "options":
                 found["options"] += words[1:]
+            case _:
+                # sortlist and whatever else: nothing a container needs.
+                continue
     return found
 
 

@@ -9,8 +9,8 @@ the bridge itself has IPv6 switched off.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 
 from scow.native.errors import InvalidArgument, InvalidState, ResourceExhausted, ScowError
@@ -20,6 +20,10 @@ from scow.netns.ipam import LeaseStore, Subnet, locked, parse_mac
 from scow.netns.ports import PortMapping, Reservation, refuse_duplicates
 from scow.netns.records import Attachment, RecordStore, refuse_path
 from scow.netns.veth import NetworkMessages
+
+
+def _short(container_id: str) -> str:
+    return container_id[:12]
 
 
 class BridgeNetwork:
@@ -41,7 +45,7 @@ class BridgeNetwork:
         self.name = name
         self._containers = f"{run_dir}/containers"
         self._net_dir = f"{run_dir}/net"
-        self._describe = describe or (lambda container_id: container_id[:12])
+        self._describe = describe or _short
         self._records = RecordStore(self._net_dir)
         self._leases = LeaseStore(self._net_dir, self._is_live)
         self._is_prepared = False
@@ -126,6 +130,13 @@ class BridgeNetwork:
         inside = veth.inside_batch(attachment.address, attachment.prefix_length, attachment.gateway)
         return NetworkMessages(host, offsets, inside)
 
+    def settle(self, attachment: Attachment) -> None:
+        """Call when both batches have been carried out, before the container's program starts.
+
+        Without it the first packet may be lost, and sent again after a second.
+        """
+        veth.settle(attachment.host_interface, attachment.network)
+
     def reconcile(self, is_live: Callable[[str], bool] | None = None) -> list[str]:
         """Remove what dead containers left, restore what live ones need; lines tell what was done."""
         self._prepare()
@@ -185,10 +196,8 @@ class BridgeNetwork:
             self._records.prepare()
             self._is_prepared = True
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locked(f"{self._net_dir}/lock"):
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(f"{self._net_dir}/lock")
 
     def _networks(self) -> list[nft.NetworkRules]:
         return [nft.NetworkRules(name, s.subnet) for name, s in self._records.networks().items()]
@@ -213,8 +222,8 @@ class BridgeNetwork:
                 if index is None:
                     raise InvalidState(f"cannot use the bridge '{self.name}': it is not up")
                 self._enslave_again(index)
-            if not nft.is_in_place(self._networks()):
-                self._write_rules()
+            # In every case: a new bridge needs its sysctl, too.
+            self._write_rules()
         return Subnet.parse(state.subnet), index, state.mtu
 
     def _enslave_again(self, index: int) -> None:

@@ -27,10 +27,19 @@ _TRIES = 5
 
 _NFNL_SUBSYS_NFTABLES = 10
 _NFT_MSG_GETTABLE = (_NFNL_SUBSYS_NFTABLES << 8) | 1
+_NFT_MSG_GETCHAIN = (_NFNL_SUBSYS_NFTABLES << 8) | 4
 _NFT_MSG_GETRULE = (_NFNL_SUBSYS_NFTABLES << 8) | 7
 _NFTA_TABLE_NAME = 1
 _NFTA_TABLE_USERDATA = 6
 _NFTA_RULE_TABLE = 1
+_NFTA_CHAIN_TABLE = 1
+_NFTA_CHAIN_NAME = 3
+_NFTA_CHAIN_HOOK = 4
+_NFTA_CHAIN_POLICY = 5
+_NFTA_HOOK_HOOKNUM = 1
+_NF_INET_FORWARD = 2
+_NF_DROP = 0
+_NFPROTO_NAMES = {1: "inet", 2: "ip"}
 _NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
 
 
@@ -186,16 +195,43 @@ def is_in_place(networks: Sequence[NetworkRules]) -> bool:
     return _stamp(networks).encode() in userdata and len(rules) == expected
 
 
+def foreign_drops() -> list[str]:
+    """Chains of others that drop forwarded packets by policy, as `family table chain`.
+
+    An accept of ours cannot undo a drop of theirs, so `scow info` tells. Tables of the old
+    iptables interface are not seen here.
+    """
+    found: list[str] = []
+    with nl.NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
+        everything = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+        (chains,) = netlink.ask(nl.message(_NFT_MSG_GETCHAIN, nl.NLM_F_DUMP, everything))
+    for reply in chains if isinstance(chains, list) else ():
+        chain = dict(nl.attributes(reply.body[len(everything) :]))
+        hook = dict(nl.attributes(chain.get(_NFTA_CHAIN_HOOK, b"")))
+        family = _NFPROTO_NAMES.get(reply.body[0])
+        if (
+            family
+            and int.from_bytes(hook.get(_NFTA_HOOK_HOOKNUM, b"\xff")) == _NF_INET_FORWARD
+            and int.from_bytes(chain.get(_NFTA_CHAIN_POLICY, b"\xff")) == _NF_DROP
+        ):
+            names = (
+                chain[key].rstrip(b"\0").decode() for key in (_NFTA_CHAIN_TABLE, _NFTA_CHAIN_NAME)
+            )
+            found.append(" ".join((family, *names)))
+    return found
+
+
 def apply(text: str) -> None:
     """Run one transaction; Unsupported without nft, ScowError with its first complaint otherwise."""
-    for attempt in range(_TRIES):
-        status, complaint = _run_nft(text.encode())
-        if status == 0:
-            return
+    status, complaint = _run_nft(text.encode())
+    for attempt in range(1, _TRIES):
         # EBUSY and EINTR mean that somebody else's transaction came between.
-        if "resource busy" not in complaint and "Interrupted" not in complaint:
+        if status == 0 or not ("resource busy" in complaint or "Interrupted" in complaint):
             break
-        time.sleep(0.01 * (attempt + 1))
+        time.sleep(0.01 * attempt)
+        status, complaint = _run_nft(text.encode())
+    if status == 0:
+        return
     first = complaint.strip().partition("\n")[0] or f"nft ended with status {status}"
     raise ScowError(f"cannot load the firewall table '{TABLE}': {first}")
 

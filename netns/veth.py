@@ -8,9 +8,12 @@ or moved afterwards, because moving a link between namespaces waits for an RCU g
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
+from array import array
+from contextlib import suppress
 from dataclasses import dataclass
 
 from scow.netns import rtnetlink as nl
@@ -22,6 +25,8 @@ CONTAINER_INTERFACE = "eth0"
 # net.core.fb_tunnels_only_for_init_net).
 CONTAINER_INDEX = 100
 LOOPBACK_INDEX = 1
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GLINK = 0x0000000A
 # The host's end is numbered after its address, which is leased to one container at a time. So is
 # the name, and a left-over of a dead attempt is found without a search. veth takes a given index
 # for the peer only when this end has one, too (veth_newlink).
@@ -76,6 +81,22 @@ def inside_sysctls() -> tuple[tuple[str, str], ...]:
     if not os.path.exists("/proc/sys/net/ipv6"):
         return ()
     return ((f"net/ipv6/conf/{CONTAINER_INTERFACE}/disable_ipv6", "1"),)
+
+
+def settle(*names: str) -> None:
+    """Make the kernel act at once on carrier that these links have got.
+
+    The bridge lets nothing through a port, and drops what it should send, until linkwatch has run
+    (net/core/link_watch.c), from a work queue that waits for a lock others hold for long. A first
+    packet lost to that is sent again after a second. Asking for the link state by ethtool runs it
+    here and now (linkwatch_sync_dev). A link that is gone is nobody's loss.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        for name in names:
+            value = array("I", (_ETHTOOL_GLINK, 0))
+            request = struct.pack("16sP16x", name.encode(), value.buffer_info()[0])
+            with suppress(OSError):
+                fcntl.ioctl(sock, _SIOCETHTOOL, request)
 
 
 def enslave(address: str, bridge_index: int) -> tuple[bytes, bytes]:

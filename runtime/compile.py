@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from scow.native import plan as p
 from scow.native import sys as kernel
@@ -36,8 +37,7 @@ _DEVICE_MODES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 UNLIMITED = 2**64 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Handles:
+class Handles(msgspec.Struct, frozen=True):
     """What the caller opened for one container; `hold` keeps descriptors until the launch."""
 
     root_fd: int
@@ -53,7 +53,7 @@ class Handles:
     network_inside: bytes = b""
     bundle: str = "/"
     run_init: bool = False
-    mount_reasons: dict[str, str] = field(default_factory=dict[str, str])
+    mount_reasons: dict[str, str] = {}
 
 
 def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Plan:
@@ -83,14 +83,18 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
         )
     )
     ops.append(
-        p.AttachRoot(handles.root_fd, at=handles.place, why="the image's layers, stacked by overlayfs")
+        p.AttachRoot(
+            handles.root_fd, at=handles.place, why="the image's layers, stacked by overlayfs"
+        )
     )
     ops += mount_operations(spec.mounts, handles.hold, handles.mount_reasons, handles.bundle)
     ops += _devices(spec)
     ops += _covers(spec)
     if handles.network_inside:
         ops.append(p.AwaitParent(why="the host's end of the cable must exist first"))
-        ops.append(p.Netlink(handles.network_inside, why="bring up lo and eth0, add address, route"))
+        ops.append(
+            p.Netlink(handles.network_inside, why="bring up lo and eth0, add address, route")
+        )
     ops += _names_and_sysctls(spec)
     ops.append(_stdio(process))
     ops.append(p.PivotRoot(why="from here on the host's files are out of reach"))
@@ -156,7 +160,9 @@ def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p
     for kind in _JOIN_ORDER:
         if kind in paths:
             fd = hold(OwnedFd(os.open(paths[kind], os.O_RDONLY | os.O_CLOEXEC)))
-            joins.append(p.JoinNamespace(fd, _NAMESPACE_FLAGS[kind], why=f"share the {kind} namespace"))
+            joins.append(
+                p.JoinNamespace(fd, _NAMESPACE_FLAGS[kind], why=f"share the {kind} namespace")
+            )
     return new, joins
 
 
@@ -187,10 +193,7 @@ def _covers(spec: Spec) -> list[p.Operation]:
         p.ReadOnlyPath(path, why="the host's kernel settings are not the container's to change")
         for path in spec.linux.readonly_paths
     ]
-    found += [
-        p.Mask(path, why="says too much about the host")
-        for path in spec.linux.masked_paths
-    ]
+    found += [p.Mask(path, why="says too much about the host") for path in spec.linux.masked_paths]
     return found
 
 
@@ -242,7 +245,8 @@ def _is_plain(part: str) -> bool:
 def _stdio(process: Process) -> p.Operation:
     if not process.terminal:
         return p.StdioFromMonitor(
-            process.user.uid, process.user.gid, why="input and output are pipes to scow-monitor")
+            process.user.uid, process.user.gid, why="input and output are pipes to scow-monitor"
+        )
     size = process.console_size
     return p.Terminal(
         size.height if size else 24,
@@ -306,7 +310,7 @@ def _identity(process: Process, seccomp: tuple[bytes, int] | None) -> list[p.Ope
 def _execute(process: Process, run_init: bool) -> p.Operation:
     argv = tuple(os.fsencode(arg) for arg in process.args)
     env = tuple(os.fsencode(entry) for entry in process.env)
-    return p.Execute(argv, env)
+    return p.Execute(argv, env, run_init)
 
 
 def all_capabilities() -> tuple[str, ...]:

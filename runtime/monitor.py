@@ -15,6 +15,7 @@ import struct
 from typing import TypeAlias
 
 import msgspec
+
 from scow.native.fd import OwnedFd
 
 MESSAGE_MAX = 65536

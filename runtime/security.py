@@ -83,7 +83,8 @@ def parse_capability(text: str) -> str:
     name = text.upper().removeprefix("CAP_")
     if name != "ALL" and name not in _BITS:
         raise InvalidArgument(
-            f"unknown capability '{text[:64]}'", hint="see capabilities(7) for the names, or use ALL"
+            f"unknown capability '{text[:64]}'",
+            hint="see capabilities(7) for the names, or use ALL",
         )
     return name
 

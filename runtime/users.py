@@ -7,7 +7,7 @@ all-digits name is never looked up (CVE-2016-3697, CVE-2026-46680).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from scow.native.errors import InvalidArgument
 from scow.native.fs import Root
@@ -17,8 +17,7 @@ PASSWD_LIMIT = 10 << 20
 MAX_ID = 2**32 - 2
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(msgspec.Struct, frozen=True):
     """Who the process is: numeric ids, supplementary groups, and the home for HOME."""
 
     uid: int
@@ -52,8 +51,7 @@ def resolve_user(
     return User(uid=uid, gid=gid, groups=ordered, home=entry.home if entry and entry.home else "/")
 
 
-@dataclass(frozen=True, slots=True)
-class _PasswdEntry:
+class _PasswdEntry(msgspec.Struct, frozen=True):
     name: bytes
     uid: int
     gid: int

@@ -495,6 +495,34 @@ def test_many_at_once(scow: Scow) -> None:
     assert scow.ok("ps", "-aq") == ""
 
 
+def test_an_init_reaps_and_passes_signals_on(scow: Scow) -> None:
+    orphans = "for i in $(seq 20); do (sleep 0.1 &) ; done; trap 'exit 8' TERM; echo ready; while :; do sleep 0.1; done"
+    scow.ok("run", "-d", "--init", "--name", "tended", "--network", "none", "busybox", "sh", "-c", orphans)
+    while "ready" not in scow("logs", "tended").out:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    listing = scow.ok("exec", "tended", "ps", "-o", "pid,stat,comm")
+    assert re.search(r"^\s*1 S\s+scow-init$", listing, re.MULTILINE)
+    assert " Z " not in listing
+    assert "exe" not in scow("exec", "tended", "cat", "/proc/1/exe").out
+    scow.ok("stop", "tended")
+    assert scow.inspect("tended")["State"]["ExitCode"] == 8
+    assert scow("run", "--rm", "--init", "--network", "none", "busybox", "nosuch").code == 127
+    killed = scow("run", "--rm", "--init", "--network", "none", "busybox", "sh", "-c", "kill -9 $$")
+    assert killed.code == 137
+
+
+def test_an_init_leaves_job_control_to_the_shell(scow: Scow) -> None:
+    with scow.terminal("run", "--rm", "-it", "--init", "--network", "none", "busybox", "sh") as terminal:
+        terminal.expect(r"[#$] ")
+        terminal.type("sleep 1000\n")
+        time.sleep(0.3)
+        terminal.type("\x1a")
+        terminal.expect(r"Stopped|[#$] ")
+        terminal.type("kill -9 %1; wait; exit 5\n")
+        assert terminal.wait() == 5
+
+
 def free_port(kind: int = socket.SOCK_STREAM) -> int:
     with socket.socket(socket.AF_INET, kind) as probe:
         probe.bind(("0.0.0.0", 0))

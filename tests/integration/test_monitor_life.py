@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+
 from scow.native import plan as plans
 from scow.native import spawn
 from scow.runtime import monitor

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from scow.native import plan as p
 from scow.native import spawn
 from scow.native import sys as s
@@ -98,6 +99,12 @@ class Running:
 
 
 Runner = Callable[..., Running]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _executable() -> None:
+    """The memfd of the monitor is made once per process and stays: no residue of the first test."""
+    spawn.monitor_memfd()
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +418,7 @@ def exec_plan(pid: int, argv: tuple[str, ...], terminal: bool = False) -> tuple[
     pidfd = OwnedFd(os.pidfd_open(pid))
     stdio: p.Operation = p.StdioFromMonitor()
     if terminal:
-        stdio = p.Terminal(10, 20, 0, console=False)
+        stdio = p.Terminal(10, 20, 0)
     ops = (
         p.JoinNamespace(pidfd.fileno(), NAMESPACES | s.CLONE_NEWCGROUP),
         stdio,

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from scow.native import plan as p
 from scow.native import spawn
 from scow.native import sys as s
@@ -28,6 +29,12 @@ IFLA_IFNAME, IFLA_LINKINFO, IFLA_NET_NS_PID = 3, 18, 19
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFF_UP = 1, 2, 1, 1
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _executable() -> None:
+    """The memfd of the monitor is made once per process and stays: no residue of the first test."""
+    spawn.monitor_memfd()
+
+
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("probe") / "probe"
@@ -36,9 +43,8 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.fixture
-def root(probe: Path, tmp_path: Path) -> Iterator[OwnedFd]:
-    """A detached tmpfs with the probe in it."""
+def make_root(probe: Path) -> OwnedFd:
+    """A detached tmpfs with the probe in it; it can be attached once."""
     with OwnedFd(s.fsopen("tmpfs")) as context:
         s.fsconfig_create(context.fileno())
         tree = OwnedFd(s.fsmount(context.fileno(), 0))
@@ -46,9 +52,14 @@ def root(probe: Path, tmp_path: Path) -> Iterator[OwnedFd]:
         os.mkdir(name, dir_fd=tree.fileno())
     with Root(tree.fileno()) as top:
         top.write_file("/probe", probe.read_bytes(), 0o755)
+    return tree
+
+
+@pytest.fixture
+def root(probe: Path, tmp_path: Path) -> Iterator[OwnedFd]:
     (tmp_path / "at").mkdir()
-    yield tree
-    tree.close()
+    with make_root(probe) as tree:
+        yield tree
 
 
 def finish(
@@ -290,3 +301,48 @@ def test_killed_while_waiting_for_start(root: OwnedFd, tmp_path: Path) -> None:
     connection.close()
     launched.pidfd.close()
     os.waitpid(launched.pid, 0)
+
+
+def swap_for_ever(volume: Path, target: str) -> None:
+    """Until killed: `a` is a directory, then a link to the host's directory, then a directory..."""
+    os.chdir(volume)
+    os.symlink(target, "link")
+    os.mkdir("a")
+    while True:
+        os.rename("a", "kept")
+        os.rename("link", "a")
+        os.rename("a", "link")
+        os.rename("kept", "a")
+
+
+def test_a_swapped_component_never_leads_out(probe: Path, tmp_path: Path) -> None:
+    (tmp_path / "at").mkdir()
+    canary, volume = tmp_path / "canary", tmp_path / "volume"
+    canary.mkdir()
+    volume.mkdir()
+    swapper = os.fork()
+    if swapper == 0:
+        try:
+            swap_for_ever(volume, str(canary))
+        finally:
+            os._exit(1)
+    outcomes: set[bool] = set()
+    try:
+        for _ in range(150):
+            clone = s.open_tree(-100, str(volume), s.OPEN_TREE_CLONE)
+            with OwnedFd(clone) as tree, make_root(probe) as root:
+                plan = simple(
+                    root,
+                    tmp_path / "at",
+                    ("probe", "exit", "0"),
+                    p.MountTree(tree.fileno(), "/vol"),
+                    p.MountFilesystem("tmpfs", "/vol/a/made/deep"),
+                    p.MakeDevice("/vol/a/null", stat.S_IFCHR | 0o666, 1, 3),
+                    p.MakeSymlink("x", "/vol/a/sym"),
+                )
+                outcomes.add(finish(plan)[1] is None)
+    finally:
+        os.kill(swapper, signal.SIGKILL)
+        os.waitpid(swapper, 0)
+    assert True in outcomes
+    assert list(canary.iterdir()) == []

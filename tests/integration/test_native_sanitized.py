@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from scow.native import plan as p
 from scow.native import spawn
 from scow.native import sys as s
@@ -24,6 +25,12 @@ FLAGS = ["-std=gnu11", "-g", "-O1", "-D_GNU_SOURCE", "-fsanitize=address,undefin
 FLAGS += ["-fno-sanitize-recover=all", "-static-libasan", "-static-libubsan"]
 NAMESPACES = s.CLONE_NEWNS | s.CLONE_NEWPID | s.CLONE_NEWNET | s.CLONE_NEWIPC | s.CLONE_NEWUTS
 ALLOW_ALL = struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _executable() -> None:
+    """The memfd of the monitor is made once per process and stays: no residue of the first test."""
+    spawn.monitor_memfd()
 
 
 @pytest.fixture(scope="module")

@@ -177,6 +177,8 @@ class Lab:
             netlink.execute(messages.host_for(space.pid))
         with entered(space.path), nl.NetlinkSocket() as netlink:
             netlink.execute(messages.inside)
+        with entered(self.host.path):
+            BridgeNetwork(str(self.run_dir), attachment.network).settle(attachment)
         return space
 
     def run(self, name: str, *ports: str, ip: str | None = None) -> tuple[Space, Attachment]:
@@ -402,6 +404,7 @@ def test_a_deleted_bridge_is_mended(lab: Lab) -> None:
     assert second.gateway == first.gateway
     assert ask(two.path, first.address, 80) == f"80 {second.address}"
     assert ask(lab.lan.path, HOST, 8080) == f"80 {LAN}"
+    assert ask(lab.host.path, "127.0.0.1", 8080) is not None
     with entered(lab.host.path):
         sh("ip", "addr", "flush", "dev", "scow0")
         assert lab.network.reconcile() == ["restored the bridge 'scow0'"]
@@ -442,7 +445,7 @@ def test_time_wait_does_not_count(lab: Lab) -> None:
 
 def test_addresses_on_request(lab: Lab) -> None:
     assert lab.attach("a", ip="10.89.3.4").address == "10.89.3.4"
-    with pytest.raises(AlreadyExists, match="'10.89.3.4': container 'a' has it"):
+    with pytest.raises(AlreadyExists, match=r"'10\.89\.3\.4': container 'a' has it"):
         lab.attach("b", ip="10.89.3.4")
     lab.die("a")
     assert lab.attach("b", ip="10.89.3.4").address == "10.89.3.4"
@@ -612,6 +615,40 @@ def test_isolation_between_networks(lab: Lab) -> None:
     one, _ = lab.run("three")
     assert ask(one.path, attachment.address, 80, timeout=0.5) is None
     assert ask(one.path, HOST, 8080) is not None
+
+
+def test_the_first_packet_is_not_lost(lab: Lab) -> None:
+    """Each container alone on the bridge, sending at once: no retry after a second."""
+    lab.serve(lab.host, 7000)
+    slowest = 0.0
+    for turn in range(12):
+        attachment = lab.attach(f"c{turn}")
+        space = lab.link(attachment)
+        begun = time.perf_counter()
+        assert ask(space.path, attachment.gateway, 7000) is not None
+        slowest = max(slowest, time.perf_counter() - begun)
+        space.close()
+        lab.closers.remove(space)
+        with entered(lab.host.path):
+            lab.network.detach(f"c{turn}")
+    assert slowest < 0.9
+
+
+def test_others_rules_are_left_alone_and_obeyed(lab: Lab) -> None:
+    """CVE-2019-9946: a published port does not go round the host's own drop."""
+    web, _ = lab.run("web", "8080:80")
+    lab.serve(web, 80)
+    with entered(lab.host.path):
+        assert nft.foreign_drops() == []
+        sh("nft", "add table ip theirs")
+        sh("nft", "add chain ip theirs gate { type filter hook forward priority 0; policy drop; }")
+        assert nft.foreign_drops() == ["ip theirs gate"]
+    assert ask(lab.lan.path, HOST, 8080, timeout=0.5) is None
+    with entered(lab.host.path):
+        sh("nft", "add chain ip theirs gate { policy accept; }")
+        lab.attach("another", "81:80")
+        assert "table ip theirs" in sh("nft", "list", "ruleset")
+    assert ask(lab.lan.path, HOST, 8080) == f"80 {LAN}"
 
 
 def test_counters(lab: Lab) -> None:

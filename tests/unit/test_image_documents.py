@@ -9,16 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scow.image.config import parse_config
+
+from scow.image.config_document import parse_config
 from scow.image.digest import digest_bytes
 from scow.image.document import MAX_DOCUMENT_BYTES, check_document
 from scow.image.manifest import (
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    OCI_CONFIG,
-    OCI_INDEX,
-    OCI_LAYER,
-    OCI_MANIFEST,
     Descriptor,
     Index,
     Manifest,
@@ -28,6 +23,14 @@ from scow.image.manifest import (
     parse_document,
     parse_platform,
     platform_matches,
+)
+from scow.image.media_types import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
 )
 from scow.native.errors import IntegrityError, InvalidArgument, NotFound, ScowError, Unsupported
 

@@ -23,10 +23,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from scow.image.auth import Challenge, parse_challenges
 from scow.image.credentials import Credentials, find_credentials
 from scow.image.digest import DiffID
-from scow.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from scow.image.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from scow.image.pull import pull_image
 from scow.image.store import Image, ImageStore
 from scow.image.targets import check_target

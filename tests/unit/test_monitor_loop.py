@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from scow.runtime import monitor
 from scow.runtime.monitor import (
     Dropped,

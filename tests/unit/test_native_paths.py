@@ -145,7 +145,7 @@ def test_reading_a_file(tree: Path) -> None:
             ("/etc/fifo", "EINVAL"),
             ("/etc", "EINVAL"),
         ]:
-            with pytest.raises(OSError) as caught:  # noqa: PT012
+            with pytest.raises(OSError) as caught:
                 root.read_file(path, 9)
             assert errno.errorcode[caught.value.errno] == name, path
         assert root.exists("/etc/passwd")

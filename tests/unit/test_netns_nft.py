@@ -62,7 +62,7 @@ def test_a_missing_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_its_first_complaint_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = "echo '/dev/stdin:1: Error: no such thing' >&2; echo more >&2; exit 1"
     monkeypatch.setattr(nft, "_NFT", (program(tmp_path, script),))
-    with pytest.raises(ScowError, match="no such thing$"):
+    with pytest.raises(ScowError, match=r"no such thing$"):
         nft.apply("x")
     monkeypatch.setattr(nft, "_NFT", (program(tmp_path, "exit 3"),))
     with pytest.raises(ScowError, match="status 3"):

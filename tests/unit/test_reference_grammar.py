@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from scow.image.digest import chain_ids, parse_diff_id, parse_digest, quote
 from scow.image.reference import Reference, is_loopback_host, parse_reference
 from scow.native.errors import InvalidArgument
