@@ -59,16 +59,11 @@ def prepare(
     namespaces = [Namespace("mount"), Namespace("cgroup")]
     namespaces += _pid_like("pid", options.pid, pid_of)
     namespaces += _pid_like("ipc", options.ipc, pid_of)
-    hostname = options.hostname or record.id[:SHORT_ID]
-    if options.uts.kind == "host" or (mode.kind == "host" and options.hostname is None):
-        hostname = os.uname().nodename
     if options.uts.kind != "host":
         namespaces.append(Namespace("uts"))
+    hostname = _hostname(record)
     etc_dir = store.container_dir(record.id)
-    attachment: Attachment | None = None
-    host = inside = b""
-    offsets: tuple[int, ...] = ()
-    sysctls: tuple[tuple[str, str], ...] = ()
+    link = _Link()
     if mode.kind == "container":
         other, pid = pid_of(mode.container)
         mark_shared(store, other)
@@ -77,38 +72,57 @@ def prepare(
         hostname = _hostname_of(etc_dir) or hostname
     elif mode.kind != "host":
         namespaces.append(Namespace("network"))
-        from scow.netns.veth import inside_sysctls, loopback_messages
-
-        inside = loopback_messages()
-        if mode.kind == "bridge":
-            bridge = network()
-            if dry_run:
-                attachment = bridge.attachment(record.id) or _example(record)
-            else:
-                attachment = bridge.attach(
-                    record.id,
-                    ip=options.network.ip,
-                    mac=options.network.mac,
-                    ports=options.network.ports,
-                )
-            messages = bridge.attachment_messages(attachment)
-            host, offsets = messages.host, messages.host_pid_offsets
-            inside, sysctls = messages.inside, inside_sysctls()
+        link = _connect(record, network, dry_run=dry_run)
     is_missing = not os.path.exists(f"{etc_dir}/resolv.conf")
     if mode.kind != "container" and (is_missing or not dry_run):
-        write_names(record, etc_dir, hostname, attachment, host_network=mode.kind == "host")
+        write_names(record, etc_dir, hostname, link.attachment, host_network=mode.kind == "host")
     return Sandbox(
         namespaces=tuple(namespaces),
         hostname=hostname if options.uts.kind != "host" else "",
         etc_dir=etc_dir,
-        attachment=attachment,
-        host_netlink=host,
-        pid_offsets=offsets,
-        inside_netlink=inside,
-        sysctls=sysctls,
+        attachment=link.attachment,
+        host_netlink=link.host,
+        pid_offsets=link.offsets,
+        inside_netlink=link.inside,
+        sysctls=link.sysctls,
         shm_source=_shm_source(options.ipc, store, pid_of, record.id),
         own_network=mode.kind not in ("host", "container"),
     )
+
+
+class _Link(msgspec.Struct, frozen=True):
+    """How an own network namespace is filled."""
+
+    attachment: Attachment | None = None
+    host: bytes = b""
+    offsets: tuple[int, ...] = ()
+    inside: bytes = b""
+    sysctls: tuple[tuple[str, str], ...] = ()
+
+
+def _connect(record: Record, network: Callable[[], BridgeNetwork], *, dry_run: bool) -> _Link:
+    from scow.netns.veth import inside_sysctls, loopback_messages
+
+    options = record.options.network
+    if options.mode.kind != "bridge":
+        return _Link(inside=loopback_messages())
+    bridge = network()
+    if dry_run:
+        attachment = bridge.attachment(record.id) or _example(record)
+    else:
+        attachment = bridge.attach(record.id, ip=options.ip, mac=options.mac, ports=options.ports)
+    messages = bridge.attachment_messages(attachment)
+    return _Link(
+        attachment, messages.host, messages.host_pid_offsets, messages.inside, inside_sysctls()
+    )
+
+
+def _hostname(record: Record) -> str:
+    options = record.options
+    shares = options.uts.kind == "host" or options.network.mode.kind == "host"
+    if options.uts.kind == "host" or (shares and options.hostname is None):
+        return os.uname().nodename
+    return options.hostname or record.id[:SHORT_ID]
 
 
 def _shared_mark(store: RecordStore, container_id: str) -> str:

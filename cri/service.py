@@ -117,7 +117,7 @@ class Service:
     def _layer_paths(self, record: Record) -> Strings:
         from scow.image.digest import DiffID
 
-        return self.images.layers.stack([DiffID(diff_id) for diff_id in record.diff_ids])
+        return self.images.lower_paths([DiffID(diff_id) for diff_id in record.diff_ids])
 
     # --- create, start, remove ----------------------------------------------------------------
 
