@@ -125,7 +125,9 @@ class LayerStore:
             needs = self._read_needs(diff_id)
             if needs.opaque_root:
                 paths = []
-            below, paths = paths, [self.path(diff_id), *paths]
+            # A layer twice (an empty one, mostly): overlayfs refuses it, and the upper one decides.
+            own = self.path(diff_id)
+            below, paths = paths, [own, *(path for path in paths if path != own)]
             if needs.links or (needs.implied and below):
                 chain = chain or chain_ids(diff_ids)
                 done = tuple(diff_ids[: index + 1])
