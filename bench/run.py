@@ -8,7 +8,6 @@ ulimits for podman that it may set, a real interpreter, scow installed as a user
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,11 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import report  # noqa: E402  # beside this script
-import runtimes  # noqa: E402
+import peers  # noqa: E402  # beside this script
+import report  # noqa: E402
 from cases import Cases, Result  # noqa: E402
-
-from fixtures import checkout, images  # noqa: E402
 
 CASES = ("lifecycle", "none", "bridge", "exec", "many", "first", "requests")
 
@@ -34,27 +31,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", choices=CASES, default=CASES, help="some of the cases")
     parser.add_argument("--peers", nargs="*", help="some of the peers (default: all installed)")
     return parser.parse_args()
-
-
-def take_part(stack: ExitStack, work: Path, wanted: list[str] | None) -> list[runtimes.Runtime]:
-    """Every runtime that is installed, ready to run the image."""
-    layout = images.ensure("busybox")
-    private = runtimes.private_worker(stack)
-    found = runtimes.scow(stack, work, checkout.build_wheel(work), layout)
-    makers: dict[str, Callable[[], runtimes.Runtime]] = {
-        "crun": lambda: runtimes.bundle("crun", work, private, layout),
-        "runc": lambda: runtimes.bundle("runc", work, private, layout),
-        "podman": lambda: runtimes.podman(stack, work, private, layout),
-        "docker": lambda: runtimes.docker(stack, work, layout),
-        "ctr": lambda: runtimes.ctr(stack, work, layout),
-    }
-    for name, make in makers.items():
-        if shutil.which(name) and (wanted is None or name in wanted):
-            try:
-                found.append(make())
-            except runtimes.Failed as error:
-                print(f"bench: {name} is left out: {error}")
-    return found
 
 
 def measure(cases: Cases, only: tuple[str, ...]) -> list[Result]:
@@ -83,7 +59,7 @@ def main() -> None:
         work = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="scow-bench.", dir="/var/tmp"))
         )
-        taking_part = take_part(stack, work, chosen.peers)
+        taking_part = peers.take_part(stack, work, chosen.peers)
         head = [*report.machine(), *report.versions(taking_part)]
         head.append(f"- rounds: {chosen.rounds}")
         results = measure(Cases(taking_part, chosen.rounds, chosen.containers), tuple(chosen.only))

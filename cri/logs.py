@@ -35,10 +35,11 @@ def parse_time_ns(text: str) -> int:
     from datetime import datetime
 
     seconds, _, rest = text.partition(".")
-    digits = rest[:9] if rest[:9].isdigit() else ""
-    zone = rest[len(digits) :].replace("Z", "+00:00") if digits else ""
-    whole = datetime.fromisoformat(f"{seconds.removesuffix('Z')}{zone or '+00:00'}")
-    return int(whole.timestamp()) * 10**9 + int(digits.ljust(9, "0") or 0)
+    zone = rest.lstrip("0123456789")
+    digits = rest[: len(rest) - len(zone)][:9]
+    zone = (zone or "Z").replace("Z", "+00:00")
+    whole = datetime.fromisoformat(f"{seconds.removesuffix('Z')}{zone}")
+    return int(whole.timestamp()) * 10**9 + int(digits.ljust(9, "0"))
 
 
 def read_log(
@@ -53,11 +54,7 @@ def read_log(
     """Yield entries oldest first; `tail` counts from the end, `follow` goes on while it runs."""
     reader = _Reader(path)
     try:
-        if tail is not None:
-            lines = reader.last_lines(tail)
-        else:
-            lines = reader.all_lines()
-        for line in lines:
+        for line in reader.all_lines() if tail is None else reader.last_lines(tail):
             entry = parse_line(line)
             if entry is not None and _within(entry, since_ns, until_ns):
                 yield entry

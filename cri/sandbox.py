@@ -20,7 +20,8 @@ from scow.native.fs import write_atomic
 from scow.runtime.spec import Namespace
 
 if TYPE_CHECKING:
-    from scow.netns.network import Attachment, BridgeNetwork
+    from scow.netns.network import BridgeNetwork
+    from scow.netns.records import Attachment
 
 
 class Sandbox(msgspec.Struct, frozen=True):
@@ -33,6 +34,7 @@ class Sandbox(msgspec.Struct, frozen=True):
     host_netlink: bytes = b""
     pid_offsets: tuple[int, ...] = ()
     inside_netlink: bytes = b""
+    sysctls: tuple[tuple[str, str], ...] = ()  # of the network itself, (key with '/', value)
     shm_source: str = ""  # a host path to bind on /dev/shm, for shared IPC
     own_network: bool = False
     notes: dict[str, str] = {}
@@ -66,14 +68,16 @@ def prepare(
     attachment: Attachment | None = None
     host = inside = b""
     offsets: tuple[int, ...] = ()
+    sysctls: tuple[tuple[str, str], ...] = ()
     if mode.kind == "container":
         other, pid = pid_of(mode.container)
+        mark_shared(store, other)
         namespaces.append(Namespace("network", f"/proc/{pid}/ns/net"))
         etc_dir = store.container_dir(other)
         hostname = _hostname_of(etc_dir) or hostname
     elif mode.kind != "host":
         namespaces.append(Namespace("network"))
-        from scow.netns.veth import loopback_messages
+        from scow.netns.veth import inside_sysctls, loopback_messages
 
         inside = loopback_messages()
         if mode.kind == "bridge":
@@ -89,7 +93,7 @@ def prepare(
                 )
             messages = bridge.attachment_messages(attachment)
             host, offsets = messages.host, messages.host_pid_offsets
-            inside = messages.inside
+            inside, sysctls = messages.inside, inside_sysctls()
     is_missing = not os.path.exists(f"{etc_dir}/resolv.conf")
     if mode.kind != "container" and (is_missing or not dry_run):
         write_names(record, etc_dir, hostname, attachment, host_network=mode.kind == "host")
@@ -101,9 +105,24 @@ def prepare(
         host_netlink=host,
         pid_offsets=offsets,
         inside_netlink=inside,
+        sysctls=sysctls,
         shm_source=_shm_source(options.ipc, store, pid_of, record.id),
         own_network=mode.kind not in ("host", "container"),
     )
+
+
+def _shared_mark(store: RecordStore, container_id: str) -> str:
+    return f"{store.run_dir(container_id)}/network-is-shared"
+
+
+def mark_shared(store: RecordStore, container_id: str) -> None:
+    """Note that another container has joined this one's network, and may outlive it there."""
+    os.close(os.open(_shared_mark(store, container_id), os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def is_shared(store: RecordStore, container_id: str) -> bool:
+    """Whether the network namespace may be alive when the container is not."""
+    return os.path.exists(_shared_mark(store, container_id))
 
 
 def _example(record: Record) -> Attachment:

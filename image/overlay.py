@@ -47,10 +47,15 @@ def mount_overlay(
         try:
             return _mount_by_context(options, attributes)
         except OSError as error:
-            if error.errno != errno.EINVAL or error.filename != "lowerdir+":
+            if error.errno != errno.EINVAL:
                 raise _setup_error(error, lowers) from error
-        # Before Linux 6.8 there is no `lowerdir+`.
+        # Before Linux 6.8 there is no `lowerdir+`; before 6.5 overlay takes any option of fsconfig(2)
+        # and complains when the mount is created. What is wrong in itself fails here again.
         try:
+            layers = ":".join(_fd_name(path, stack) for path in lowers)
+            if len(layers) <= _MAX_VALUE:
+                joined = [("lowerdir", layers), *options[len(lowers) :]]
+                return _mount_by_context(joined, attributes)
             return _mount_by_options(lowers, upper, work, attributes)
         except OSError as error:
             raise _setup_error(error, lowers) from error
@@ -105,8 +110,10 @@ def _mount_by_options(
             tree = OwnedFd(sys.open_tree(sys.AT_FDCWD, target, sys.OPEN_TREE_CLONE))
         finally:
             sys.umount2(target, sys.MNT_DETACH)
-        if attributes:
-            sys.mount_setattr(tree.fileno(), "", sys.AT_EMPTY_PATH, attributes)
+        # Below a shared mount it became shared, too, and pivot_root(2) refuses a root like that.
+        sys.mount_setattr(
+            tree.fileno(), "", sys.AT_EMPTY_PATH, attributes, propagation=sys.MS_PRIVATE
+        )
         return tree
 
 

@@ -80,7 +80,7 @@ def test_a_table_is_seen() -> None:
         found = residue.difference(before, grace_s=0)
     finally:
         subprocess.run(["nft", "delete", "table", "inet", "scowresidue"], check=True)
-    assert "left behind: nftables: table inet scowresidue: table inet scowresidue {" in found
+    assert "left behind: nftables: inet scowresidue: table inet scowresidue" in found
 
 
 def manifest(registry: Registry, name: str, tag: str) -> dict[str, object]:

@@ -52,7 +52,9 @@ def test_good(name: str, step: int) -> None:
     assert run(GOOD[name], step) == TEXT
 
 
-@pytest.mark.parametrize("data", [gzip.compress(TEXT[:3000]), zstd(TEXT[:3000]), SKIPPABLE + zstd(b"x")])
+@pytest.mark.parametrize(
+    "data", [gzip.compress(TEXT[:3000]), zstd(TEXT[:3000]), SKIPPABLE + zstd(b"x")]
+)
 def test_byte_by_byte_and_torn(data: bytes) -> None:
     whole = run(data, 1)
     for size in range(4, len(data)):
@@ -121,7 +123,11 @@ def test_bombs_come_in_pieces(compress: object) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.binary(max_size=3000), max_size=4), st.sampled_from(["gz", "zst"]), st.integers(1, 999))
+@given(
+    st.lists(st.binary(max_size=3000), max_size=4),
+    st.sampled_from(["gz", "zst"]),
+    st.integers(1, 999),
+)
 def test_any_members(parts: list[bytes], kind: str, step: int) -> None:
     pack = gzip.compress if kind == "gz" else zstd
     data = b"".join(pack(part) for part in parts)
