@@ -159,3 +159,12 @@ def _unescape(path: str) -> str:
     for escape, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         path = path.replace(escape, char)
     return path
+
+
+def counts_swap() -> bool:
+    """Whether this host can limit swap: v1 only with `swapaccount=1`, v2 wherever there is swap."""
+    host = hierarchies()
+    memory = host.with_controller("memory")
+    if memory is not None:
+        return os.access(f"{memory.directory}/memory.memsw.limit_in_bytes", os.F_OK)
+    return os.access("/proc/swaps", os.F_OK)

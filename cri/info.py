@@ -87,14 +87,15 @@ def _kernel() -> Fact:
 
 
 def _root() -> Fact:
-    from scow.runtime.security import held_capabilities
+    import prctl
 
     if os.geteuid() != 0:
         return Fact("Root", "no", is_well=False, hint="run scow with sudo")
-    missing = {"SYS_ADMIN", "NET_ADMIN", "SETUID", "SETGID", "MKNOD", "CHOWN"} - held_capabilities()
+    # The bounding set is what counts: nothing outside of it can be given to a container.
+    needed = ("SYS_ADMIN", "NET_ADMIN", "SETUID", "SETGID", "MKNOD", "CHOWN", "SETPCAP")
+    missing = [name for name in needed if not prctl.capbset_read(getattr(prctl, f"CAP_{name}"))]
     if missing:
-        names = ", ".join(sorted(missing))
-        return Fact("Root", f"without {names}", is_well=False, hint="run on the host itself")
+        return Fact("Root", f"without {', '.join(missing)}", is_well=False, hint="run on the host")
     return Fact("Root", "yes")
 
 
@@ -128,14 +129,9 @@ def _controllers() -> Fact:
 
 
 def _swap() -> Fact:
-    from scow.cgroups.detect import hierarchies
+    from scow.cgroups.detect import counts_swap
 
-    memory = hierarchies().with_controller("memory")
-    if memory is not None:
-        well = os.path.exists(f"{memory.directory}/memory.memsw.limit_in_bytes")
-    else:
-        # v2 counts swap wherever the kernel was built with it (CONFIG_SWAP).
-        well = os.path.exists("/proc/swaps")
+    well = counts_swap()
     return Fact(
         "Swap limits",
         "yes" if well else "no",
@@ -151,8 +147,13 @@ def _overlay() -> Fact:
 
 
 def _seccomp() -> Fact:
-    with open("/proc/self/status", encoding="utf-8") as file:
-        well = "Seccomp:" in file.read()
+    import prctl
+
+    try:
+        prctl.get_seccomp()  # EINVAL where the kernel was built without (prctl(2))
+        well = True
+    except (OSError, ValueError):
+        well = False
     return Fact("Seccomp", "yes" if well else "no", well, "the kernel lacks CONFIG_SECCOMP_FILTER")
 
 

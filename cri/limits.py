@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
+from scow.cgroups.detect import counts_swap
 from scow.cgroups.resources import (
     BlockDeviceValue,
     BlockIO,
@@ -49,6 +50,9 @@ def _memory(limits: Limits) -> Memory | None:
     if all(value is None for value in given):
         return None
     limit, swap = limits.memory_bytes, limits.memory_swap_bytes
+    if limit and limit > 0 and not swap and counts_swap():
+        # As Docker: as much swap again as memory. Without it a limit would only mean more swapping.
+        swap = 2 * limit
     # 0 is "unlimited" on the command line and "unset" in the specification.
     return Memory(
         limit=limit or None,

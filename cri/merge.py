@@ -16,6 +16,7 @@ from scow.native.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from scow.image.config import ImageConfig
+    from scow.image.store import Image
 
 DEFAULT_STOP_SIGNAL = 15
 # execve(2): one string may be 32 pages long.
@@ -73,3 +74,16 @@ def merge(config: ImageConfig, options: ContainerOptions) -> Merged:
         stop_signal=stop_signal,
         labels={**config.labels, **options.labels},
     )
+
+
+def check_platform(image: Image, name: str) -> None:
+    """Refuse an image for another machine, before anything is made."""
+    machine = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}.get(
+        os.uname().machine, os.uname().machine
+    )
+    if image.os != "linux" or image.architecture != machine:
+        raise InvalidArgument(
+            f"cannot run image '{name or image.id[7:19]}': it is for {image.os}/{image.architecture}, "
+            f"this host is linux/{machine}",
+            hint=f"pull it with --platform linux/{machine}",
+        )

@@ -20,7 +20,8 @@ from scow.native.fs import write_atomic
 from scow.runtime.spec import Namespace
 
 if TYPE_CHECKING:
-    from scow.netns.network import Attachment, BridgeNetwork
+    from scow.netns.network import BridgeNetwork
+    from scow.netns.records import Attachment
 
 
 class Sandbox(msgspec.Struct, frozen=True):
@@ -33,6 +34,7 @@ class Sandbox(msgspec.Struct, frozen=True):
     host_netlink: bytes = b""
     pid_offsets: tuple[int, ...] = ()
     inside_netlink: bytes = b""
+    sysctls: tuple[tuple[str, str], ...] = ()  # of the network itself, (key with '/', value)
     shm_source: str = ""  # a host path to bind on /dev/shm, for shared IPC
     own_network: bool = False
     notes: dict[str, str] = {}
@@ -57,53 +59,84 @@ def prepare(
     namespaces = [Namespace("mount"), Namespace("cgroup")]
     namespaces += _pid_like("pid", options.pid, pid_of)
     namespaces += _pid_like("ipc", options.ipc, pid_of)
-    hostname = options.hostname or record.id[:SHORT_ID]
-    if options.uts.kind == "host" or (mode.kind == "host" and options.hostname is None):
-        hostname = os.uname().nodename
     if options.uts.kind != "host":
         namespaces.append(Namespace("uts"))
+    hostname = _hostname(record)
     etc_dir = store.container_dir(record.id)
-    attachment: Attachment | None = None
-    host = inside = b""
-    offsets: tuple[int, ...] = ()
+    link = _Link()
     if mode.kind == "container":
         other, pid = pid_of(mode.container)
+        mark_shared(store, other)
         namespaces.append(Namespace("network", f"/proc/{pid}/ns/net"))
         etc_dir = store.container_dir(other)
         hostname = _hostname_of(etc_dir) or hostname
     elif mode.kind != "host":
         namespaces.append(Namespace("network"))
-        from scow.netns.veth import loopback_messages
-
-        inside = loopback_messages()
-        if mode.kind == "bridge":
-            bridge = network()
-            if dry_run:
-                attachment = bridge.attachment(record.id) or _example(record)
-            else:
-                attachment = bridge.attach(
-                    record.id,
-                    ip=options.network.ip,
-                    mac=options.network.mac,
-                    ports=options.network.ports,
-                )
-            messages = bridge.attachment_messages(attachment)
-            host, offsets = messages.host, messages.host_pid_offsets
-            inside = messages.inside
+        link = _connect(record, network, dry_run=dry_run)
     is_missing = not os.path.exists(f"{etc_dir}/resolv.conf")
     if mode.kind != "container" and (is_missing or not dry_run):
-        write_names(record, etc_dir, hostname, attachment, host_network=mode.kind == "host")
+        write_names(record, etc_dir, hostname, link.attachment, host_network=mode.kind == "host")
     return Sandbox(
         namespaces=tuple(namespaces),
         hostname=hostname if options.uts.kind != "host" else "",
         etc_dir=etc_dir,
-        attachment=attachment,
-        host_netlink=host,
-        pid_offsets=offsets,
-        inside_netlink=inside,
+        attachment=link.attachment,
+        host_netlink=link.host,
+        pid_offsets=link.offsets,
+        inside_netlink=link.inside,
+        sysctls=link.sysctls,
         shm_source=_shm_source(options.ipc, store, pid_of, record.id),
         own_network=mode.kind not in ("host", "container"),
     )
+
+
+class _Link(msgspec.Struct, frozen=True):
+    """How an own network namespace is filled."""
+
+    attachment: Attachment | None = None
+    host: bytes = b""
+    offsets: tuple[int, ...] = ()
+    inside: bytes = b""
+    sysctls: tuple[tuple[str, str], ...] = ()
+
+
+def _connect(record: Record, network: Callable[[], BridgeNetwork], *, dry_run: bool) -> _Link:
+    from scow.netns.veth import inside_sysctls, loopback_messages
+
+    options = record.options.network
+    if options.mode.kind != "bridge":
+        return _Link(inside=loopback_messages())
+    bridge = network()
+    if dry_run:
+        attachment = bridge.attachment(record.id) or _example(record)
+    else:
+        attachment = bridge.attach(record.id, ip=options.ip, mac=options.mac, ports=options.ports)
+    messages = bridge.attachment_messages(attachment)
+    return _Link(
+        attachment, messages.host, messages.host_pid_offsets, messages.inside, inside_sysctls()
+    )
+
+
+def _hostname(record: Record) -> str:
+    options = record.options
+    shares = options.uts.kind == "host" or options.network.mode.kind == "host"
+    if options.uts.kind == "host" or (shares and options.hostname is None):
+        return os.uname().nodename
+    return options.hostname or record.id[:SHORT_ID]
+
+
+def _shared_mark(store: RecordStore, container_id: str) -> str:
+    return f"{store.run_dir(container_id)}/network-is-shared"
+
+
+def mark_shared(store: RecordStore, container_id: str) -> None:
+    """Note that another container has joined this one's network, and may outlive it there."""
+    os.close(os.open(_shared_mark(store, container_id), os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def is_shared(store: RecordStore, container_id: str) -> bool:
+    """Whether the network namespace may be alive when the container is not."""
+    return os.path.exists(_shared_mark(store, container_id))
 
 
 def _example(record: Record) -> Attachment:

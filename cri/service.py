@@ -7,7 +7,6 @@ processes may use it at once. Locks: store < network < container, none held whil
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import time
@@ -21,21 +20,21 @@ from scow.cgroups.cgroup import container_path
 from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
-from scow.cri.merge import merge
+from scow.cri.merge import check_platform, merge
 from scow.cri.options import ContainerOptions, ExecOptions
 from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Record, RecordStore, VolumeUse
 from scow.cri.status import Status, read_status
 from scow.cri.validate import validate
 from scow.cri.volumes import VolumeStore
+from scow.cri.watcher import Watcher
 from scow.native.errors import (
     DeadlineExceeded,
-    InvalidArgument,
     InvalidState,
     NotFound,
     ScowError,
 )
 from scow.native.fs import Root
-from scow.runtime.monitor import Exited, MonitorConnection
+from scow.runtime.monitor import MonitorConnection
 from scow.runtime.state import Operation, State, require
 
 if TYPE_CHECKING:
@@ -118,13 +117,13 @@ class Service:
     def _layer_paths(self, record: Record) -> Strings:
         from scow.image.digest import DiffID
 
-        return self.images.layers.stack([DiffID(diff_id) for diff_id in record.diff_ids])
+        return self.images.lower_paths([DiffID(diff_id) for diff_id in record.diff_ids])
 
     # --- create, start, remove ----------------------------------------------------------------
 
     def create(self, image: Image, options: ContainerOptions) -> str:
         """Make a container of `image`; nothing runs yet. Returns its id."""
-        _check_platform(image, options.image_name)
+        check_platform(image, options.image_name)
         validate(options)
         merged = merge(image.config, options)
         container_id = self.store.new_id()
@@ -305,7 +304,7 @@ class Service:
                 state_of.send_signal(run, signal.SIGKILL)
             self._expect_end(record, watcher)
 
-    def _expect_end(self, record: Record, watcher: _Watcher) -> None:
+    def _expect_end(self, record: Record, watcher: Watcher) -> None:
         if not self._wait_ended(record, watcher, KILL_TIMEOUT_S):
             raise DeadlineExceeded(
                 f"container '{record.name}' did not end {KILL_TIMEOUT_S} s after SIGKILL",
@@ -314,11 +313,11 @@ class Service:
 
     # --- waiting ------------------------------------------------------------------------------
 
-    def _watching(self, record: Record, *, cleans: bool) -> _Watcher:
+    def _watching(self, record: Record, *, cleans: bool) -> Watcher:
         path = f"{self.store.run_dir(record.id)}/monitor.sock"
-        return _Watcher(path, cleans=cleans)
+        return Watcher(path, cleans=cleans)
 
-    def _wait_ended(self, record: Record, watcher: _Watcher, timeout_s: float) -> bool:
+    def _wait_ended(self, record: Record, watcher: Watcher, timeout_s: float) -> bool:
         deadline = None if timeout_s < 0 else time.monotonic() + timeout_s
         while True:
             if self._has_ended(record):
@@ -490,54 +489,3 @@ def _cleanup_argv(container_id: str) -> tuple[bytes, ...]:
     # -I: nothing of the caller's environment or directory decides what the interpreter loads.
     words = [sys.executable, "-I", "-m", "scow.cli.main", "cleanup", container_id]
     return tuple(os.fsencode(word) for word in words)
-
-
-def _check_platform(image: Image, name: str) -> None:
-    machine = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}.get(
-        os.uname().machine, os.uname().machine
-    )
-    if image.os != "linux" or image.architecture != machine:
-        raise InvalidArgument(
-            f"cannot run image '{name or image.id[7:19]}': it is for {image.os}/{image.architecture}, "
-            f"this host is linux/{machine}",
-            hint=f"pull it with --platform linux/{machine}",
-        )
-
-
-class _Watcher:
-    """A connection to a monitor, or nothing where there is none.
-
-    With `cleans` it tells the monitor that its owner gives back what the container took.
-    """
-
-    def __init__(self, path: str, *, cleans: bool) -> None:
-        self.exit_code: int | None = None
-        try:
-            self._connection: MonitorConnection | None = MonitorConnection.connect(path)
-            if cleans:
-                self._connection.watch()
-        except (OSError, ScowError):
-            self._connection = None
-
-    def __enter__(self) -> _Watcher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._connection is not None:
-            self._connection.close()
-
-    def wait(self, timeout_s: float | None) -> None:
-        """Sleep until something happened at the monitor, or the time is over."""
-        if self._connection is None:
-            time.sleep(0.02 if timeout_s is None else min(0.02, timeout_s))
-            return
-        poller = select.poll()
-        poller.register(self._connection.fileno(), select.POLLIN)
-        if not poller.poll(None if timeout_s is None else max(1, int(timeout_s * 1000))):
-            return
-        event = self._connection.recv()
-        if isinstance(event, Exited):
-            self.exit_code = event.exit_code
-        if event is None:
-            self._connection.close()
-            self._connection = None

@@ -173,6 +173,7 @@ def _sysctls(record: Record, sandbox: Sandbox) -> dict[str, str]:
         # Ports below 1024 and ping without rights: the namespace is the container's own.
         found["net.ipv4.ip_unprivileged_port_start"] = "0"
         found["net.ipv4.ping_group_range"] = "0 2147483647"
+    found.update(sandbox.sysctls)
     found.update(record.options.sysctls)
     return found
 

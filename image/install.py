@@ -405,14 +405,8 @@ def _summarise(store: ImageStore, document: ImageDocument, config: ConfigDocumen
 
 
 def _lower_names(store: ImageStore, config: ConfigDocument) -> tuple[str, ...]:
-    """The stack's directories, top first, each once.
-
-    overlayfs refuses one directory twice (ELOOP). Of a layer that occurs twice the topmost counts:
-    what is in it hides all that the lower one has.
-    """
     base = os.path.join(store.root, "layers")
-    paths = store.layers.stack(config.diff_ids)
-    return tuple(dict.fromkeys(os.path.relpath(path, base) for path in paths))
+    return tuple(os.path.relpath(path, base) for path in store.lower_paths(config.diff_ids))
 
 
 def _write_summary(store: ImageStore, summary: SummaryFile) -> None:

@@ -12,10 +12,8 @@ must not: tar (native/untar*.c), the pipeline (unpack.py), images. Layout below 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +22,11 @@ import msgspec
 
 from scow.image.digest import ChainID, DiffID, chain_ids, hex_of, parse_diff_id
 from scow.image.unpack import DEFAULT_LIMIT_BYTES, LowerNeeds, Unpacked, unpack
-from scow.native import sys
+from scow.native import fs
 from scow.native.errors import IntegrityError, NotFound
 from scow.native.fd import OwnedFd
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 # Named here because the class has a method `list`.
@@ -109,7 +106,7 @@ class LayerStore:
                     )
                 info = _describe(diff_id, done)
                 if done.needs:
-                    _write_durable(staging_fd, "needs-lower", _encode_needs(done.needs))
+                    fs.write_atomic(staging_fd, "needs-lower", _encode_needs(done.needs))
                 self._commit(staging, staging_fd, name, info)
                 return info
 
@@ -128,7 +125,9 @@ class LayerStore:
             needs = self._read_needs(diff_id)
             if needs.opaque_root:
                 paths = []
-            below, paths = paths, [self.path(diff_id), *paths]
+            # A layer twice (an empty one, mostly): overlayfs refuses it, and the upper one decides.
+            own = self.path(diff_id)
+            below, paths = paths, [own, *(path for path in paths if path != own)]
             if needs.links or (needs.implied and below):
                 chain = chain or chain_ids(diff_ids)
                 done = tuple(diff_ids[: index + 1])
@@ -158,8 +157,7 @@ class LayerStore:
                 if not lock.closed:
                     self._throw_away(self._file(".staging"), name)
         with OwnedFd(os.open(self._file(".trash"), _DIR)) as trash:
-            for name in os.listdir(trash.fileno()):
-                remove_tree(trash.fileno(), name)
+            fs.empty_trash(trash.fileno())
 
     # -- one stack's completion --------------------------------------------------------------
 
@@ -246,8 +244,7 @@ class LayerStore:
 
     def _commit(self, staging: str, staging_fd: int, name: str, info: LayerInfo) -> None:
         """The order of truth: data (synced), then layer.json, then the name."""
-        _write_durable(staging_fd, "layer.json", msgspec.json.encode(info))
-        os.fsync(staging_fd)
+        fs.write_atomic(staging_fd, "layer.json", msgspec.json.encode(info))
         if os.path.lexists(self._file(name)):
             self._throw_away(self.root_dir, name)  # without a layer.json: damaged
         os.rename(staging, self._file(name))
@@ -263,14 +260,14 @@ class LayerStore:
 
     def _throw_away(self, parent: str, name: str) -> bool:
         """Rename to the trash, so that it is gone at once, then delete."""
-        with OwnedFd(os.open(self._file(".trash"), _DIR)) as trash:
-            ticket = secrets.token_hex(8)
-            try:
-                os.rename(os.path.join(parent, name), ticket, dst_dir_fd=trash.fileno())
-            except FileNotFoundError:
-                return False
-            remove_tree(trash.fileno(), ticket)
-        return True
+        with (
+            OwnedFd(os.open(parent, _DIR)) as directory,
+            OwnedFd(os.open(self._file(".trash"), _DIR)) as trash,
+        ):
+            ticket = fs.move_to_trash(directory.fileno(), name, trash.fileno())
+            if ticket is not None:
+                fs.remove_tree(trash.fileno(), ticket)
+        return ticket is not None
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -321,60 +318,3 @@ def _describe(diff_id: DiffID, done: Unpacked) -> LayerInfo:
         entries=done.entries,
         refers_lower=bool(done.needs),
     )
-
-
-def _write_durable(dir_fd: int, name: str, data: bytes) -> None:
-    with OwnedFd(os.open(name, _CREATE, 0o600, dir_fd=dir_fd)) as fd:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd.fileno(), view) :]
-        os.fsync(fd.fileno())
-
-
-def remove_tree(parent_fd: int, name: str) -> None:
-    """Delete `name`, a file or a tree of any depth, without following links or crossing mounts."""
-    if _remove_name(parent_fd, name):
-        return
-    fd = _enter(parent_fd, name)
-    depth = 0
-    while True:
-        child = _empty(fd)
-        if child is None and depth == 0:
-            break
-        # Nobody else moves things in our own directories: ".." is where we came from.
-        following = _enter(fd.fileno(), "..") if child is None else child
-        depth += -1 if child is None else 1
-        fd.close()
-        fd = following
-    fd.close()
-    os.rmdir(name, dir_fd=parent_fd)
-
-
-def _enter(dir_fd: int | OwnedFd, name: str) -> OwnedFd:
-    number = dir_fd if isinstance(dir_fd, int) else dir_fd.fileno()
-    # RESOLVE_NO_XDEV: a mount left below must not cost its files.
-    return OwnedFd(sys.openat2(number, name, _DIR, 0, sys.RESOLVE_NO_XDEV))
-
-
-def _empty(fd: OwnedFd) -> OwnedFd | None:
-    """Delete what can be deleted at once; returns the first directory that is not empty, open."""
-    for name in os.listdir(fd.fileno()):
-        if not _remove_name(fd.fileno(), name):
-            return _enter(fd, name)
-    return None
-
-
-def _remove_name(dir_fd: int, name: str) -> bool:
-    """Whether `name` is gone; False for a directory that is not empty."""
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return True
-    except (IsADirectoryError, PermissionError):
-        try:
-            os.rmdir(name, dir_fd=dir_fd)
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
-            return False
-    return True

@@ -155,6 +155,14 @@ class ImageStore:
         base = os.path.join(self.root, "layers")
         return [os.path.join(base, name) for name in image.lower_names]
 
+    def lower_paths(self, diff_ids: Sequence[DiffID]) -> StringList:
+        """The same for bare diff ids, bottom first: a container outlives its image's names.
+
+        overlayfs refuses one directory twice (ELOOP). Of a layer that occurs twice the topmost
+        counts: what is in it hides all that the lower one has.
+        """
+        return [*dict.fromkeys(self.layers.stack(diff_ids))]
+
     def _entries(self) -> EntryList:
         entries = self.content.read_index()
         return [entry for entry in entries if entry.image_id and not entry.is_deleting]
@@ -309,7 +317,7 @@ class ImageStore:
 
     def save(self, names: Iterable[str], output: IO[bytes]) -> None:
         """Write images as one archive that both OCI tools and `docker load` read."""
-        from scow.image.archive import save_archive
+        from scow.image.save import save_archive
 
         save_archive(self, list(names), output)
 

@@ -151,7 +151,7 @@ def _feed(writer: _PipeWriter, chunks: Iterable[bytes], pid: int, pidfd: OwnedFd
             writer.put(batch)
     except BaseException:
         # Else it would take the end of the pipe for the end of the layer, and sync the disk.
-        signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+        signal.pidfd_send_signal(pidfd.fileno(), signal.SIGTERM)
         raise
     finally:
         writer.put(None)

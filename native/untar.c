@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -143,6 +144,15 @@ static int drain(struct untar *u)
     return r;
 }
 
+/* Ask the flusher; if its queue is full it has enough to do. */
+static void flush_some(struct untar *u)
+{
+    if (u->flush_fd < 0 || u->stream.offset - u->flushed_offset < UNTAR_FLUSH)
+        return;
+    u->flushed_offset = u->stream.offset;
+    (void)send(u->flush_fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 /* Unpack the whole stream below root_fd. */
 int untar_extract(struct untar *u)
 {
@@ -159,6 +169,7 @@ int untar_extract(struct untar *u)
         r = read_member(u, block);
         if (r < 0)
             break;
+        flush_some(u);
     }
     if (r == -ENODATA) {
         u->entry_offset = u->stream.offset;

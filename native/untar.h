@@ -24,6 +24,7 @@ enum {
     UNTAR_SYMLINKS = 40,       /* followed for one path, as the kernel's MAXSYMLINKS */
     UNTAR_DIRS = 16,           /* open directories kept between entries */
     UNTAR_SPOOL = 256 << 10,   /* directory times kept in memory before they spill to disk */
+    UNTAR_FLUSH = 128 << 20,   /* bytes after which the disk may begin to write */
     UNTAR_REPORT = 16 << 20,   /* bytes of report about things that need the lower layers */
 };
 
@@ -91,10 +92,10 @@ struct untar_failure {
 };
 
 struct untar {
-    int root_fd, report_fd, privileged_fd;
+    int root_fd, report_fd, privileged_fd, flush_fd;
     bool sync;
     uint64_t max_entries;
-    uint64_t entry_offset;
+    uint64_t entry_offset, flushed_offset;
     struct untar_counts counts;
     struct untar_failure failure;
     struct untar_entry entry;
@@ -114,6 +115,7 @@ struct untar {
 };
 
 /* untar_stream.c */
+void untar_stream_cancel_on(int number);
 int untar_stream_fill(struct untar_stream *s, size_t want);
 int untar_stream_block(struct untar_stream *s, const unsigned char **ret_block);
 int untar_stream_some(struct untar_stream *s, uint64_t want, const unsigned char **ret, size_t *ret_size);
@@ -179,6 +181,7 @@ void untar_report_end(struct untar *u, int result);
 
 /* untar_privilege.c */
 int untar_start_helper(int *ret_fd);
+int untar_start_flusher(int root_fd, int *ret_fd);
 int untar_confine(struct untar *u);
 
 /* untar.c */

@@ -1,7 +1,7 @@
 /* scow-untar [LIMIT-BYTES [MAX-ENTRIES [nosync]]]
  *
  * fd 0: the tar stream; fd 3: the layer's (empty) directory; fd 4: the report. Further descriptors are
- * kept open: the starter's lock lives as long as we do. Exit status 0, or 1 with a reason in the report. */
+ * kept open: the starter's lock lives as long as we do. SIGTERM gives up. Exit status 0, or 1 with a reason in the report. */
 #include "untar.h"
 
 #include <errno.h>
@@ -32,6 +32,8 @@ static int prepare(struct untar *u)
     u->root_fd = openat(LAYER_FD, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (u->root_fd < 0)
         return untar_fail(u, errno, "cannot open the layer's directory: %s", strerror(errno));
+    if (u->sync && untar_start_flusher(u->root_fd, &u->flush_fd) < 0)
+        return untar_fail(u, errno, "cannot start the flusher: %s", strerror(errno));
     if (untar_start_helper(&u->privileged_fd) < 0)
         return untar_fail(u, errno, "cannot start the helper: %s", strerror(errno));
     return untar_confine(u);
@@ -47,10 +49,11 @@ int untar_main(int argc, char **argv)
         return 1;
     (void)prctl(PR_SET_NAME, "scow-untar", 0, 0, 0);
     (void)signal(SIGPIPE, SIG_IGN);
+    untar_stream_cancel_on(SIGTERM);
     (void)umask(0);
     u->stream.fd = STREAM_FD;
     u->report_fd = REPORT_FD;
-    u->privileged_fd = u->spill_fd = -1;
+    u->privileged_fd = u->flush_fd = u->spill_fd = -1;
     for (int i = 0; i < UNTAR_DIRS; i++)
         u->dirs[i].fd = -1;
     r = parse_arguments(u, argc, argv);
@@ -59,10 +62,14 @@ int untar_main(int argc, char **argv)
     if (r == 0)
         r = untar_extract(u);
     untar_report_end(u, r);
-    if (u->privileged_fd >= 0) {
-        (void)close(u->privileged_fd); /* the helper ends with its socket */
-        (void)waitpid(-1, NULL, 0);
-    }
+    /* The servers end with their sockets. An orphan would outlive us on the file system, and be a zombie
+     * where pid 1 does not reap. */
+    if (u->privileged_fd >= 0)
+        (void)close(u->privileged_fd);
+    if (u->flush_fd >= 0)
+        (void)close(u->flush_fd);
+    while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
+        ;
     return r < 0;
 }
 

@@ -63,27 +63,59 @@ static _Noreturn void serve_opaque(int sock)
     _exit(0);
 }
 
-/* The helper is one process of two pages; it is ours to be reaped by whoever reaps us. */
-int untar_start_helper(int *ret_fd)
+/* Let the disk write while the layer is still coming: else all of it waits for the syncfs at the end. */
+static _Noreturn void serve_flush(int sock, int root_fd)
 {
-    int pair[2];
+    char byte;
+
+    if (keep_capabilities(0) < 0)
+        _exit(1);
+    while (recv(sock, &byte, 1, 0) == 1) {
+        while (recv(sock, &byte, 1, MSG_DONTWAIT) == 1)
+            ; /* asked again meanwhile: once is enough */
+        (void)syscall(SYS_syncfs, root_fd);
+    }
+    _exit(0);
+}
+
+/* Fork a server at the other end of a socket, with the socket as 0 and `keep_fd` as 1 and nothing else:
+ * it must not hold the pipe or the lock of the layer. It ends when we do. */
+static int start_server(int keep_fd, int *ret_fd)
+{
+    int pair[2], r;
     pid_t pid;
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return -errno;
     pid = fork();
-    if (pid < 0)
-        return -errno;
+    if (pid < 0) {
+        r = -errno;
+        (void)close(pair[0]);
+        (void)close(pair[1]);
+        return r;
+    }
     if (pid == 0) {
-        /* Nothing but the socket: it must not hold the pipe or the lock of the layer. */
-        if (dup2(pair[1], 0) < 0)
+        int sock = fcntl(pair[1], F_DUPFD, 10), root_fd = keep_fd >= 0 ? fcntl(keep_fd, F_DUPFD, 10) : -1;
+        if (sock < 0 || dup2(sock, 0) < 0 || (keep_fd >= 0 && dup2(root_fd, 1) < 0))
             _exit(1);
-        (void)syscall(SYS_close_range, 1U, ~0U, 0U);
+        (void)syscall(SYS_close_range, keep_fd >= 0 ? 2U : 1U, ~0U, 0U);
+        if (keep_fd >= 0)
+            serve_flush(0, 1);
         serve_opaque(0);
     }
     (void)close(pair[1]);
     *ret_fd = pair[0];
     return 0;
+}
+
+int untar_start_helper(int *ret_fd)
+{
+    return start_server(-1, ret_fd);
+}
+
+int untar_start_flusher(int root_fd, int *ret_fd)
+{
+    return start_server(root_fd, ret_fd);
 }
 
 /* Best effort: the kernel may be without Landlock. Bits newer than the kernel's ABI must be left out. */

@@ -2,8 +2,26 @@
 #include "untar.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
+
+/* The one global: a signal handler has nothing else. */
+static volatile sig_atomic_t cancelled;
+
+static void cancel(int number)
+{
+    (void)number;
+    cancelled = 1;
+}
+
+/* From this signal on the stream fails with ECANCELED: at once where it waits, at its end else. */
+void untar_stream_cancel_on(int number)
+{
+    struct sigaction action = { .sa_handler = cancel }; /* no SA_RESTART: read(2) must return */
+
+    (void)sigaction(number, &action, NULL);
+}
 
 /* Make at least `want` bytes contiguous. Returns the bytes there are: fewer only at the end. */
 int untar_stream_fill(struct untar_stream *s, size_t want)
@@ -16,7 +34,9 @@ int untar_stream_fill(struct untar_stream *s, size_t want)
         s->start = 0;
     }
     while (s->end < want && !s->eof) {
-        ssize_t n = read(s->fd, s->buf + s->end, sizeof(s->buf) - s->end);
+        ssize_t n = cancelled ? 0 : read(s->fd, s->buf + s->end, sizeof(s->buf) - s->end);
+        if (cancelled)
+            return -ECANCELED;
         if (n < 0) {
             if (errno == EINTR)
                 continue;

@@ -21,6 +21,8 @@ from scow.netns.ports import PortMapping, Reservation, refuse_duplicates
 from scow.netns.records import Attachment, RecordStore, refuse_path
 from scow.netns.veth import NetworkMessages
 
+__all__ = ["Attachment", "BridgeNetwork", "NetworkMessages"]
+
 
 def _short(container_id: str) -> str:
     return container_id[:12]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
+
 from scow.native.errors import InvalidArgument
 from scow.netns.bridge import NetworkState
 from scow.netns.ports import PortMapping

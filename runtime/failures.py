@@ -165,7 +165,7 @@ def _find_command(op: Execute, root: _View | None) -> str | None:
     return None
 
 
-def _interpreter(root: Root | None, path: str) -> str | None:
+def _interpreter(root: _View | None, path: str) -> str | None:
     """Give the missing interpreter of a script (#!) or program (PT_INTERP), if that is the fault."""
     if root is None:
         return None

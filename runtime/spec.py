@@ -16,22 +16,22 @@ CONFIG_LIMIT = 4 << 20
 
 
 class _Document(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    pass
+    """What all documents share; `frozen` is repeated below because type checkers want it said."""
 
 
-class ConsoleSize(_Document):
+class ConsoleSize(_Document, frozen=True):
     height: int = 0
     width: int = 0
 
 
-class ProcessUser(_Document):
+class ProcessUser(_Document, frozen=True):
     uid: int = 0
     gid: int = 0
     umask: int | None = None
     additional_gids: tuple[int, ...] = ()
 
 
-class Capabilities(_Document):
+class Capabilities(_Document, frozen=True):
     bounding: tuple[str, ...] = ()
     effective: tuple[str, ...] = ()
     permitted: tuple[str, ...] = ()
@@ -39,13 +39,13 @@ class Capabilities(_Document):
     ambient: tuple[str, ...] = ()
 
 
-class Rlimit(_Document):
+class Rlimit(_Document, frozen=True):
     type: str
     soft: int
     hard: int
 
 
-class Process(_Document):
+class Process(_Document, frozen=True):
     cwd: str
     args: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -58,24 +58,24 @@ class Process(_Document):
     oom_score_adj: int | None = None
 
 
-class RootFilesystem(_Document):
+class RootFilesystem(_Document, frozen=True):
     path: str
     readonly: bool = False
 
 
-class SpecMount(_Document):
+class SpecMount(_Document, frozen=True):
     destination: str
     type: str = ""
     source: str = ""
     options: tuple[str, ...] = ()
 
 
-class Namespace(_Document):
+class Namespace(_Document, frozen=True):
     type: str
     path: str = ""
 
 
-class Device(_Document):
+class Device(_Document, frozen=True):
     path: str
     type: str
     major: int = 0
@@ -85,7 +85,7 @@ class Device(_Document):
     gid: int = 0
 
 
-class Linux(_Document):
+class Linux(_Document, frozen=True):
     namespaces: tuple[Namespace, ...] = ()
     devices: tuple[Device, ...] = ()
     cgroups_path: str = ""
@@ -97,7 +97,7 @@ class Linux(_Document):
     seccomp: msgspec.Raw | None = None
 
 
-class Spec(_Document):
+class Spec(_Document, frozen=True):
     oci_version: str
     root: RootFilesystem
     process: Process | None = None

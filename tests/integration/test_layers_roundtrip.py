@@ -10,6 +10,7 @@ import struct
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,12 +31,14 @@ def pack(source: Path, tar_format: str) -> bytes:
     extra = ["--xattrs", "--xattrs-include=*"] if tar_format == "pax" else []
     sparse = ["--sparse"] if tar_format in ("pax", "gnu", "oldgnu") else []
     command = ["tar", "-c", f"--format={tar_format}", "--numeric-owner", *extra, *sparse]
-    return subprocess.run([*command, "-C", source, "."], check=True, capture_output=True).stdout
+    return subprocess.run(
+        [*command, "-C", str(source), "."], check=True, capture_output=True
+    ).stdout
 
 
 def unpack_by_tar(tar: bytes, dest: Path) -> None:
     dest.mkdir()
-    command = ["tar", "-x", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", dest]
+    command = ["tar", "-x", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", str(dest)]
     subprocess.run(command, input=tar, check=True, capture_output=True)
 
 
@@ -64,7 +67,15 @@ def look(root: Path) -> Tree:
             xattrs = os.listxattr(path, follow_symlinks=False)
             values = {x: os.getxattr(path, x, follow_symlinks=False) for x in xattrs}
             seen[key] = (
-                *(oct(st_.st_mode), st_.st_uid, st_.st_gid, st_.st_rdev, st_.st_mtime_ns, content, values),
+                *(
+                    oct(st_.st_mode),
+                    st_.st_uid,
+                    st_.st_gid,
+                    st_.st_rdev,
+                    st_.st_mtime_ns,
+                    content,
+                    values,
+                ),
                 groups.setdefault(st_.st_ino, key) if not stat.S_ISDIR(st_.st_mode) else None,
                 st_.st_size if stat.S_ISREG(st_.st_mode) else None,
                 st_.st_blocks * 512 < max(1, st_.st_size // 2) if st_.st_size > 1 << 20 else None,
@@ -150,12 +161,16 @@ def test_trees_of_this_machine(tmp_path: Path, tree: str) -> None:
     if tree == "usr/bin":
         source = tmp_path / "source"
         source.mkdir()
-        small = [p for p in Path("/usr/bin").iterdir() if p.is_symlink() or p.stat().st_size < 300_000]
+        small = [
+            p for p in Path("/usr/bin").iterdir() if p.is_symlink() or p.stat().st_size < 300_000
+        ]
         subprocess.run(["cp", "-a", *small, source], check=True)
     compare(source, "pax", tmp_path)
 
 
-names = st.binary(min_size=1, max_size=20).map(lambda b: bytes(c or 1 for c in b).replace(b"/", b"_"))
+names = st.binary(min_size=1, max_size=20).map(
+    lambda b: bytes(c or 1 for c in b).replace(b"/", b"_")
+)
 safe_names = names.filter(lambda n: n not in (b".", b"..") and not n.startswith(b".wh."))
 node = st.one_of(
     st.binary(max_size=2000),
@@ -169,14 +184,15 @@ trees = st.recursive(
     max_leaves=12,
 )
 attributes = st.lists(
-    st.tuples(st.integers(0, 0o7777), st.integers(0, 2**32 - 2), st.integers(-(2**31), 2**33)), min_size=1
+    st.tuples(st.integers(0, 0o7777), st.integers(0, 2**32 - 2), st.integers(-(2**31), 2**33)),
+    min_size=1,
 )
 
 
-def plant(base: bytes, tree: dict[bytes, object], meta: list[tuple[int, int, int]]) -> None:
+def plant(base: bytes, tree: dict[bytes, Any], meta: list[tuple[int, int, int]]) -> None:
     files: list[bytes] = []
 
-    def grow(directory: bytes, inner: dict[bytes, object]) -> None:
+    def grow(directory: bytes, inner: dict[bytes, Any]) -> None:
         for name, what in inner.items():
             path = os.path.join(directory, name)
             mode, owner, seconds = meta[len(files) % len(meta)]
@@ -213,7 +229,7 @@ def plant(base: bytes, tree: dict[bytes, object], meta: list[tuple[int, int, int
 )
 @given(trees, attributes, st.sampled_from(["pax", "gnu"]))
 def test_generated_trees(
-    tmp_path: Path, tree: dict[bytes, object], meta: list[tuple[int, int, int]], tar_format: str
+    tmp_path: Path, tree: dict[bytes, Any], meta: list[tuple[int, int, int]], tar_format: str
 ) -> None:
     base = Path(tempfile.mkdtemp(dir=tmp_path))
     try:

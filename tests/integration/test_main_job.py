@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fixtures.command import Scow
 from fixtures.images import ImageFactory
 
@@ -74,8 +75,19 @@ def test_a_plain_kill_is_not_called_oom(scow: Scow) -> None:
 
 
 def test_two_containers_talk_through_a_shared_network(scow: Scow) -> None:
-    scow.ok("run", "-d", "--name", "web", "--network", "none", "nginx", "nginx", "-g", "daemon off;")
-    command = ["run", "--rm", "--network", "container:web", "busybox", "wget", "-qO-", "http://127.0.0.1/"]
+    scow.ok(
+        "run", "-d", "--name", "web", "--network", "none", "nginx", "nginx", "-g", "daemon off;"
+    )
+    command = [
+        "run",
+        "--rm",
+        "--network",
+        "container:web",
+        "busybox",
+        "wget",
+        "-qO-",
+        "http://127.0.0.1/",
+    ]
     for _ in range(50):
         done = scow(*command)
         if done.code == 0:
@@ -146,7 +158,10 @@ def test_exec_joins_it(scow: Scow) -> None:
     listing = scow.ok("exec", "box", "ps")
     assert "sleep 1000" in listing
     assert scow.ok("exec", "-u", "1000", "box", "id", "-u") == "1000"
-    assert scow.ok("exec", "-e", "A=b c", "-w", "/tmp", "box", "sh", "-c", "echo $A; pwd") == "b c\n/tmp"
+    assert (
+        scow.ok("exec", "-e", "A=b c", "-w", "/tmp", "box", "sh", "-c", "echo $A; pwd")
+        == "b c\n/tmp"
+    )
     assert scow("exec", "box", "sh", "-c", "exit 9").code == 9
     assert scow("exec", "box", "nosuch").code == 127
     assert scow.ok("exec", "-i", "box", "cat", stdin=b"through\n") == "through"
@@ -240,7 +255,9 @@ def test_host_name_files_and_network_modes(scow: Scow) -> None:
 def test_exit_codes_and_one_clear_line(
     scow: Scow, words: tuple[str, ...], code: int, message: str
 ) -> None:
-    done = scow("run", "--network=none", *words) if "--network" not in words else scow("run", *words)
+    done = (
+        scow("run", "--network=none", *words) if "--network" not in words else scow("run", *words)
+    )
     assert done.code == code, done.err
     assert message.lower() in done.err.lower()
     assert "Traceback" not in done.err
@@ -292,7 +309,16 @@ def test_one_of_many_racers_for_a_name_wins(scow: Scow) -> None:
 
 
 def test_pause_freezes_and_unpause_goes_on(scow: Scow) -> None:
-    scow.ok("run", "-d", "--name", "ticker", "busybox", "sh", "-c", "while :; do echo tick tock tick tock; sleep 0.05; done")
+    scow.ok(
+        "run",
+        "-d",
+        "--name",
+        "ticker",
+        "busybox",
+        "sh",
+        "-c",
+        "while :; do echo tick tock tick tock; sleep 0.05; done",
+    )
     scow.ok("pause", "ticker")
     assert "(Paused)" in scow.ok("ps")
     size = len(scow.ok("logs", "ticker"))
@@ -307,14 +333,24 @@ def test_pause_freezes_and_unpause_goes_on(scow: Scow) -> None:
 
 
 def test_stats_shows_what_is_used(scow: Scow) -> None:
-    scow.ok("run", "-d", "--name", "box", "-m", "64m", "--pids-limit", "9", "busybox", "sleep", "1000")
+    scow.ok(
+        "run", "-d", "--name", "box", "-m", "64m", "--pids-limit", "9", "busybox", "sleep", "1000"
+    )
     out = scow.ok("stats", "--no-stream", "box")
     assert "64MiB" in out
     assert "box" in out
 
 
 def test_a_container_survives_the_death_of_its_starter(scow: Scow) -> None:
-    starter = scow.spawn("run", "--name", "orphan", "busybox", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.2; done; exit 5")
+    starter = scow.spawn(
+        "run",
+        "--name",
+        "orphan",
+        "busybox",
+        "sh",
+        "-c",
+        "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.2; done; exit 5",
+    )
     for _ in range(100):
         if "orphan" in scow("ps", "--format", "{{.Names}}").out:
             break
@@ -374,8 +410,22 @@ def test_env_labels_workdir_entrypoint(scow: Scow, tmp_path: Path) -> None:
 
 
 def test_volumes_keep_their_content(scow: Scow) -> None:
-    scow.ok("run", "--rm", "--network", "none", "-v", "data:/data", "busybox", "sh", "-c", "echo kept > /data/x")
-    assert scow.ok("run", "--rm", "--network", "none", "-v", "data:/data", "busybox", "cat", "/data/x") == "kept"
+    scow.ok(
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "-v",
+        "data:/data",
+        "busybox",
+        "sh",
+        "-c",
+        "echo kept > /data/x",
+    )
+    assert (
+        scow.ok("run", "--rm", "--network", "none", "-v", "data:/data", "busybox", "cat", "/data/x")
+        == "kept"
+    )
 
 
 def test_explain_tells_the_calls_and_runs_nothing(scow: Scow) -> None:
@@ -442,7 +492,9 @@ def test_stop_reaches_a_program_that_handles_the_signal(scow: Scow) -> None:
 
 def test_udp_through_a_published_port(scow: Scow) -> None:
     port = free_port(socket.SOCK_DGRAM)
-    scow.ok("run", "-d", "--name", "echo", "-p", f"{port}:9/udp", "python", "python3", "-c", UDP_ECHO)
+    scow.ok(
+        "run", "-d", "--name", "echo", "-p", f"{port}:9/udp", "python", "python3", "-c", UDP_ECHO
+    )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(0.5)
         for _ in range(40):
@@ -497,7 +549,19 @@ def test_many_at_once(scow: Scow) -> None:
 
 def test_an_init_reaps_and_passes_signals_on(scow: Scow) -> None:
     orphans = "for i in $(seq 20); do (sleep 0.1 &) ; done; trap 'exit 8' TERM; echo ready; while :; do sleep 0.1; done"
-    scow.ok("run", "-d", "--init", "--name", "tended", "--network", "none", "busybox", "sh", "-c", orphans)
+    scow.ok(
+        "run",
+        "-d",
+        "--init",
+        "--name",
+        "tended",
+        "--network",
+        "none",
+        "busybox",
+        "sh",
+        "-c",
+        orphans,
+    )
     while "ready" not in scow("logs", "tended").out:
         time.sleep(0.05)
     time.sleep(0.5)
@@ -513,13 +577,18 @@ def test_an_init_reaps_and_passes_signals_on(scow: Scow) -> None:
 
 
 def test_an_init_leaves_job_control_to_the_shell(scow: Scow) -> None:
-    with scow.terminal("run", "--rm", "-it", "--init", "--network", "none", "busybox", "sh") as terminal:
+    with scow.terminal(
+        "run", "--rm", "-it", "--init", "--network", "none", "busybox", "sh"
+    ) as terminal:
         terminal.expect(r"[#$] ")
         terminal.type("sleep 1000\n")
         time.sleep(0.3)
         terminal.type("\x1a")
         terminal.expect(r"Stopped|[#$] ")
-        terminal.type("kill -9 %1; wait; exit 5\n")
+        terminal.type("kill -9 %1\n")
+        terminal.expect(r"[#$] ")
+        # The first one is told about the stopped job.
+        terminal.type("exit 5\nexit 5\n")
         assert terminal.wait() == 5
 
 

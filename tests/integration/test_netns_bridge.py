@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
 from scow.native.errors import AlreadyExists, InvalidArgument, InvalidState, ResourceExhausted
 from scow.netns import nft, veth
 from scow.netns import rtnetlink as nl

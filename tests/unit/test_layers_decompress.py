@@ -52,7 +52,9 @@ def test_good(name: str, step: int) -> None:
     assert run(GOOD[name], step) == TEXT
 
 
-@pytest.mark.parametrize("data", [gzip.compress(TEXT[:3000]), zstd(TEXT[:3000]), SKIPPABLE + zstd(b"x")])
+@pytest.mark.parametrize(
+    "data", [gzip.compress(TEXT[:3000]), zstd(TEXT[:3000]), SKIPPABLE + zstd(b"x")]
+)
 def test_byte_by_byte_and_torn(data: bytes) -> None:
     whole = run(data, 1)
     for size in range(4, len(data)):
@@ -102,7 +104,9 @@ def test_zstd_window_is_limited() -> None:
 
 
 def test_zstd_dictionary_is_named() -> None:
-    samples = [b"sample %d of a dictionary %d" % (i, i * 7) for i in range(2000)]
+    samples: list[bytes | bytearray | memoryview] = [
+        b"sample %d of a dictionary %d" % (i, i * 7) for i in range(2000)
+    ]
     dictionary = zstandard.train_dictionary(4096, samples)
     with pytest.raises(Unsupported, match="dictionary"):
         run(zstd(TEXT, dict_data=dictionary))
@@ -121,7 +125,11 @@ def test_bombs_come_in_pieces(compress: object) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.binary(max_size=3000), max_size=4), st.sampled_from(["gz", "zst"]), st.integers(1, 999))
+@given(
+    st.lists(st.binary(max_size=3000), max_size=4),
+    st.sampled_from(["gz", "zst"]),
+    st.integers(1, 999),
+)
 def test_any_members(parts: list[bytes], kind: str, step: int) -> None:
     pack = gzip.compress if kind == "gz" else zstd
     data = b"".join(pack(part) for part in parts)

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLAGS = (
-    "-std=gnu11 -g -O1 -D_GNU_SOURCE -Wall -Wextra -Wshadow -Wconversion -Werror "
-    "-fsanitize=address,undefined -fno-sanitize-recover=all"
-).split()
+FLAGS = ["-std=gnu11", "-g", "-O1", "-D_GNU_SOURCE"]
+FLAGS += ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
+FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def build(source: str, target: Path) -> Path:
@@ -24,16 +23,26 @@ def build(source: str, target: Path) -> Path:
 
 
 def test_parsers(tmp_path: Path) -> None:
-    done = subprocess.run([build("test_untar_parse.c", tmp_path / "test")], capture_output=True, text=True)
+    done = subprocess.run(
+        [build("test_untar_parse.c", tmp_path / "test")], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(
+    "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
 def test_corpus(tmp_path: Path, tar_format: int) -> None:
     """Whole, cut and overwritten archives of each format; no root, so owners stay ours."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tar_format) as tar:
-        for name, kind in (("d", b"5"), ("d/f", b"0"), ("h", b"1"), ("d/s", b"2"), ("n" * 90 + "/f", b"0")):
+        for name, kind in (
+            ("d", b"5"),
+            ("d/f", b"0"),
+            ("h", b"1"),
+            ("d/s", b"2"),
+            ("n" * 90 + "/f", b"0"),
+        ):
             info = tarfile.TarInfo(name)
             info.type, info.linkname, info.mode = kind, "d/f", 0o755
             info.uid, info.gid, info.mtime = os.getuid(), os.getgid(), 1.5

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from scow.native.errors import AlreadyExists, InvalidArgument, ResourceExhausted
 from scow.netns.ipam import LeaseStore, Subnet, choose_subnet, locked, parse_mac
 

@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 import pytest
+
 from scow.netns import rtnetlink as nl
 from scow.netns import veth
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from scow.native.errors import InvalidArgument
 from scow.netns.names import hostname_file, hosts_file, read_host_resolv_conf, resolv_conf
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from scow.native.errors import ScowError, Unsupported
 from scow.netns import nft
 from scow.netns.ports import parse_ports

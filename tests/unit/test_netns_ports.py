@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from scow.native.errors import InvalidArgument, ScowError, Unsupported
 from scow.netns.ports import PortMapping, parse_port, parse_ports
 

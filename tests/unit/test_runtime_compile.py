@@ -142,9 +142,7 @@ def test_the_order_of_joining_is_user_first_mount_last(tmp_path: Path) -> None:
         ((Namespace("shadow"),), "unknown namespace"),
     ],
 )
-def test_impossible_namespaces_are_refused(
-    namespaces: tuple[Namespace, ...], words: str
-) -> None:
+def test_impossible_namespaces_are_refused(namespaces: tuple[Namespace, ...], words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         compile_run(spec(process(), namespaces=namespaces), handles(), NO_MONITOR)
 

@@ -58,7 +58,11 @@ def make_work_disk(directory: Path, arguments: list[str]) -> Path:
     checkout.build_wheel(tree)
     layout = images.ensure("busybox")
     image.run(
-        "skopeo", "copy", "-q", f"oci:{layout}:latest", f"oci-archive:{tree}/busybox.tar:busybox:latest"
+        "skopeo",
+        "copy",
+        "-q",
+        f"oci:{layout}:latest",
+        f"oci-archive:{tree}/busybox.tar:busybox:latest",
     )
     words = [*suites(), *arguments]
     start = START.format(arguments=shlex.join(words), limit=int(LIMIT_S - 90))

@@ -1,0 +1,140 @@
+"""Loading what `docker save` wrote before it wrote OCI layouts.
+
+What belongs here: manifest.json and its files without digests. Their layers are hashed first, then
+taken in under a manifest of our making.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from scow.image.archive_files import ArchiveFiles
+from scow.image.digest import Digest, digest_bytes, hex_of, new_hasher, quote
+from scow.image.document import MAX_DOCUMENT_BYTES, check_document, decode_document
+from scow.image.install import (
+    Chunks,
+    install_image,
+    read_image_document,
+)
+from scow.image.loaded import add_loaded
+from scow.image.manifest import (
+    MAX_LAYERS,
+    Descriptor,
+)
+from scow.image.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from scow.image.progress import ProgressSink
+from scow.image.reference import Reference, parse_reference
+from scow.native.errors import IntegrityError, InvalidArgument, Unsupported
+
+if TYPE_CHECKING:
+    from scow.image.store import ImageStore
+
+
+class _DockerImage(msgspec.Struct, rename="pascal"):
+    config: str
+    layers: list[str]
+    repo_tags: list[str] | None = None
+
+
+class _DockerSource:
+    """Blobs of a docker archive: files with names of their own, hashed beforehand."""
+
+    def __init__(self, files: ArchiveFiles) -> None:
+        self._files = files
+        self._names: dict[Digest, str] = {}
+
+    def add(self, name: str) -> Descriptor:
+        """Hash a layer file and remember where it is."""
+        hasher = new_hasher()
+        size, head = 0, b""
+        for chunk in self._files.open(name, 0):
+            head = head or chunk[:4]
+            size += len(chunk)
+            hasher.update(chunk)
+        digest = Digest(f"sha256:{hasher.hexdigest()}")
+        self._names[digest] = name
+        return Descriptor(_layer_type(head), digest, size)
+
+    def add_config(self, name: str, data: bytes) -> Descriptor:
+        """Remember the config file."""
+        digest = digest_bytes(data)
+        self._names[digest] = name
+        return Descriptor(OCI_CONFIG, digest, len(data))
+
+    def open_blob(self, descriptor: Descriptor, offset: int) -> Chunks:
+        return self._files.open(self._names[descriptor.digest], offset)
+
+
+def _layer_type(head: bytes) -> str:
+    if head.startswith(b"\x1f\x8b"):
+        return OCI_LAYER + "+gzip"
+    return OCI_LAYER + "+zstd" if head.startswith(b"\x28\xb5\x2f\xfd") else OCI_LAYER
+
+
+def load_docker_images(store: ImageStore, files: ArchiveFiles, sink: ProgressSink) -> list[str]:
+    data = files.read("manifest.json", MAX_DOCUMENT_BYTES)
+    images = decode_document(data, list[_DockerImage], "'manifest.json'")
+    if not images:
+        raise InvalidArgument("the docker archive holds no image")
+    # All names are checked before anything is taken in.
+    names = [[parse_reference(tag) for tag in image.repo_tags or []] for image in images]
+    lines: list[str] = []
+    for image, references in zip(images, names, strict=True):
+        lines += _load_docker_image(store, files, image, references, sink)
+    return lines
+
+
+def _load_docker_image(
+    store: ImageStore,
+    files: ArchiveFiles,
+    image: _DockerImage,
+    names: list[Reference],
+    sink: ProgressSink,
+) -> list[str]:
+    what = quote(names[0].familiar) if names else "the image"
+    if len(image.layers) > MAX_LAYERS:
+        raise Unsupported(f"{what} has {len(image.layers)} layers, more than {MAX_LAYERS}")
+    config = files.read(image.config, MAX_DOCUMENT_BYTES)
+    check_document(config, f"config of {what}")
+    source = _DockerSource(files)
+    stem = os.path.basename(image.config).removesuffix(".json")
+    config_descriptor = source.add_config(image.config, config)
+    if len(stem) == 64 and stem != hex_of(config_descriptor.digest):
+        raise IntegrityError(
+            f"config of {what}: expected digest sha256:{stem}, got {config_descriptor.digest}"
+        )
+    manifest = make_manifest(config_descriptor, [source.add(name) for name in image.layers])
+    document = read_image_document(manifest, digest_bytes(manifest), OCI_MANIFEST, what)
+    with store.content.lease() as lease:
+        entry = install_image(
+            store, source, document, lease, what=what, platform=None, progress=sink
+        )
+        lines: list[str] = []
+        wanted: list[Reference | None] = [*names] or [None]
+        for name in wanted:
+            lines += add_loaded(store, entry, name)
+        lease.finish()
+    return lines
+
+
+def make_manifest(config: Descriptor, layers: list[Descriptor]) -> bytes:
+    """An OCI manifest of these parts."""
+    return msgspec.json.encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": _wire(config),
+            "layers": [_wire(layer) for layer in layers],
+        }
+    )
+
+
+def _wire(descriptor: Descriptor) -> dict[str, str | int]:
+    return {
+        "mediaType": descriptor.media_type,
+        "digest": descriptor.digest,
+        "size": descriptor.size,
+    }

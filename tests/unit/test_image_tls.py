@@ -1,0 +1,161 @@
+"""TLS towards registries: whom we trust, what each failure is called, and never a way around."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from scow.image import registry as registry_module
+from scow.image import transport
+from scow.image.reference import parse_reference
+from scow.image.registry import Registry
+from scow.image.transport import Patience, Transport, TransportError, proxies_for
+from scow.native.errors import NotFound, RegistryError
+
+QUICK = Patience(connect_s=2, idle_s=2, attempts=2, backoff_s=0.01)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.seen.append(self.path)  # type: ignore[attr-defined]  # set below
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: object) -> None:
+        pass  # clients that do not trust us
+
+
+def make_certificate(directory: Path, name: str, *names: str) -> tuple[Path, Path]:
+    certificate, key = directory / f"{name}.crt", directory / f"{name}.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-keyout", key, "-out", certificate, "-subj", f"/CN={name}", "-days", "2",
+         "-addext", "subjectAltName=" + ",".join(names)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate, key
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    return make_certificate(tmp_path, "good", "IP:127.0.0.1", "DNS:localhost")
+
+
+@pytest.fixture
+def server(certificate: tuple[Path, Path]) -> Iterator[Server]:
+    yield from serve(*certificate)
+
+
+def serve(certificate: Path, key: Path) -> Iterator[Server]:
+    server = Server(("127.0.0.1", 0), Handler)
+    server.seen = []  # type: ignore[attr-defined]  # for the tests
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    # The handshake happens in the connection's thread, or one silent client would stop the rest.
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def host_of(server: Server) -> str:
+    return f"127.0.0.1:{server.server_port}"
+
+
+@pytest.fixture
+def certs_d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "certs.d"
+    monkeypatch.setattr(transport, "CERTIFICATE_DIRS", (str(directory),))
+    return directory
+
+
+def get(server: Server, **options: bool) -> int:
+    client = Transport(f"https://{host_of(server)}", patience=QUICK, **options)
+    try:
+        with client.get(f"https://{host_of(server)}/v2/") as response:
+            return response.status
+    finally:
+        client.close()
+
+
+def test_self_signed(server: Server, certs_d: Path) -> None:
+    with pytest.raises(TransportError, match="is self-signed") as caught:
+        get(server)
+    assert "certs.d" in (caught.value.hint or "")
+    assert server.seen == []  # type: ignore[attr-defined]  # set in serve()
+    assert get(server, tls_verify=False) == 404
+
+
+def test_ca_of_the_administrator(
+    server: Server, certs_d: Path, certificate: tuple[Path, Path]
+) -> None:
+    place = certs_d / host_of(server)
+    place.mkdir(parents=True)
+    (place / "ca.crt").write_bytes(certificate[0].read_bytes())
+    assert get(server) == 404
+    # With certificates set up, a loopback host is spoken to in HTTPS from the first byte.
+    client = Registry(parse_reference(f"{host_of(server)}/a/b"), patience=QUICK)
+    with client, pytest.raises(NotFound):
+        client.head_manifest("latest")
+    (place / "ca.crt").write_text("garbage")
+    with pytest.raises(RegistryError, match=r"cannot use certificate .*ca\.crt"):
+        get(server)
+
+
+def test_wrong_name(tmp_path: Path, certs_d: Path) -> None:
+    certificate, key = make_certificate(tmp_path, "other", "DNS:other.example")
+    for server in serve(certificate, key):
+        place = certs_d / host_of(server)
+        place.mkdir(parents=True)
+        (place / "ca.crt").write_bytes(certificate.read_bytes())
+        with pytest.raises(TransportError, match="is for another"):
+            get(server)
+
+
+def test_loopback_registry_with_tls_is_found_out(server: Server, certs_d: Path) -> None:
+    # It is tried in HTTP first; what cannot be HTTP is tried in HTTPS, and then the rules hold.
+    client = Registry(parse_reference(f"{host_of(server)}/a/b"), patience=QUICK)
+    with client, pytest.raises(RegistryError, match="is self-signed"):
+        client.head_manifest("latest")
+    client = Registry(parse_reference(f"{host_of(server)}/a/b"), patience=QUICK, tls_verify=False)
+    with client, pytest.raises(NotFound):
+        client.head_manifest("latest")
+
+
+def test_tls_failure_never_leads_to_http(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "is_loopback_host", lambda host: False)
+    client = Registry(parse_reference(f"{host_of(server)}/a/b"), patience=QUICK)
+    with client, pytest.raises(RegistryError, match="self-signed"):
+        client.head_manifest("latest")
+    assert client.transport.base_url.startswith("https://")
+    assert server.seen == []  # type: ignore[attr-defined]  # set in serve()
+
+
+def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "inner.example")
+    assert proxies_for("https://quay.io/v2/")["https"] == "http://proxy.example:3128"
+    assert proxies_for("https://inner.example/v2/").get("https") is None
+    for host in ("localhost:5000", "127.0.0.1:5000", "[::1]:5000"):
+        assert proxies_for(f"https://{host}/v2/") == {}
