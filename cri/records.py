@@ -75,9 +75,9 @@ class RecordStore:
         """The parent of our cgroups: one for each run directory, so that no two stores meet."""
         if self.run == DEFAULT_RUN:
             return "scow"
-        from hashlib import blake2b
+        from zlib import crc32
 
-        return f"scow/{blake2b(os.fsencode(self.run), digest_size=4).hexdigest()}"
+        return f"scow/{crc32(os.fsencode(self.run)):08x}"
 
     def prepare(self) -> None:
         """Make the directories, closed to everyone but root (CVE-2021-41091)."""

@@ -16,7 +16,6 @@ import fcntl
 import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
@@ -34,8 +33,7 @@ Paths = list[str]
 DiffIDs = list[DiffID]
 
 
-@dataclass(frozen=True, slots=True)
-class LayerInfo:
+class LayerInfo(msgspec.Struct, frozen=True):
     """layer.json: a layer that exists. `size` counts the bytes of its files, holes left out."""
 
     diff_id: DiffID

@@ -192,6 +192,7 @@ static const op_function FUNCTIONS[OP_END] = {
     [OP_NO_NEW_PRIVILEGES] = op_no_new_privileges,
     [OP_LOAD_SECCOMP] = op_load_seccomp,
     [OP_EXECUTE] = op_execute,
+    [OP_SET_MOUNT_ATTRIBUTES] = op_set_mount_attributes,
 };
 
 /* The monitor's log, sockets and signalfd came along with the clone. Only the plan's descriptors stay

@@ -48,6 +48,7 @@ int op_mount_filesystem(struct child *child, const struct plan_op *op);
 int op_mount_tree(struct child *child, const struct plan_op *op);
 int op_mask(struct child *child, const struct plan_op *op);
 int op_read_only_path(struct child *child, const struct plan_op *op);
+int op_set_mount_attributes(struct child *child, const struct plan_op *op);
 int op_pivot_root(struct child *child, const struct plan_op *op);
 int op_remount_root_read_only(struct child *child, const struct plan_op *op);
 /* child_files.c */

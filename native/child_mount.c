@@ -177,6 +177,17 @@ int op_read_only_path(struct child *child, const struct plan_op *op) {
     return r < 0 ? r : sys_move_mount(tree, "", target, "", ONTO_FD);
 }
 
+/* num: attributes to set, to clear. Of this one mount and none below it: what had to stay writable
+ * while places for other mounts were made in it. A path that is no mount point is EINVAL. */
+int op_set_mount_attributes(struct child *child, const struct plan_op *op) {
+    struct mount_attr attr = {.attr_set = op->num[0], .attr_clr = op->num[1]};
+    int root = child_root(child);
+    if (root < 0)
+        return root;
+    cleanup_fd int mount = path_open(root, op_text(child, op, 0), O_PATH, 0);
+    return mount < 0 ? mount : sys_mount_setattr(mount, "", AT_EMPTY_PATH, &attr);
+}
+
 /* The working directory of an image need not exist; it is made while we are still root, through the
  * root's descriptor. What cannot be made (read-only root) is SetCwd's error to tell. */
 static void make_cwd(struct child *child) {

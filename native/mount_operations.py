@@ -225,6 +225,29 @@ class ReadOnlyPath(Operation, frozen=True):
         return writer.record(self.code, texts=(self.path,))
 
 
+class SetMountAttributes(Operation, frozen=True):
+    """Change the attributes of one mount that is there already, of none below it."""
+
+    code = 35
+    step = "set mount attributes"
+    path: Text
+    attr_set: int
+    attr_clr: int = 0
+
+    def describe(self) -> str:
+        parts = [show(self.path), flag_names(self.attr_set, _ATTR_NAMES)]
+        if self.attr_clr:
+            parts.append(f"clear {flag_names(self.attr_clr, _ATTR_NAMES)}")
+        return f"mount_setattr({', '.join(parts)})"
+
+    def subject(self) -> str | None:
+        return show(self.path)
+
+    def encode(self, writer: BlockWriter) -> bytes:
+        numbers = (self.attr_set, self.attr_clr)
+        return writer.record(self.code, texts=(self.path,), numbers=numbers)
+
+
 class PivotRoot(Operation, frozen=True):
     """Make the attached root the root, and let go of the host's."""
 

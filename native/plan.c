@@ -33,6 +33,7 @@ static const struct op_shape SHAPES[OP_END] = {
     [OP_SET_USER] = {false, 0, BLOB_U32},
     [OP_LOAD_SECCOMP] = {false, 0, BLOB_BYTES},
     [OP_EXECUTE] = {false, 0, BLOB_VECTORS},
+    [OP_SET_MOUNT_ATTRIBUTES] = {false, 1, BLOB_NONE},
 };
 
 static int refuse(struct failure *ret, uint32_t index, size_t where) {

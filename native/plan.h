@@ -51,6 +51,7 @@ enum op_code {
     OP_NO_NEW_PRIVILEGES,
     OP_LOAD_SECCOMP,
     OP_EXECUTE,
+    OP_SET_MOUNT_ATTRIBUTES,
     OP_END,
 };
 

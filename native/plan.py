@@ -33,6 +33,7 @@ from scow.native.mount_operations import (
     PivotRoot,
     ReadOnlyPath,
     RemountRootReadOnly,
+    SetMountAttributes,
 )
 from scow.native.operation import Operation, flag_names
 from scow.native.process_operations import (
@@ -92,6 +93,7 @@ __all__ = [
     "SetCwd",
     "SetDomainname",
     "SetHostname",
+    "SetMountAttributes",
     "SetOomScoreAdj",
     "SetRlimit",
     "SetSysctl",

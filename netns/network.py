@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import replace
+
+import msgspec
 
 from scow.native.errors import InvalidArgument, InvalidState, ResourceExhausted, ScowError
 from scow.netns import bridge, conntrack, nft, veth
@@ -264,7 +265,7 @@ class BridgeNetwork:
                 taken = {key: value for key, value in taken.items() if key not in dead}
             with Reservation(taken, self._describe) as reservation:
                 chosen = tuple(reservation.add(mapping) for mapping in ports)
-                record = replace(record, ports=chosen)
+                record = msgspec.structs.replace(record, ports=chosen)
                 self._records.write_attachment(record)
                 self._write_rules()
             conntrack.forget_untranslated(chosen)

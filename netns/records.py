@@ -7,7 +7,6 @@ asked for what it says, and removed after that is given back. What must not be h
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -19,8 +18,7 @@ from scow.netns.ports import PortMapping
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(msgspec.Struct, frozen=True):
     """A container's place in a network. `host_interface` exists while its namespace does."""
 
     container_id: str

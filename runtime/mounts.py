@@ -15,7 +15,13 @@ from collections.abc import Callable
 from scow.native import sys as kernel
 from scow.native.errors import InvalidArgument, NotFound, PermissionDenied, ScowError
 from scow.native.fd import OwnedFd
-from scow.native.plan import MakeSymlink, MountFilesystem, MountTree, Operation
+from scow.native.plan import (
+    MakeSymlink,
+    MountFilesystem,
+    MountTree,
+    Operation,
+    SetMountAttributes,
+)
 from scow.runtime.spec import SpecMount
 
 # option -> (bits to set, bits to clear): mount_setattr(2).
@@ -169,6 +175,11 @@ def _cgroup_mounts(dest: str, attributes: int, why: str) -> list[Operation]:
     if host.unified:
         place = f"{dest}/unified"
         found.append(MountFilesystem("cgroup2", place, flags=attributes, source="cgroup"))
+    if attributes & kernel.MOUNT_ATTR_RDONLY:
+        read_only = kernel.MOUNT_ATTR_RDONLY
+        found.append(
+            SetMountAttributes(dest, read_only, why="every directory for a hierarchy is made")
+        )
     return found
 
 

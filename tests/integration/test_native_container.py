@@ -408,6 +408,20 @@ def test_bind_mounts(run: Runner, tmp_path: Path) -> None:
         assert run(("probe", "read", "/etc/one"), extra).finish().output == "from the volume"
 
 
+def test_attributes_of_one_mount_and_none_below(run: Runner) -> None:
+    extra = (
+        p.MountFilesystem("tmpfs", "/outer"),
+        p.MountFilesystem("tmpfs", "/outer/inner"),
+        p.SetMountAttributes("/outer", s.MOUNT_ATTR_RDONLY),
+    )
+    paths = ("/outer", "/outer/inner")
+    facts = run(("probe", "create", *paths), *extra).finish().facts
+    assert (facts["/outer"], facts["/outer/inner"]) == ("EROFS", "0")
+    failed = run(("probe",), p.SetMountAttributes("/bin", s.MOUNT_ATTR_RDONLY))
+    failed.finish()
+    assert (failed.error().step, failed.error().errno) == ("set mount attributes", errno.EINVAL)
+
+
 def test_read_only_root(run: Runner) -> None:
     read_only = p.RemountRootReadOnly()
     result = run(("probe", "open", "w", "/bin/file", "/dev/null"), read_only).finish()

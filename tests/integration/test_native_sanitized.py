@@ -99,6 +99,7 @@ def test_nearly_every_operation(
             p.MakeDirectory("/a/b", 0o700, 1, 1),
             p.MakeDevice("/dev/null", stat.S_IFCHR | 0o666, 1, 3),
             p.MakeSymlink("x", "/dev/y"),
+            p.SetMountAttributes("/dev", s.MOUNT_ATTR_NOSUID, s.MOUNT_ATTR_NODEV),
             p.Mask("/proc/keys"),
             p.Mask("/proc/fs"),
             p.ReadOnlyPath("/proc/sys"),

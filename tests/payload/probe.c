@@ -2,6 +2,7 @@
  *
  *   probe show               identity, limits, descriptors, signals, namespaces
  *   probe open r|w PATH...   the errno of each open ("0" when it works)
+ *   probe create DIRECTORY... the errno of making a file in each
  *   probe read PATH          the first bytes of a file
  *   probe call NUMBER        the errno of a raw system call with zero arguments
  *   probe env
@@ -96,6 +97,17 @@ static void try_open(const char *path, int flags) {
         close(fd);
 }
 
+static void try_create(const char *directory) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/.probe", directory);
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    printf("%s %s\n", directory, fd < 0 ? name_of(errno) : "0");
+    if (fd >= 0) {
+        close(fd);
+        unlink(path);
+    }
+}
+
 /* What a hostile pid 1 does to a process that somebody executes in its namespace. */
 static void attack(int pid, int *successes) {
     char path[64], target[512];
@@ -154,6 +166,9 @@ int main(int argc, char **argv) {
     } else if (strcmp(what, "open") == 0 && argc > 3) {
         for (int i = 3; i < argc; i++)
             try_open(argv[i], argv[2][0] == 'w' ? O_WRONLY : O_RDONLY);
+    } else if (strcmp(what, "create") == 0) {
+        for (int i = 2; i < argc; i++)
+            try_create(argv[i]);
     } else if (strcmp(what, "read") == 0 && argc > 2) {
         char data[4096];
         int fd = open(argv[2], O_RDONLY);

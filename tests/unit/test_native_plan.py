@@ -63,6 +63,7 @@ EVERY_OPERATION = (
     p.SetCapabilities(1, 3, 0, 0),
     p.NoNewPrivileges(),
     p.LoadSeccomp(struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)),
+    p.SetMountAttributes("/sys/fs/cgroup", s.MOUNT_ATTR_RDONLY, s.MOUNT_ATTR_NODEV),
     p.Execute(("sh", "-c", b"\xff\xfe"), ("PATH=/bin", "A=\udcff"), why="what the user asked for"),
 )
 FULL = p.Plan(
