@@ -46,6 +46,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     network: Callable[[], BridgeNetwork]
     pid_of: Callable[[str], tuple[str, int]]
     volume_dir: Callable[[str], str]
+    adopt_volumes: Callable[[str], None]
     cleanup_argv: Callable[[str], tuple[bytes, ...]]
 
 
@@ -82,6 +83,7 @@ def prepare_launch(
     *,
     dry_run: bool = False,
     running_root: int | None = None,
+    lock_fd: int | None = None,
 ) -> Prepared:
     """Take and open all that the plan names. With `dry_run` no address, port or cgroup is taken.
 
@@ -126,11 +128,13 @@ def prepare_launch(
         run_init=record.options.init,
         mount_reasons=generated.reasons,
     )
-    plan = compile_run(generated.spec, handles, _monitor_config(record, around, oom))
+    plan = compile_run(generated.spec, handles, _monitor_config(record, around, oom, lock_fd))
     return Prepared(plan, root, sandbox, user, generated)
 
 
-def _monitor_config(record: Record, around: Surroundings, oom_fd: int | None) -> p.MonitorConfig:
+def _monitor_config(
+    record: Record, around: Surroundings, oom_fd: int | None, lock_fd: int | None
+) -> p.MonitorConfig:
     options = record.options
     run_dir = around.store.run_dir(record.id)
     directory = around.store.container_dir(record.id)
@@ -147,6 +151,7 @@ def _monitor_config(record: Record, around: Surroundings, oom_fd: int | None) ->
         stdin_once=options.stdin_once,
         oom_fd=oom_fd,
         oom_baseline=0,
+        lock_fd=lock_fd,
         cleanup_argv=around.cleanup_argv(record.id),
         cleanup_env=_cleanup_env(),
     )
@@ -185,11 +190,13 @@ def seccomp_filter(
     return found.program, found.flags
 
 
-def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConnection:
+def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -> MonitorConnection:
     """Launch a container and release it; returns when its program runs.
 
     With `attach` the connection gets all output, and holds the container back where it cannot
-    keep up, as a pipe would; it also says that its owner cleans up. The caller holds the container's lock. On any failure nothing is left but the record.
+    keep up, as a pipe would; it also says that its owner cleans up. The caller holds the container's
+    lock, `lock_fd`, which the monitor shares until the program runs: should we be killed, nobody
+    else comes before it has ended what we began. On any failure nothing is left but the record.
     """
     release(record, around)
     with ExitStack() as undo, ExitStack() as held:
@@ -200,7 +207,8 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
         if record.options.ipc.kind == "shareable":
             _make_shm(f"{run_dir}/shm", record)
         _make_bind_sources(record)
-        prepared = prepare_launch(record, around, held)
+        adopt_volumes(record, around)
+        prepared = prepare_launch(record, around, held, lock_fd=lock_fd)
         try:
             os.unlink(f"{around.store.container_dir(record.id)}/exit.json")
         except FileNotFoundError:
@@ -251,6 +259,17 @@ def _make_shm(path: str, record: Record) -> None:
     kernel.mount("shm", path, "tmpfs", flags, f"mode=1777,size={size}")
 
 
+def staged_volumes(record: Record, around: Surroundings) -> str:
+    """Where the container's new volumes are made before they get their names."""
+    return f"{around.store.container_dir(record.id)}/volumes"
+
+
+def adopt_volumes(record: Record, around: Surroundings) -> None:
+    """Give the container's new volumes their names; nothing to do is fine."""
+    if record.volumes:
+        around.adopt_volumes(staged_volumes(record, around))
+
+
 def _make_bind_sources(record: Record) -> None:
     """Make missing sources of -v, as Docker does; --mount asks for existing ones."""
     for mount in record.options.mounts:
@@ -262,7 +281,7 @@ def release(record: Record, around: Surroundings) -> None:
     """Give back what a run of the container took; fine when nothing is left, goes on past errors."""
     first: OSError | ScowError | None = None
     steps: tuple[Callable[[], None], ...] = (
-        lambda: container_cgroup(record).remove(),
+        lambda: _release_cgroup(record),
         lambda: _release_network(record, around),
         lambda: _release_run_dir(record, around),
     )
@@ -273,6 +292,14 @@ def release(record: Record, around: Surroundings) -> None:
             first = first or error
     if first is not None:
         raise first
+
+
+def _release_cgroup(record: Record) -> None:
+    cgroup = container_cgroup(record)
+    # Processes that outlived the first one (--pid host), or all of them where the monitor was killed.
+    if cgroup.exists() and cgroup.pids():
+        cgroup.kill()
+    cgroup.remove()
 
 
 def _release_network(record: Record, around: Surroundings) -> None:

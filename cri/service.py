@@ -72,6 +72,7 @@ class Service:
             network=self._bridge,
             pid_of=self._pid_of,
             volume_dir=self.volumes.data_dir,
+            adopt_volumes=self.volumes.adopt,
             cleanup_argv=_cleanup_argv,
         )
 
@@ -146,12 +147,12 @@ class Service:
             exposed_ports=image.config.exposed_ports,
         )
         self._check_references(record)
-        with ExitStack() as undo:
+        with self.store.making(container_id), ExitStack() as undo:
             undo.callback(self.store.discard, container_id, name)
-            self.store.make_dir(container_id)
             self.store.claim_name(name, container_id)
-            record = self._with_volumes(record, image, undo)
+            record = self._with_volumes(record, image)
             self.store.write(record)
+            launching.adopt_volumes(record, self._around)
             undo.pop_all()
         return container_id
 
@@ -176,7 +177,8 @@ class Service:
                 self.find(mode.container)
         build_resources(options.limits, [], privileged=False)
 
-    def _with_volumes(self, record: Record, image: Image, undo: ExitStack) -> Record:
+    def _with_volumes(self, record: Record, image: Image) -> Record:
+        """Name the record's volumes, and make and fill the new ones aside: no record, no volume."""
         wanted = [
             VolumeUse(m.source or self.volumes.new_name(), m.target, not m.source)
             for m in record.options.mounts
@@ -191,12 +193,12 @@ class Service:
         ]
         if not wanted:
             return record
+        staging = launching.staged_volumes(record, self._around)
         with launching.mount_root(record, self._around) as mount:
             root = Root(mount.fileno())
             for use in wanted:
-                if self.volumes.ensure(use.name):
-                    undo.callback(self.volumes.remove, use.name)
-                    self.volumes.fill(use.name, root, use.target)
+                if not self.volumes.exists(use.name):
+                    self.volumes.stage(staging, use.name, root, use.target)
         return msgspec.structs.replace(record, volumes=tuple(wanted))
 
     def start(self, container_id: str, *, attach: bool = False) -> MonitorConnection | None:
@@ -205,10 +207,10 @@ class Service:
         With `attach` the connection that started it is given to the caller, who gets all output
         from the first byte, and calls `finish` when it has ended.
         """
-        with self.store.locked(container_id):
+        with self.store.locked(container_id) as lock_fd:
             record = self.store.read(container_id)
             require(record.name, self.status(record).state, Operation.START)
-            connection = launching.start(record, self._around, attach=attach)
+            connection = launching.start(record, self._around, lock_fd, attach=attach)
         if attach:
             return connection
         connection.close()
@@ -235,18 +237,23 @@ class Service:
 
     def remove(self, container_id: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a container that does not run; with `force`, kill it first."""
-        record = self.store.read(container_id)
-        state = self.status(record).state
-        if state in (State.RUNNING, State.PAUSED):
-            if not force:
-                require(record.name, state, Operation.REMOVE)
-            self._kill_and_wait(record)
-        with self.store.locked(container_id):
-            launching.release(record, self._around)
-            self._discard(record, volumes=volumes or record.options.auto_remove)
+        while True:
+            record = self.store.read(container_id)
+            state = self.status(record).state
+            if state in (State.RUNNING, State.PAUSED):
+                if not force:
+                    require(record.name, state, Operation.REMOVE)
+                self._kill_and_wait(record)
+            with self.store.locked(container_id):
+                # Somebody may have started it since.
+                if self.status(record).state in (State.RUNNING, State.PAUSED):
+                    continue
+                launching.release(record, self._around)
+                self._discard(record, volumes=volumes or record.options.auto_remove)
+                return
 
     def _discard(self, record: Record, *, volumes: bool) -> None:
-        self.store.discard(record.id, record.name)
+        # Volumes first: once the record is gone, nothing says whose they were.
         if volumes:
             for use in record.volumes:
                 if use.anonymous:
@@ -254,6 +261,7 @@ class Service:
                         self.volumes.remove(use.name)
                     except NotFound:
                         continue
+        self.store.discard(record.id, record.name)
 
     # --- signals ------------------------------------------------------------------------------
 
@@ -462,7 +470,7 @@ class Service:
         """Look for anything left behind or damaged; with `repair`, mend it. Empty means clean."""
         from scow.cri.check import check
 
-        return check(self, self._around, repair=repair)
+        return check(self, repair=repair)
 
     # --- what the rooms below are told --------------------------------------------------------
 
