@@ -59,4 +59,6 @@ def environment(values: Values) -> tuple[str, ...]:
 def size() -> tuple[int, int]:
     """Rows and columns of the caller's terminal."""
 
+    from scow.cli.terminal import terminal_size
+
     return terminal_size()
