@@ -247,6 +247,7 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
         _until(connection, Ready, prepared)
         if prepared.sandbox.attachment is not None:
             around.network().settle(prepared.sandbox.attachment)
+            around.network().open_ports(prepared.sandbox.attachment)
         if attach:
             connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
             connection.watch()
