@@ -63,7 +63,8 @@ class VolumeStore:
 
     def remove(self, name: str) -> None:
         """Delete a volume with its data; NotFound where there is none."""
-        if not self.exists(name):
+        # Also what a removal left that was killed half-way.
+        if not os.path.isdir(f"{self._dir}/{name}"):
             raise NotFound(f"no such volume: '{name}'")
         fd = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
