@@ -73,7 +73,7 @@ def _import_msgspec() -> None:
         return
     sys.modules["typing_extensions"] = None  # type: ignore[assignment]  # import system: "not there"
     try:
-        import msgspec  # noqa: F401
+        __import__("msgspec")
     finally:
         del sys.modules["typing_extensions"]
 

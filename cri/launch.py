@@ -7,6 +7,7 @@ ports), so whoever comes after a kill -9 at any line here mends it: `release` is
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Callable
@@ -23,8 +24,9 @@ from scow.image.overlay import mount_overlay
 from scow.native import plan as p
 from scow.native.errors import NotFound, ScowError
 from scow.native.fd import OwnedFd
-from scow.native.fs import Root
+from scow.native.fs import Root, remove_tree
 from scow.native.spawn import launch
+from scow.native.sys import AT_FDCWD
 from scow.runtime.compile import Handles, compile_run
 from scow.runtime.failures import explain_failure
 from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started
@@ -68,7 +70,33 @@ def container_cgroup(record: Record) -> Cgroup:
 def mount_root(record: Record, around: Surroundings) -> OwnedFd:
     """Stack the image's layers under the container's own, as a mount attached nowhere."""
     directory = around.store.container_dir(record.id)
-    return mount_overlay(around.layer_paths(record), f"{directory}/upper", f"{directory}/work")
+    lowers = [*around.layer_paths(record), _base_layer(around.store)]
+    return mount_overlay(lowers, f"{directory}/upper", f"{directory}/work")
+
+
+# What is mounted on in every container. Where the image has none of it, it shows through from
+# below everything, so that no start has to make it in the container's own layer.
+_BASE_DIRECTORIES = ("dev", "etc", "proc", "sys")
+_BASE_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
+
+
+def _base_layer(store: RecordStore) -> str:
+    """Give the lowest directory of all stacks; made once, by whoever is first."""
+    path = f"{store.root}/base"
+    if os.path.isdir(path):
+        return path
+    attempt = f"{store.root}/base.{os.urandom(8).hex()}"
+    for name in ("", *_BASE_DIRECTORIES):
+        os.mkdir(f"{attempt}/{name}", 0o755)
+    for name in _BASE_FILES:
+        os.close(os.open(f"{attempt}/{name}", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    try:
+        os.rename(attempt, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        remove_tree(AT_FDCWD, attempt)
+    return path
 
 
 def resolve_record_user(record: Record, root: Root) -> User:
@@ -219,6 +247,7 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
         _until(connection, Ready, prepared)
         if prepared.sandbox.attachment is not None:
             around.network().settle(prepared.sandbox.attachment)
+            around.network().open_ports(prepared.sandbox.attachment)
         if attach:
             connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
             connection.watch()
@@ -312,7 +341,6 @@ def _release_network(record: Record, around: Surroundings) -> None:
 
 def _release_run_dir(record: Record, around: Surroundings) -> None:
     from scow.native import sys as kernel
-    from scow.native.fs import remove_tree
 
     run_dir = around.store.run_dir(record.id)
     if record.options.ipc.kind == "shareable" and os.path.ismount(f"{run_dir}/shm"):

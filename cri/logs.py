@@ -143,11 +143,11 @@ class _Reader:
         """Give the last `count` lines; the parts of a long line belong to the line they begin."""
         files = open_files(self._path)
         kept: list[bytes] = []
+        rest = b""
         for position, fd in enumerate(files):
             lines = list(self._read_to_end(fd))
             if position == 0:
-                self._fd = fd
-                rest = self._rest
+                self._fd, rest = fd, self._rest
             else:
                 os.close(fd)
             self._rest = b""
@@ -156,8 +156,7 @@ class _Reader:
                 for other in files[position + 1 :]:
                     os.close(other)
                 break
-        if files:
-            self._rest = rest
+        self._rest = rest
         return _tail(kept, count)
 
     def new_lines(self) -> Iterator[bytes]:

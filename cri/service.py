@@ -142,7 +142,9 @@ class Service:
             user=merged.user,
             stop_signal=merged.stop_signal,
             labels=merged.labels,
-            cgroup=container_path(container_id, options.cgroup_parent or self.store.cgroup_parent),
+            cgroup=container_path(
+                f"{self.store.cgroup_prefix}{container_id}", options.cgroup_parent
+            ),
             options=options,
             exposed_ports=image.config.exposed_ports,
         )

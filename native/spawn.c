@@ -229,11 +229,13 @@ int child_receive(int sock, struct child_msg *ret, int *ret_fd) {
         .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof control.space};
     ssize_t n;
     *ret_fd = -1;
+    /* ECONNRESET: the child ended with a byte of ours unread. The kernel tells that once, before what
+     * the child had sent: its last words are still there to be read. */
     do
         n = recvmsg(sock, &head, MSG_CMSG_CLOEXEC);
-    while (n < 0 && errno == EINTR);
+    while (n < 0 && (errno == EINTR || errno == ECONNRESET));
     if (n < 0)
-        return errno == ECONNRESET ? 0 : -errno;
+        return -errno;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&head); c; c = CMSG_NXTHDR(&head, c))
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof(int)))
             memcpy(ret_fd, CMSG_DATA(c), sizeof *ret_fd);

@@ -198,6 +198,10 @@ class Reservation:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the sockets go."""
         self._sockets.close()
 
     def add(self, mapping: PortMapping) -> PortMapping:
