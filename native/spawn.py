@@ -63,18 +63,27 @@ def _start(
 
 def launch(plan: Plan) -> Launched:
     """Start a monitor with this plan; what comes of it is told over `control`."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        control = OwnedFd(ours.detach())
+        pid, pidfd = launch_controlled(plan, theirs.fileno())
+    return Launched(pid, pidfd, control)
+
+
+def launch_controlled(plan: Plan, control_fd: int) -> tuple[int, OwnedFd]:
+    """Start a monitor whose end of the control socket is given (borrowed); its pid and pidfd.
+
+    The caller has the other end before there is a monitor: a signal that interrupts us at any point
+    cannot lose it, and a monitor whose control socket is closed before the start ends by itself.
+    """
     block, fds = plan.build()
     with OwnedFd(os.memfd_create("scow-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)) as memfd:
         view = memoryview(block)
         while view:
             view = view[os.write(memfd.fileno(), view) :]
         fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, _PLAN_SEALS)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            control = OwnedFd(ours.detach())
-            targets = (memfd.fileno(), theirs.fileno(), *fds)
-            pid = _start(("scow-monitor",), (), (-1, -1, -1), targets)
-    return Launched(pid, OwnedFd(os.pidfd_open(pid)), control)
+        pid = _start(("scow-monitor",), (), (-1, -1, -1), (memfd.fileno(), control_fd, *fds))
+    return pid, OwnedFd(os.pidfd_open(pid))
 
 
 def run_applet(
