@@ -3,6 +3,7 @@
 #   make demo      install what it needs, build, and run one container that tells what isolates it
 #   make test      install what the tests need, and run all of them
 #   make test-vm   the part that needs a cgroup v2 host, in a QEMU guest
+#   make stress    the long tests: kill -9 at every step, many clients for a minute (15 minutes)
 #   make bench     scow beside the other runtimes that are installed
 #   make venv      .venv with scow (editable) and everything a developer needs
 #   make lint      ruff, mypy, pyright
@@ -19,7 +20,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=SCOW_CI,SCOW_TEST_C
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test test-vm bench venv types hello lint clean packages-run packages-test packages-vm packages-bench
+.PHONY: demo test stress test-vm bench venv types hello lint clean packages-run packages-test packages-vm packages-bench
 
 demo: $(VENV)/.stamp-run $(HELLO)
 	@[ -e /usr/local/bin/scow ] || { $(SUDO) ln -sfn $(abspath $(BIN))/scow /usr/local/bin/scow && \
@@ -29,6 +30,9 @@ demo: $(VENV)/.stamp-run $(HELLO)
 
 test: packages-test venv types
 	$(SUDO) $(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+stress: packages-test venv types
+	$(SUDO) $(BIN)/python -m pytest $(TESTS) -m stress $(ARGS)
 
 test-vm: packages-vm venv
 	$(SUDO) $(BIN)/python tests/vm/run.py $(ARGS)
