@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scow.cri.options import NamespaceMode
+from scow.cri.options import ContainerOptions, NamespaceMode
 from scow.cri.records import SHORT_ID, Record, RecordStore
 from scow.native.errors import InvalidArgument, InvalidState
 from scow.native.fs import write_atomic
@@ -56,14 +56,10 @@ def prepare(
     options = record.options
     mode = options.network.mode
     _check(record)
-    namespaces = [Namespace("mount"), Namespace("cgroup")]
-    namespaces += _pid_like("pid", options.pid, pid_of)
-    namespaces += _pid_like("ipc", options.ipc, pid_of)
+    namespaces = _simple_namespaces(options, pid_of)
     hostname = options.hostname or record.id[:SHORT_ID]
     if options.uts.kind == "host" or (mode.kind == "host" and options.hostname is None):
         hostname = os.uname().nodename
-    if options.uts.kind != "host":
-        namespaces.append(Namespace("uts"))
     etc_dir = store.container_dir(record.id)
     attachment: Attachment | None = None
     host = inside = b""
@@ -82,15 +78,7 @@ def prepare(
         inside = loopback_messages()
         if mode.kind == "bridge":
             bridge = network()
-            if dry_run:
-                attachment = bridge.attachment(record.id) or _example(record)
-            else:
-                attachment = bridge.attach(
-                    record.id,
-                    ip=options.network.ip,
-                    mac=options.network.mac,
-                    ports=options.network.ports,
-                )
+            attachment = _attach(bridge, record, dry_run=dry_run)
             messages = bridge.attachment_messages(attachment)
             host, offsets = messages.host, messages.host_pid_offsets
             inside, sysctls = messages.inside, inside_sysctls()
@@ -125,6 +113,13 @@ def is_shared(store: RecordStore, container_id: str) -> bool:
     return os.path.exists(_shared_mark(store, container_id))
 
 
+def _attach(bridge: BridgeNetwork, record: Record, *, dry_run: bool) -> Attachment:
+    if dry_run:
+        return bridge.attachment(record.id) or _example(record)
+    wanted = record.options.network
+    return bridge.attach(record.id, ip=wanted.ip, mac=wanted.mac, ports=wanted.ports)
+
+
 def _example(record: Record) -> Attachment:
     """Stand in for an attachment where none is taken: what a plan looks like, without an address."""
     from scow.netns.records import Attachment
@@ -149,6 +144,19 @@ def _check(record: Record) -> None:
             f"cannot publish ports with network '{mode}': there is no address to forward to",
             hint="leave out -p, or use --network bridge",
         )
+
+
+def _simple_namespaces(
+    options: ContainerOptions, pid_of: Callable[[str], tuple[str, int]]
+) -> list[Namespace]:
+    """Give all but the network's."""
+    found = [Namespace("mount")]
+    if options.cgroup.kind != "host":
+        found.append(Namespace("cgroup"))
+    if options.uts.kind != "host":
+        found.append(Namespace("uts"))
+    found += _pid_like("pid", options.pid, pid_of)
+    return found + _pid_like("ipc", options.ipc, pid_of)
 
 
 def _pid_like(
