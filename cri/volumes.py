@@ -112,7 +112,9 @@ class _Copier:
         elif stat.S_ISDIR(info.st_mode):
             os.mkdir(name, 0o700, dir_fd=target)
             with (
-                OwnedFd(os.open(name, os.O_RDONLY | os.O_DIRECTORY | flags, dir_fd=source)) as below,
+                OwnedFd(
+                    os.open(name, os.O_RDONLY | os.O_DIRECTORY | flags, dir_fd=source)
+                ) as below,
                 OwnedFd(os.open(name, os.O_RDONLY | os.O_DIRECTORY | flags, dir_fd=target)) as copy,
             ):
                 self.directory(below.fileno(), copy.fileno(), f"{path}/", depth + 1)
@@ -129,9 +131,7 @@ class _Copier:
         parent, _, base = first.rpartition("/")
         flags = os.O_PATH | os.O_DIRECTORY
         with OwnedFd(kernel.openat2(self._top, parent or ".", flags, 0, _BELOW)) as above:
-            os.link(
-                base, name, src_dir_fd=above.fileno(), dst_dir_fd=target, follow_symlinks=False
-            )
+            os.link(base, name, src_dir_fd=above.fileno(), dst_dir_fd=target, follow_symlinks=False)
 
 
 def _copy_file(source: int, target: int, name: str, flags: int) -> None:
