@@ -62,7 +62,6 @@ class Mount:
     recursive: bool = True
     create_source: bool = False
     copy_up: bool = True
-    subpath: str = ""
 
 
 @dataclass(frozen=True, slots=True)

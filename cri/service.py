@@ -182,6 +182,7 @@ class Service:
             for m in record.options.mounts
             if m.kind == "volume"
         ]
+        left_empty = {m.target for m in record.options.mounts if not m.copy_up}
         covered = {m.target for m in record.options.mounts}
         covered |= {m.target for m in record.options.tmpfs}
         wanted += [
@@ -196,7 +197,8 @@ class Service:
             for use in wanted:
                 if self.volumes.ensure(use.name):
                     undo.callback(self.volumes.remove, use.name)
-                    self.volumes.fill(use.name, root, use.target)
+                    if use.target not in left_empty:
+                        self.volumes.fill(use.name, root, use.target)
         return msgspec.structs.replace(record, volumes=tuple(wanted))
 
     def start(self, container_id: str, *, attach: bool = False) -> MonitorConnection | None:
