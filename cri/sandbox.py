@@ -56,7 +56,9 @@ def prepare(
     options = record.options
     mode = options.network.mode
     _check(record)
-    namespaces = [Namespace("mount"), Namespace("cgroup")]
+    namespaces = [Namespace("mount")]
+    if options.cgroup.kind != "host":
+        namespaces.append(Namespace("cgroup"))
     namespaces += _pid_like("pid", options.pid, pid_of)
     namespaces += _pid_like("ipc", options.ipc, pid_of)
     if options.uts.kind != "host":

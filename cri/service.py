@@ -186,6 +186,7 @@ class Service:
             for m in record.options.mounts
             if m.kind == "volume"
         ]
+        left_empty = {m.target for m in record.options.mounts if not m.copy_up}
         covered = {m.target for m in record.options.mounts}
         covered |= {m.target for m in record.options.tmpfs}
         wanted += [
@@ -200,7 +201,8 @@ class Service:
             root = Root(mount.fileno())
             for use in wanted:
                 if not self.volumes.exists(use.name):
-                    self.volumes.stage(staging, use.name, root, use.target)
+                    source = None if use.target in left_empty else use.target
+                    self.volumes.stage(staging, use.name, root, source)
         return msgspec.structs.replace(record, volumes=tuple(wanted))
 
     def start(self, container_id: str, *, attach: bool = False) -> MonitorConnection | None:
