@@ -21,6 +21,7 @@ from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
 from scow.cri.merge import check_platform, merge
+from scow.cri.names import free_name
 from scow.cri.options import ContainerOptions, ExecOptions
 from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Record, RecordStore, VolumeUse
 from scow.cri.status import Status, read_status
@@ -31,7 +32,6 @@ from scow.native.errors import (
     DeadlineExceeded,
     InvalidState,
     NotFound,
-    ScowError,
 )
 from scow.native.fs import Root
 from scow.runtime.monitor import MonitorConnection
@@ -128,7 +128,7 @@ class Service:
         validate(options)
         merged = merge(image.config, options)
         container_id = self.store.new_id()
-        name = options.name or self._new_name()
+        name = options.name or free_name(self.store.has_name)
         record = Record(
             id=container_id,
             name=name,
@@ -157,17 +157,6 @@ class Service:
             launching.adopt_volumes(record, self._around)
             undo.pop_all()
         return container_id
-
-    def _new_name(self) -> str:
-        from scow.cri.names import random_name
-
-        for attempt in range(16):
-            name = random_name(attempt)
-            try:
-                self.store.find(name)
-            except NotFound:
-                return name
-        raise ScowError("cannot find a free container name", hint="give one with --name")
 
     def _check_references(self, record: Record) -> None:
         """Refuse what can be known to fail before anything is taken."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fixtures.canary import SECRET, Canary
 from fixtures.command import Scow
 from fixtures.handmade import Archive, busybox_layer, file, pack
@@ -37,7 +38,13 @@ def scow(shared: Scow) -> Iterator[Scow]:
     shared.remove_all()
 
 
-@pytest.mark.parametrize("words", [("exec", "hunter", "probe", "exit", "0"), ("exec", "-w", "/tmp", "-u", "1000", "hunter", "true")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("exec", "hunter", "probe", "exit", "0"),
+        ("exec", "-w", "/tmp", "-u", "1000", "hunter", "true"),
+    ],
+)
 def test_a_tracer_finds_nothing_of_the_host_in_an_exec(scow: Scow, words: tuple[str, ...]) -> None:
     """CVE-2016-9962: pid 1 may trace everything in its namespace and looks at each new process."""
     scow.ok(
@@ -61,7 +68,18 @@ def test_a_tracer_finds_nothing_of_the_host_in_a_container_that_joins(scow: Scow
     )  # fmt: skip
     end = time.monotonic() + 4
     while time.monotonic() < end:
-        done = scow("run", "--rm", "--network", "none", "--pid", "container:hunter", "probe", "probe", "exit", "0")
+        done = scow(
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--pid",
+            "container:hunter",
+            "probe",
+            "probe",
+            "exit",
+            "0",
+        )
         assert done.code == 0, done.err
     scow.ok("wait", "hunter")
     found = scow.ok("logs", "hunter")
@@ -72,25 +90,48 @@ def test_a_shared_pid_namespace_is_shared(scow: Scow) -> None:
     """The positive twin: processes, /proc and signals of the other container are there."""
     scow.ok("run", "-d", "--network", "none", "--name", "first", "probe", "sleep", "987")
     run = ("run", "--rm", "--network", "none", "--pid", "container:first")
-    out = scow.ok(*run, "probe", "sh", "-c", "echo $$; cat /proc/1/cmdline | tr '\\0' ' '; readlink /proc/self/ns/pid")
+    out = scow.ok(
+        *run,
+        "probe",
+        "sh",
+        "-c",
+        "echo $$; cat /proc/1/cmdline | tr '\\0' ' '; readlink /proc/self/ns/pid",
+    )
     lines = out.splitlines()
     assert int(lines[0]) > 1
     assert lines[1].startswith("sleep 987")
     assert scow.ok("exec", "first", "readlink", "/proc/self/ns/pid") == lines[-1]
     assert scow(*run, "nosuch").code != 0
-    with scow.terminal("run", "--rm", "-it", "--network", "none", "--pid", "container:first", "probe", "sh") as terminal:
+    with scow.terminal(
+        "run", "--rm", "-it", "--network", "none", "--pid", "container:first", "probe", "sh"
+    ) as terminal:
         terminal.expect(r"[#$] ")
         terminal.type("tty; ls -l /dev/console; exit 6\n")
         terminal.expect(r"/dev/pts/0")
         assert terminal.wait() == 6
-    scow.ok("run", "-d", "--network", "none", "--pid", "container:first", "--init", "--name", "second", "probe", "sleep", "986")
+    scow.ok(
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "--pid",
+        "container:first",
+        "--init",
+        "--name",
+        "second",
+        "probe",
+        "sleep",
+        "986",
+    )
     assert "sleep 987" in scow.ok("exec", "second", "ps")
     scow.ok("exec", "second", "kill", "-9", "1")
     assert scow.ok("wait", "second") == "137"
 
 
 @pytest.mark.parametrize("interactive", [True, False])
-def test_nothing_is_pushed_into_the_callers_terminal(scow: Scow, tmp_path: Path, interactive: bool) -> None:
+def test_nothing_is_pushed_into_the_callers_terminal(
+    scow: Scow, tmp_path: Path, interactive: bool
+) -> None:
     """CVE-2016-10124, CVE-2017-5226: TIOCSTI on every descriptor there is, by run and by exec."""
     (tmp_path / "push.c").write_text(
         "#include <sys/ioctl.h>\n#include <fcntl.h>\n#include <stdio.h>\n"
@@ -99,10 +140,15 @@ def test_nothing_is_pushed_into_the_callers_terminal(scow: Scow, tmp_path: Path,
         "  int tty = open(\"/dev/tty\", O_RDWR); for (const char *c = t; *c; c++) ok += ioctl(tty, TIOCSTI, c) == 0;\n"
         "  printf(\"tried %d\\n\", ok); return 0; }\n"
     )  # fmt: skip
-    subprocess.run(["musl-gcc", "-static", "-o", tmp_path / "push", tmp_path / "push.c"], check=True)
+    subprocess.run(
+        ["musl-gcc", "-static", "-o", tmp_path / "push", tmp_path / "push.c"], check=True
+    )
     scow.ok("run", "-d", "--network", "none", "--name", "box", "-v", f"{tmp_path}:/t:ro", "probe")
     flags = ("-it",) if interactive else ("-i",)
-    for words in (("exec", *flags, "box", "/t/push"), ("run", "--rm", "--network", "none", *flags, "-v", f"{tmp_path}:/t:ro", "probe", "/t/push")):
+    for words in (
+        ("exec", *flags, "box", "/t/push"),
+        ("run", "--rm", "--network", "none", *flags, "-v", f"{tmp_path}:/t:ro", "probe", "/t/push"),
+    ):
         with scow.terminal(*words) as terminal:
             terminal.expect(r"tried \d+")
             terminal.wait()
@@ -126,7 +172,9 @@ def waiting(master: int) -> int:
         os.close(slave)
 
 
-def test_an_exec_reads_no_file_of_the_host_through_swapped_links(scow: Scow, tmp_path: Path) -> None:
+def test_an_exec_reads_no_file_of_the_host_through_swapped_links(
+    scow: Scow, tmp_path: Path
+) -> None:
     """The container swaps /etc between a directory and links out of itself, and we enter by name."""
     (tmp_path / "canary").mkdir()
     canary = Canary(tmp_path / "canary")

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from fixtures.canary import SECRET, Canary
 from fixtures.command import Done, Scow
 from fixtures.handmade import Archive, busybox_layer, file, pack
@@ -63,11 +64,26 @@ def world(shared: tuple[Scow, Canary, Path]) -> Iterator[tuple[Scow, Canary, Pat
     ],
 )
 @pytest.mark.parametrize("aim", ["{canary}", "/proc/self/root{canary}"])
-def test_mounts_below_a_directory_that_is_swapped_for_a_link(world: tuple[Scow, Canary, Path], count: int, aim: str) -> None:
+def test_mounts_below_a_directory_that_is_swapped_for_a_link(
+    world: tuple[Scow, Canary, Path], count: int, aim: str
+) -> None:
     scow, canary, base = world
     target = aim.format(canary=canary)
     prepare = f"mkdir -p /vol/a; ln -sfn {target} /vol/b; exec swap /vol/a /vol/b"
-    scow.ok("run", "-d", "--network", "none", "--name", "swapper", "-v", "shared:/vol", "swap", "sh", "-c", prepare)
+    scow.ok(
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "--name",
+        "swapper",
+        "-v",
+        "shared:/vol",
+        "swap",
+        "sh",
+        "-c",
+        prepare,
+    )
     while "swapping" not in scow.ok("logs", "swapper"):
         pass
     source = base / "source"
@@ -95,11 +111,26 @@ def test_mounts_below_a_directory_that_is_swapped_for_a_link(world: tuple[Scow, 
 
 
 @pytest.mark.timeout(120)
-def test_removing_volumes_and_containers_while_names_are_swapped(world: tuple[Scow, Canary, Path]) -> None:
+def test_removing_volumes_and_containers_while_names_are_swapped(
+    world: tuple[Scow, Canary, Path],
+) -> None:
     """CVE-2017-1002102: a recursive delete never follows what it is shown."""
     scow, canary, _ = world
     prepare = f"mkdir -p /vol/a/x /r/a/x; ln -sfn {canary} /vol/b; ln -sfn {canary} /r/b; swap /r/a /r/b & exec swap /vol/a /vol/b"
     for number in range(8):
-        scow.ok("run", "-d", "--network", "none", "--name", f"s{number}", "-v", "/vol", "swap", "sh", "-c", prepare)
+        scow.ok(
+            "run",
+            "-d",
+            "--network",
+            "none",
+            "--name",
+            f"s{number}",
+            "-v",
+            "/vol",
+            "swap",
+            "sh",
+            "-c",
+            prepare,
+        )
     for number in range(8):
         assert scow("rm", "-f", "-v", f"s{number}").code == 0

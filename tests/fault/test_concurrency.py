@@ -66,7 +66,11 @@ def client(state: State, seed: int, until: float) -> list[str]:
             wrong.append(f"{words}: took {took:.1f} s")
         if "Traceback" in done.err or "internal error" in done.err:
             wrong.append(f"{words}: {done.err}")
-        elif done.code != 0 and not EXPECTED.search(done.err) and not (verb[0] == "exec" and done.code == 137):
+        elif (
+            done.code != 0
+            and not EXPECTED.search(done.err)
+            and not (verb[0] == "exec" and done.code == 137)
+        ):
             wrong.append(f"{words}: exit {done.code}: {done.out} {done.err}")
         if verb[0] == "inspect" and done.code == 0:
             found = json.loads(done.out)[0]["State"]["Status"]
@@ -78,7 +82,9 @@ def client(state: State, seed: int, until: float) -> list[str]:
 def hammer(state: State, clients: int, seconds: float) -> None:
     until = time.monotonic() + seconds
     with ThreadPoolExecutor(clients) as pool:
-        jobs = [pool.submit(client, state, random.randrange(1 << 30), until) for _ in range(clients)]
+        jobs = [
+            pool.submit(client, state, random.randrange(1 << 30), until) for _ in range(clients)
+        ]
         wrong = [line for job in jobs for line in job.result()]
     counted = collections.Counter(wrong)
     assert not wrong, "\n".join(f"{count} x {line}" for line, count in counted.most_common(30))
@@ -121,7 +127,8 @@ def test_clients_while_others_are_killed(state: State) -> None:
 
 def test_one_of_many_gets_the_name(state: State) -> None:
     racers = [
-        state.scow.spawn("create", "--name", "same", "--network", "none", "busybox", "true") for _ in range(12)
+        state.scow.spawn("create", "--name", "same", "--network", "none", "busybox", "true")
+        for _ in range(12)
     ]
     ended = [(racer.communicate(timeout=60), racer.returncode) for racer in racers]
     assert sorted(code for _, code in ended) == [0] + [125] * 11
@@ -174,8 +181,32 @@ def test_many_containers(state: State, count: int) -> None:
 def test_oom_is_told_from_a_kill(state: State, count: int) -> None:
     eat = "i=0; x=0123456789abcdef; while :; do x=$x$x; done"
     for number in range(count):
-        state.ok("create", "--name", f"oom{number}", "--network", "none", "-m", "8m", "busybox", "sh", "-c", eat)
-        state.ok("run", "-d", "--name", f"kill{number}", "--network", "none", "-m", "8m", "busybox", "sleep", "1000")
+        state.ok(
+            "create",
+            "--name",
+            f"oom{number}",
+            "--network",
+            "none",
+            "-m",
+            "8m",
+            "busybox",
+            "sh",
+            "-c",
+            eat,
+        )
+        state.ok(
+            "run",
+            "-d",
+            "--name",
+            f"kill{number}",
+            "--network",
+            "none",
+            "-m",
+            "8m",
+            "busybox",
+            "sleep",
+            "1000",
+        )
     for number in range(count):
         state.ok("start", f"oom{number}")
         pid = int(state.ok("inspect", "-f", "{{.State.Pid}}", f"kill{number}"))

@@ -17,7 +17,12 @@ from fixtures.state import State, expect_refusal
 pytestmark = pytest.mark.root
 
 NAME = "full"
-PRINTER = ("busybox", "sh", "-c", "trap 'exit 3' TERM; i=0; while :; do i=$((i+1)); echo line $i; done")
+PRINTER = (
+    "busybox",
+    "sh",
+    "-c",
+    "trap 'exit 3' TERM; i=0; while :; do i=$((i+1)); echo line $i; done",
+)
 SLEEPER = ("busybox", "sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done")
 
 
@@ -116,7 +121,19 @@ def test_a_full_log_does_not_hold_the_program(disk: Disk, state: State) -> None:
 
 @pytest.mark.parametrize("kind", FILLS)
 def test_a_run_that_ends_while_the_disk_is_full(disk: Disk, state: State, kind: str) -> None:
-    state.ok("run", "-d", "--rm", "--name", NAME, "-p", "18082:80", "busybox", "sh", "-c", "sleep 0.5; exit 4")
+    state.ok(
+        "run",
+        "-d",
+        "--rm",
+        "--name",
+        NAME,
+        "-p",
+        "18082:80",
+        "busybox",
+        "sh",
+        "-c",
+        "sleep 0.5; exit 4",
+    )
     fill(disk, kind)
     assert state.ok("wait", NAME) == "4\n"
     state.expect_clean()

@@ -77,7 +77,20 @@ def test_the_container_dies_with_its_monitor(state: State, options: tuple[str, .
 
 def test_what_outlives_the_first_process_is_killed_by_its_cgroup(state: State) -> None:
     script = "sleep 1000 & exec sleep 1001"
-    state.ok("run", "-d", "--name", NAME, "--network", "none", "--pid", "host", "busybox", "sh", "-c", script)
+    state.ok(
+        "run",
+        "-d",
+        "--name",
+        NAME,
+        "--network",
+        "none",
+        "--pid",
+        "host",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    )
     pid = kill_monitor(state)
     expect_dead(pid)
     remove(state)
@@ -132,7 +145,9 @@ def test_everybody_who_waits_is_told(state: State) -> None:
 
 
 def test_run_rm_removes_it_all_the_same(state: State) -> None:
-    process = state.scow.spawn("run", "--rm", "--name", NAME, "--network", "none", "busybox", "sleep", "1000")
+    process = state.scow.spawn(
+        "run", "--rm", "--name", NAME, "--network", "none", "busybox", "sleep", "1000"
+    )
     deadline = time.monotonic() + 10
     while not any(
         os.path.exists(f"{state.run}/containers/{name}/status.json")
