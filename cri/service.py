@@ -215,6 +215,7 @@ class Service:
         Whoever saw the end calls this, and the monitor does when nobody watched: the first one
         does the work, for the others there is nothing left.
         """
+        launching.bury_monitors()
         try:
             with self.store.locked(container_id):
                 record = self.store.read(container_id)
