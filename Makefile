@@ -70,6 +70,7 @@ $(HELLO): tests/payload/hello.c cri/build_hello.py | packages-run
 types:
 	@mkdir -p build/types/scow
 	@for room in $(ROOMS); do ln -sfn ../../../$$room build/types/scow/$$room; done
+	@rm -rf build/pyright && mkdir -p build/pyright/scow && cp -r $(ROOMS) build/pyright/scow
 
 lint: venv types
 	$(BIN)/ruff check .

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(msgspec.Struct, frozen=True):
     """Counters since the cgroup was made; None means unlimited, or not counted on this host.
 
     `memory_bytes` is what the kernel charges; `memory_cache_bytes` the part of it that it can

@@ -59,6 +59,8 @@ def follow(
         print(f"hint: 'scow stop {name}' ends it", file=sys.stderr)
         return 130
     if exited is None:
+        if finish:
+            service().finish(container_id)
         raise ScowError(
             f"lost the connection to container '{name}'",
             hint="its monitor was killed; 'scow ps -a' and 'scow system check' tell how it is",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from scow.cli.process_options import environment, every, one, size
 from scow.cri import parse, parse_limits, parse_network, parse_storage
 from scow.cri.options import (
     ContainerOptions,
     DeviceRate,
-    ExecOptions,
     Limits,
     LogOptions,
     Mount,
@@ -24,42 +23,31 @@ if TYPE_CHECKING:
     from scow.cli.table import Values
     from scow.netns.ports import PortMapping
 
-T = TypeVar("T")
-
-
-def _one(values: Values, key: str, parser: Callable[[str, str], T]) -> T | None:
-    found = values.text(key)
-    return None if found is None else parser("--" + key, found)
-
-
-def _all(values: Values, key: str, parser: Callable[[str, str], T]) -> tuple[T, ...]:
-    return tuple([parser("--" + key, found) for found in values.many(key)])
-
 
 def container_options(
     values: Values, image: str, command: list[str], *, detach: bool
 ) -> ContainerOptions:
     """The options of one run or create."""
-    mounts = [*_all(values, "volume", parse_storage.parse_volume)]
-    tmpfs = [*_all(values, "tmpfs", parse_storage.parse_tmpfs)]
-    for mount in _all(values, "mount", parse_storage.parse_mount):
+    mounts = [*every(values, "volume", parse_storage.parse_volume)]
+    tmpfs = [*every(values, "tmpfs", parse_storage.parse_tmpfs)]
+    for mount in every(values, "mount", parse_storage.parse_mount):
         (mounts if isinstance(mount, Mount) else tmpfs).append(mount)  # type: ignore[arg-type]  # sorted by type
     entrypoint = values.text("entrypoint")
     options = ContainerOptions(
         image_name=image,
-        name=_one(values, "name", parse.parse_name),
+        name=one(values, "name", parse.parse_name),
         command=tuple(parse.check_text("command", word, "argument") for word in command),
         entrypoint=None if entrypoint is None else (entrypoint,) if entrypoint else (),
         environment=environment(values),
-        working_dir=_one(values, "workdir", parse.parse_working_dir),
-        user=_one(values, "user", parse.parse_user) if values.text("user") else None,
-        group_add=_all(values, "group-add", parse.parse_user_or_group),
-        hostname=_one(values, "hostname", parse_network.parse_hostname),
-        domainname=_one(values, "domainname", parse_network.parse_hostname),
+        working_dir=one(values, "workdir", parse.parse_working_dir),
+        user=one(values, "user", parse.parse_user) if values.text("user") else None,
+        group_add=every(values, "group-add", parse.parse_user_or_group),
+        hostname=one(values, "hostname", parse_network.parse_hostname),
+        domainname=one(values, "domainname", parse_network.parse_hostname),
         labels=_labels(values),
-        annotations=dict(_all(values, "annotation", parse.parse_label)),
+        annotations=dict(every(values, "annotation", parse.parse_label)),
         terminal=values.flag("tty"),
-        terminal_size=_size() if values.flag("tty") else (24, 80),
+        terminal_size=size() if values.flag("tty") else (24, 80),
         open_stdin=values.flag("interactive"),
         stdin_once=values.flag("interactive") and not detach,
         auto_remove=values.flag("rm"),
@@ -67,14 +55,14 @@ def container_options(
         init=values.flag("init"),
         mounts=tuple(mounts),
         tmpfs=tuple(tmpfs),
-        devices=_all(values, "device", parse_limits.parse_device),
-        shm_bytes=_one(values, "shm-size", parse.parse_size) or None,
-        ulimits=_all(values, "ulimit", parse_limits.parse_ulimit),
-        sysctls=dict(_all(values, "sysctl", parse_network.parse_sysctl)),
-        oom_score_adj=_one(values, "oom-score-adj", _oom_score),
-        stop_signal=_one(values, "stop-signal", parse.parse_signal),
-        stop_timeout_s=_one(values, "stop-timeout", parse.parse_timeout),
-        cgroup_parent=_one(values, "cgroup-parent", parse_limits.parse_cgroup_parent),
+        devices=every(values, "device", parse_limits.parse_device),
+        shm_bytes=one(values, "shm-size", parse.parse_size) or None,
+        ulimits=every(values, "ulimit", parse_limits.parse_ulimit),
+        sysctls=dict(every(values, "sysctl", parse_network.parse_sysctl)),
+        oom_score_adj=one(values, "oom-score-adj", _oom_score),
+        stop_signal=one(values, "stop-signal", parse.parse_signal),
+        stop_timeout_s=one(values, "stop-timeout", parse.parse_timeout),
+        cgroup_parent=one(values, "cgroup-parent", parse_limits.parse_cgroup_parent),
         limits=_limits(values),
         security=_security(values),
         network=_network(values),
@@ -88,45 +76,11 @@ def container_options(
     return options
 
 
-def exec_options(values: Values, command: list[str]) -> ExecOptions:
-    """The options of one exec."""
-    terminal = values.flag("tty")
-    return ExecOptions(
-        command=tuple(parse.check_text("command", word, "argument") for word in command),
-        environment=environment(values),
-        working_dir=_one(values, "workdir", parse.parse_working_dir),
-        user=_one(values, "user", parse.parse_user) if values.text("user") else None,
-        terminal=terminal,
-        terminal_size=_size() if terminal else (24, 80),
-        open_stdin=values.flag("interactive"),
-        detach=values.flag("detach"),
-        privileged=values.flag("privileged"),
-    )
-
-
-def environment(values: Values) -> tuple[str, ...]:
-    """Variables of files first, so that -e wins over --env-file."""
-    found: list[str] = []
-    for path in values.many("env-file"):
-        found += parse.read_env_file("--env-file", path)
-    for text in values.many("env"):
-        variable = parse.parse_env("--env", text)
-        if variable is not None:
-            found.append(variable)
-    return tuple(found)
-
-
-def _size() -> tuple[int, int]:
-    from scow.cli.terminal import terminal_size
-
-    return terminal_size()
-
-
 def _labels(values: Values) -> dict[str, str]:
     labels: dict[str, str] = {}
     for path in values.many("label-file"):
         labels.update(parse.read_label_file("--label-file", path))
-    labels.update(_all(values, "label", parse.parse_label))
+    labels.update(every(values, "label", parse.parse_label))
     return labels
 
 
@@ -149,25 +103,25 @@ def _namespace(values: Values, key: str, kinds: tuple[str, ...]) -> NamespaceMod
 def _limits(values: Values) -> Limits:
     def rates(key: str) -> tuple[DeviceRate, ...]:
         is_bytes = key.endswith("bps")
-        return _all(
+        return every(
             values, key, lambda o, t: parse_limits.parse_device_rate(o, t, is_bytes=is_bytes)
         )
 
     return Limits(
-        memory_bytes=_one(values, "memory", parse_limits.parse_memory),
-        memory_swap_bytes=_one(values, "memory-swap", parse_limits.parse_memory_swap),
-        memory_reservation_bytes=_one(values, "memory-reservation", parse_limits.parse_memory),
-        memory_swappiness=_one(values, "memory-swappiness", _swappiness),
-        nano_cpus=_one(values, "cpus", parse_limits.parse_cpus),
-        cpu_shares=_one(values, "cpu-shares", parse_limits.parse_cpu_shares),
-        cpu_period_us=_one(values, "cpu-period", parse_limits.parse_cpu_period),
-        cpu_quota_us=_one(values, "cpu-quota", parse_limits.parse_cpu_quota),
-        cpuset_cpus=_one(values, "cpuset-cpus", parse_limits.parse_cpuset),
-        cpuset_mems=_one(
+        memory_bytes=one(values, "memory", parse_limits.parse_memory),
+        memory_swap_bytes=one(values, "memory-swap", parse_limits.parse_memory_swap),
+        memory_reservation_bytes=one(values, "memory-reservation", parse_limits.parse_memory),
+        memory_swappiness=one(values, "memory-swappiness", _swappiness),
+        nano_cpus=one(values, "cpus", parse_limits.parse_cpus),
+        cpu_shares=one(values, "cpu-shares", parse_limits.parse_cpu_shares),
+        cpu_period_us=one(values, "cpu-period", parse_limits.parse_cpu_period),
+        cpu_quota_us=one(values, "cpu-quota", parse_limits.parse_cpu_quota),
+        cpuset_cpus=one(values, "cpuset-cpus", parse_limits.parse_cpuset),
+        cpuset_mems=one(
             values, "cpuset-mems", lambda o, t: parse_limits.parse_cpuset(o, t, kind="node")
         ),
-        pids=_one(values, "pids-limit", parse_limits.parse_pids),
-        blkio_weight=_one(values, "blkio-weight", parse_limits.parse_blkio_weight),
+        pids=one(values, "pids-limit", parse_limits.parse_pids),
+        blkio_weight=one(values, "blkio-weight", parse_limits.parse_blkio_weight),
         device_read_bps=rates("device-read-bps"),
         device_write_bps=rates("device-write-bps"),
         device_read_iops=rates("device-read-iops"),
@@ -184,8 +138,8 @@ def _security(values: Values) -> Security:
         if key:
             settings[key] = value
     return Security(
-        cap_add=_all(values, "cap-add", parse.parse_capability),
-        cap_drop=_all(values, "cap-drop", parse.parse_capability),
+        cap_add=every(values, "cap-add", parse.parse_capability),
+        cap_drop=every(values, "cap-drop", parse.parse_capability),
         privileged=values.flag("privileged"),
         **settings,  # type: ignore[arg-type]  # the keys are fields of the right types
     )
@@ -238,12 +192,12 @@ def _network(values: Values) -> NetworkOptions:
     return NetworkOptions(
         mode=parse_network.parse_network("--network", values.text("network") or "bridge"),
         ports=_ports(values.many("publish")),
-        ip=_one(values, "ip", parse_network.parse_ipv4),
-        mac=_one(values, "mac-address", parse_network.parse_mac),
-        dns=_all(values, "dns", parse_network.parse_ip),
-        dns_search=_all(values, "dns-search", parse_network.parse_dns_search),
-        dns_options=_all(values, "dns-option", parse_network.parse_dns_option),
-        extra_hosts=_all(values, "add-host", parse_network.parse_add_host),
+        ip=one(values, "ip", parse_network.parse_ipv4),
+        mac=one(values, "mac-address", parse_network.parse_mac),
+        dns=every(values, "dns", parse_network.parse_ip),
+        dns_search=every(values, "dns-search", parse_network.parse_dns_search),
+        dns_options=every(values, "dns-option", parse_network.parse_dns_option),
+        extra_hosts=every(values, "add-host", parse_network.parse_add_host),
     )
 
 

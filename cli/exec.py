@@ -9,7 +9,7 @@ from scow.cli.table import Argument, Command, Values, flag, many, text
 
 def _exec(values: Values) -> int:
     from scow.cli.attachment import follow, require_terminal
-    from scow.cli.container_options import exec_options
+    from scow.cli.process_options import exec_options
     from scow.cli.terminal import parse_detach_keys
 
     name = values.word("CONTAINER")

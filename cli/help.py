@@ -7,9 +7,12 @@ layout is one flat list; run has 70 options, so here they come in sections.
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import re
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any
 
 import typer
@@ -138,7 +141,11 @@ def _nothing() -> None:
 def _run(app: typer.Typer, program: str) -> int:
     if not os.isatty(1):  # a pipe always gets the same width, so that help can be compared
         os.environ.setdefault("COLUMNS", "100")
-    app(["--help"], prog_name=program, standalone_mode=False)
+    # Into a buffer first: Typer ends the process with 1 when its output is closed, we say 141.
+    buffer = io.StringIO()
+    with redirect_stdout(buffer):
+        app(["--help"], prog_name=program, standalone_mode=False)
+    sys.stdout.write(buffer.getvalue())
     return 0
 
 

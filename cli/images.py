@@ -13,6 +13,8 @@ from scow.cli.table import Argument, Command, UsageError, Values, flag, many, te
 from scow.cli.targets import each
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scow.image.store import ImageSummary
 
 NONE = "<none>"
@@ -102,7 +104,7 @@ def _images(values: Values) -> int:
         if wanted not in ("true", "false", "1", "0"):
             raise UsageError("invalid --filter 'dangling': true or false")
     lines = lines_of(service().images.list())
-    tests = {
+    tests: dict[str, Callable[[_Line, str], bool]] = {
         "dangling": lambda line, v: (not line.image.names) == (v in ("true", "1")),
         "label": lambda line, v: matches_label(line.image.labels or {}, v),
         "reference": _matches,

@@ -114,6 +114,10 @@ def _port_range(group: list[PortMapping]) -> str:
 def row(view: ContainerView, *, full: bool, now_ns: int) -> Row:
     """The fields of one container."""
     labels = view.labels
+
+    def label(key: str = "") -> str:
+        return labels.get(key, "")
+
     return {
         "ID": view.id if full else view.id[:12],
         "Image": view.image,
@@ -125,7 +129,7 @@ def row(view: ContainerView, *, full: bool, now_ns: int) -> Row:
         "Ports": lambda: ports_text(view.ports, view.exposed_ports),
         "Names": view.name,
         "Labels": lambda: ",".join(f"{key}={labels[key]}" for key in sorted(labels)),
-        "Label": lambda key="": labels.get(key, ""),
+        "Label": label,
         "Networks": lambda: ",".join(view.networks),
         "Pid": str(view.pid or 0),
         "Size": "0B",

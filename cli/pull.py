@@ -12,6 +12,7 @@ def _pull(values: Values) -> int:
     from scow.cli.progress import PullProgress
     from scow.image.reference import parse_reference
     from scow.native.errors import NotFound
+    from scow.native.prctl import forbid_dumps
 
     name = values.word("IMAGE")
     platform = values.text("platform")
@@ -26,7 +27,7 @@ def _pull(values: Values) -> int:
         before = images.get(str(reference)).id
     except NotFound:
         before = None
-    _keep_secrets_out_of_core_files()
+    forbid_dumps()  # passwords and tokens of registries pass through this process
     plain_http = values.flag("plain-http")
     if plain_http and values.given("tls-verify") and tls_verify:
         raise UsageError("pull: --plain-http and --tls-verify exclude each other")
@@ -51,13 +52,6 @@ def _pull(values: Values) -> int:
     print(f"Status: {state} {reference.familiar}")
     print(reference)
     return 0
-
-
-def _keep_secrets_out_of_core_files() -> None:
-    """Passwords and tokens of registries pass through this process: nobody may dump or trace it."""
-    import prctl
-
-    prctl.set_dumpable(0)
 
 
 def _names_tag(name: str) -> bool:

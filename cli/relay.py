@@ -32,8 +32,6 @@ FORWARDED = (
     signal.SIGTERM,
     signal.SIGUSR1,
     signal.SIGUSR2,
-    signal.SIGALRM,
-    signal.SIGCONT,
 )
 PATIENCE = 3  # as many Ctrl-C as Docker takes before it stops waiting
 

@@ -53,7 +53,7 @@ def _image(name: str, policy: str, platform: str | None) -> Image:
 
 
 def _publish_exposed(image: Image, options: ContainerOptions) -> ContainerOptions:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from scow.netns.ports import parse_port
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -64,8 +65,16 @@ def _slice(value: Any, *bounds: int) -> object:
     return value[slice(*bounds)] if len(bounds) == 2 else value[bounds[0] if bounds else 0 :]
 
 
-def _compare(test: Callable[[Any, Any], bool]) -> Callable[..., bool]:
-    return lambda left, right: test(left, right)
+def _not(value: object) -> bool:
+    return not truth(value)
+
+
+def _lower(text: object) -> str:
+    return str(text).lower()
+
+
+def _upper(text: object) -> str:
+    return str(text).upper()
 
 
 def _eq(left: object, *others: object) -> bool:
@@ -134,8 +143,8 @@ def _print(*values: object) -> str:
 FUNCTIONS: dict[str, Callable[..., object]] = {
     "json": to_json,
     "join": _join,
-    "lower": lambda text: str(text).lower(),
-    "upper": lambda text: str(text).upper(),
+    "lower": _lower,
+    "upper": _upper,
     "title": _title,
     "split": _split,
     "pad": _pad,
@@ -143,15 +152,15 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
     "len": len,
     "index": _index,
     "slice": _slice,
-    "not": lambda value: not truth(value),
+    "not": _not,
     "and": lambda *values: None,  # the compiler short-circuits these two
     "or": lambda *values: None,
     "eq": _eq,
-    "ne": _compare(lambda left, right: left != right),
-    "lt": _compare(lambda left, right: left < right),
-    "le": _compare(lambda left, right: left <= right),
-    "gt": _compare(lambda left, right: left > right),
-    "ge": _compare(lambda left, right: left >= right),
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
     "print": _print,
     "println": lambda *values: " ".join(show(value) for value in values) + "\n",
     "printf": printf,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from scow.cri.launch import Surroundings, release
 from scow.cri.records import ID_LENGTH, SHORT_ID
 from scow.native.errors import NotFound, ScowError
 from scow.runtime.state import State
@@ -18,14 +17,14 @@ if TYPE_CHECKING:
     from scow.cri.service import Service
 
 
-def check(service: Service, around: Surroundings, *, repair: bool) -> list[str]:
+def check(service: Service, *, repair: bool) -> list[str]:
     """List what is wrong, mended or not (the line says which)."""
     found: list[str] = []
-    known = set(service.store.ids())
+    found += _check_attempts(service, repair=repair)
     found += _check_records(service, repair=repair)
-    found += _check_runs(service, around, repair=repair)
-    found += _check_run_dirs(service, known, repair=repair)
-    found += _check_cgroups(service.store.cgroup_parent, known, repair=repair)
+    found += _check_runs(service, repair=repair)
+    found += _check_run_dirs(service, repair=repair)
+    found += _check_cgroups(service, repair=repair)
     found += _check_names(service, repair=repair)
     found += _check_trash(service, repair=repair)
     found += _check_network(service, repair=repair)
@@ -42,36 +41,46 @@ def _check_records(service: Service, *, repair: bool) -> list[str]:
     for container_id in service.store.ids():
         try:
             service.store.read(container_id)
-        except ScowError as error:
-            damaged = not isinstance(error, NotFound)
+        except NotFound:
+            continue  # being made or removed at this moment
+        except ScowError:
             if repair:
-                # Its log and files may be wanted: a damaged one is set aside, a half-made one goes.
-                if damaged:
-                    source = service.store.container_dir(container_id)
-                    os.rename(source, f"{service.root}/damaged-{container_id[:SHORT_ID]}")
-                else:
-                    service.store.discard(container_id, None)
-            what = "has a damaged record" if damaged else "was never finished"
-            found.append(_line(f"container {container_id[:SHORT_ID]} {what}", mended=repair))
+                # Its log and files may be wanted: it is set aside.
+                source = service.store.container_dir(container_id)
+                os.rename(source, f"{service.root}/damaged-{container_id[:SHORT_ID]}")
+            text = f"container {container_id[:SHORT_ID]} has a damaged record"
+            found.append(_line(text, mended=repair))
     return found
 
 
-def _check_runs(service: Service, around: Surroundings, *, repair: bool) -> list[str]:
+def _check_attempts(service: Service, *, repair: bool) -> list[str]:
+    """Find containers that were never finished: no record, and nobody who makes them."""
+    found: list[str] = []
+    for entry in service.store.abandoned():
+        if repair:
+            service.store.bury(entry)
+        shown = entry.removeprefix(".")[:SHORT_ID]
+        found.append(_line(f"container {shown} was never finished", mended=repair))
+    return found
+
+
+def _check_runs(service: Service, *, repair: bool) -> list[str]:
     """Find runs that have ended and whose run directory is still there: nobody cleaned up."""
     found: list[str] = []
     for record in service.store.list():
-        if not os.path.isdir(service.store.run_dir(record.id)):
+        state = service.status(record).state
+        if state in (State.RUNNING, State.PAUSED):
             continue
-        if service.status(record).state in (State.RUNNING, State.PAUSED):
+        is_unwanted = record.options.auto_remove and state is State.EXITED
+        if not is_unwanted and not os.path.isdir(service.store.run_dir(record.id)):
             continue
         if repair:
-            with service.store.locked(record.id):
-                release(record, around)
+            service.finish(record.id)
         found.append(_line(f"container {record.name} ended and was not cleaned up", mended=repair))
     return found
 
 
-def _check_run_dirs(service: Service, known: set[str], *, repair: bool) -> list[str]:
+def _check_run_dirs(service: Service, *, repair: bool) -> list[str]:
     from scow.native.fs import remove_tree
 
     found: list[str] = []
@@ -79,7 +88,8 @@ def _check_run_dirs(service: Service, known: set[str], *, repair: bool) -> list[
     fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name in os.listdir(fd):
-            if name not in known:
+            # Looked at one by one: a container's directory is made before and removed after this one.
+            if not os.path.isdir(service.store.container_dir(name)):
                 if repair:
                     remove_tree(fd, name)
                 found.append(_line(f"'{base}/{name}' belongs to no container", mended=repair))
@@ -88,24 +98,33 @@ def _check_run_dirs(service: Service, known: set[str], *, repair: bool) -> list[
     return found
 
 
-def _check_cgroups(parent: str, known: set[str], *, repair: bool) -> list[str]:
+def _check_cgroups(service: Service, *, repair: bool) -> list[str]:
     from scow.cgroups.cgroup import open_cgroup
     from scow.cgroups.detect import hierarchies
+    from scow.cgroups.tree import OWN_TOP
 
+    prefix = service.store.cgroup_prefix
     stray: set[str] = set()
     host = hierarchies()
     mounts = [hierarchy.directory for hierarchy in host.v1]
     for mount in [*mounts, host.unified] if host.unified else mounts:
         try:
-            names = os.listdir(f"{mount}/{parent}")
+            names = os.listdir(f"{mount}/{OWN_TOP}")
         except FileNotFoundError:
             continue
-        stray |= {name for name in names if len(name) == ID_LENGTH and name not in known}
+        ours = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+        stray |= {
+            name
+            for name in ours
+            if len(name) == ID_LENGTH and not os.path.isdir(service.store.container_dir(name))
+        }
     for name in stray:
         if repair:
-            open_cgroup(f"{parent}/{name}").remove()
+            cgroup = open_cgroup(f"{OWN_TOP}/{prefix}{name}")
+            cgroup.kill()
+            cgroup.remove()
     return [
-        _line(f"cgroup '{parent}/{name}' belongs to no container", mended=repair)
+        _line(f"cgroup '{OWN_TOP}/{prefix}{name}' belongs to no container", mended=repair)
         for name in sorted(stray)
     ]
 
@@ -114,7 +133,10 @@ def _check_names(service: Service, *, repair: bool) -> list[str]:
     found: list[str] = []
     base = f"{service.root}/names"
     for name in os.listdir(base):
-        holder = os.readlink(f"{base}/{name}")
+        try:
+            holder = os.readlink(f"{base}/{name}")
+        except FileNotFoundError:
+            continue
         if not os.path.isdir(service.store.container_dir(holder)):
             if repair:
                 service.store.release_name(name, holder)
@@ -134,14 +156,8 @@ def _check_trash(service: Service, *, repair: bool) -> list[str]:
 def _check_network(service: Service, *, repair: bool) -> list[str]:
     from scow.netns.network import BridgeNetwork
 
-    def is_live(container_id: str) -> bool:
-        try:
-            record = service.store.read(container_id)
-        except ScowError:
-            return False
-        return service.status(record).state in (State.RUNNING, State.PAUSED)
-
+    # A container is live while it has a run directory; those of ended runs were reported above.
     bridge = BridgeNetwork(service.run)
     if repair:
-        return [_line(text, mended=True) for text in bridge.reconcile(is_live)]
-    return bridge.findings(is_live)
+        return [_line(text, mended=True) for text in bridge.reconcile()]
+    return bridge.findings()

@@ -87,13 +87,13 @@ def _kernel() -> Fact:
 
 
 def _root() -> Fact:
-    import prctl
+    from scow.native.prctl import may_be_given
+    from scow.runtime.security import CAPABILITY_NAMES
 
     if os.geteuid() != 0:
         return Fact("Root", "no", is_well=False, hint="run scow with sudo")
-    # The bounding set is what counts: nothing outside of it can be given to a container.
     needed = ("SYS_ADMIN", "NET_ADMIN", "SETUID", "SETGID", "MKNOD", "CHOWN", "SETPCAP")
-    missing = [name for name in needed if not prctl.capbset_read(getattr(prctl, f"CAP_{name}"))]
+    missing = [name for name in needed if not may_be_given(CAPABILITY_NAMES.index(name))]
     if missing:
         return Fact("Root", f"without {', '.join(missing)}", is_well=False, hint="run on the host")
     return Fact("Root", "yes")
@@ -147,13 +147,9 @@ def _overlay() -> Fact:
 
 
 def _seccomp() -> Fact:
-    import prctl
+    from scow.native.prctl import has_seccomp
 
-    try:
-        prctl.get_seccomp()  # EINVAL where the kernel was built without (prctl(2))
-        well = True
-    except (OSError, ValueError):
-        well = False
+    well = has_seccomp()
     return Fact("Seccomp", "yes" if well else "no", well, "the kernel lacks CONFIG_SECCOMP_FILTER")
 
 

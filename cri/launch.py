@@ -7,6 +7,7 @@ ports), so whoever comes after a kill -9 at any line here mends it: `release` is
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Callable
@@ -23,8 +24,9 @@ from scow.image.overlay import mount_overlay
 from scow.native import plan as p
 from scow.native.errors import NotFound, ScowError
 from scow.native.fd import OwnedFd
-from scow.native.fs import Root
+from scow.native.fs import Root, remove_tree
 from scow.native.spawn import launch
+from scow.native.sys import AT_FDCWD
 from scow.runtime.compile import Handles, compile_run
 from scow.runtime.failures import explain_failure
 from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started
@@ -46,6 +48,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     network: Callable[[], BridgeNetwork]
     pid_of: Callable[[str], tuple[str, int]]
     volume_dir: Callable[[str], str]
+    adopt_volumes: Callable[[str], None]
     cleanup_argv: Callable[[str], tuple[bytes, ...]]
 
 
@@ -67,7 +70,33 @@ def container_cgroup(record: Record) -> Cgroup:
 def mount_root(record: Record, around: Surroundings) -> OwnedFd:
     """Stack the image's layers under the container's own, as a mount attached nowhere."""
     directory = around.store.container_dir(record.id)
-    return mount_overlay(around.layer_paths(record), f"{directory}/upper", f"{directory}/work")
+    lowers = [*around.layer_paths(record), _base_layer(around.store)]
+    return mount_overlay(lowers, f"{directory}/upper", f"{directory}/work")
+
+
+# What is mounted on in every container. Where the image has none of it, it shows through from
+# below everything, so that no start has to make it in the container's own layer.
+_BASE_DIRECTORIES = ("dev", "etc", "proc", "sys")
+_BASE_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
+
+
+def _base_layer(store: RecordStore) -> str:
+    """Give the lowest directory of all stacks; made once, by whoever is first."""
+    path = f"{store.root}/base"
+    if os.path.isdir(path):
+        return path
+    attempt = f"{store.root}/base.{os.urandom(8).hex()}"
+    for name in ("", *_BASE_DIRECTORIES):
+        os.mkdir(f"{attempt}/{name}", 0o755)
+    for name in _BASE_FILES:
+        os.close(os.open(f"{attempt}/{name}", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    try:
+        os.rename(attempt, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        remove_tree(AT_FDCWD, attempt)
+    return path
 
 
 def resolve_record_user(record: Record, root: Root) -> User:
@@ -82,6 +111,7 @@ def prepare_launch(
     *,
     dry_run: bool = False,
     running_root: int | None = None,
+    lock_fd: int | None = None,
 ) -> Prepared:
     """Take and open all that the plan names. With `dry_run` no address, port or cgroup is taken.
 
@@ -126,11 +156,13 @@ def prepare_launch(
         run_init=record.options.init,
         mount_reasons=generated.reasons,
     )
-    plan = compile_run(generated.spec, handles, _monitor_config(record, around, oom))
+    plan = compile_run(generated.spec, handles, _monitor_config(record, around, oom, lock_fd))
     return Prepared(plan, root, sandbox, user, generated)
 
 
-def _monitor_config(record: Record, around: Surroundings, oom_fd: int | None) -> p.MonitorConfig:
+def _monitor_config(
+    record: Record, around: Surroundings, oom_fd: int | None, lock_fd: int | None
+) -> p.MonitorConfig:
     options = record.options
     run_dir = around.store.run_dir(record.id)
     directory = around.store.container_dir(record.id)
@@ -147,6 +179,7 @@ def _monitor_config(record: Record, around: Surroundings, oom_fd: int | None) ->
         stdin_once=options.stdin_once,
         oom_fd=oom_fd,
         oom_baseline=0,
+        lock_fd=lock_fd,
         cleanup_argv=around.cleanup_argv(record.id),
         cleanup_env=_cleanup_env(),
     )
@@ -185,11 +218,13 @@ def seccomp_filter(
     return found.program, found.flags
 
 
-def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConnection:
+def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -> MonitorConnection:
     """Launch a container and release it; returns when its program runs.
 
     With `attach` the connection gets all output, and holds the container back where it cannot
-    keep up, as a pipe would; it also says that its owner cleans up. The caller holds the container's lock. On any failure nothing is left but the record.
+    keep up, as a pipe would; it also says that its owner cleans up. The caller holds the container's
+    lock, `lock_fd`, which the monitor shares until the program runs: should we be killed, nobody
+    else comes before it has ended what we began. On any failure nothing is left but the record.
     """
     release(record, around)
     with ExitStack() as undo, ExitStack() as held:
@@ -200,17 +235,20 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
         if record.options.ipc.kind == "shareable":
             _make_shm(f"{run_dir}/shm", record)
         _make_bind_sources(record)
-        prepared = prepare_launch(record, around, held)
+        adopt_volumes(record, around)
+        prepared = prepare_launch(record, around, held, lock_fd=lock_fd)
         try:
             os.unlink(f"{around.store.container_dir(record.id)}/exit.json")
         except FileNotFoundError:
             pass
         launched = launch(prepared.plan)
+        own_monitor(launched.pid)
         connection = MonitorConnection(launched.control.steal())
         undo.callback(_see_off, connection, launched.pidfd)
         _until(connection, Ready, prepared)
         if prepared.sandbox.attachment is not None:
             around.network().settle(prepared.sandbox.attachment)
+            around.network().open_ports(prepared.sandbox.attachment)
         if attach:
             connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
             connection.watch()
@@ -219,6 +257,27 @@ def start(record: Record, around: Surroundings, *, attach: bool) -> MonitorConne
         undo.pop_all()
         launched.pidfd.close()
     return connection
+
+
+# Monitors are our children as long as we live; what has ended is a zombie until somebody asks.
+_monitors: set[int] = set()
+
+
+def own_monitor(pid: int) -> None:
+    """Note a monitor that this process has started, and bury those that have ended."""
+    _monitors.add(pid)
+    bury_monitors()
+
+
+def bury_monitors() -> None:
+    """Reap the monitors of ours that have ended."""
+    for pid in list(_monitors):
+        try:
+            ended = os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            ended = True  # SIGCHLD is ignored, or somebody else has reaped it
+        if ended:
+            _monitors.discard(pid)
 
 
 def _see_off(connection: MonitorConnection, pidfd: OwnedFd) -> None:
@@ -251,6 +310,17 @@ def _make_shm(path: str, record: Record) -> None:
     kernel.mount("shm", path, "tmpfs", flags, f"mode=1777,size={size}")
 
 
+def staged_volumes(record: Record, around: Surroundings) -> str:
+    """Where the container's new volumes are made before they get their names."""
+    return f"{around.store.container_dir(record.id)}/volumes"
+
+
+def adopt_volumes(record: Record, around: Surroundings) -> None:
+    """Give the container's new volumes their names; nothing to do is fine."""
+    if record.volumes:
+        around.adopt_volumes(staged_volumes(record, around))
+
+
 def _make_bind_sources(record: Record) -> None:
     """Make missing sources of -v, as Docker does; --mount asks for existing ones."""
     for mount in record.options.mounts:
@@ -262,7 +332,7 @@ def release(record: Record, around: Surroundings) -> None:
     """Give back what a run of the container took; fine when nothing is left, goes on past errors."""
     first: OSError | ScowError | None = None
     steps: tuple[Callable[[], None], ...] = (
-        lambda: container_cgroup(record).remove(),
+        lambda: _release_cgroup(record),
         lambda: _release_network(record, around),
         lambda: _release_run_dir(record, around),
     )
@@ -275,6 +345,14 @@ def release(record: Record, around: Surroundings) -> None:
         raise first
 
 
+def _release_cgroup(record: Record) -> None:
+    cgroup = container_cgroup(record)
+    # Processes that outlived the first one (--pid host), or all of them where the monitor was killed.
+    if cgroup.exists() and cgroup.pids():
+        cgroup.kill()
+    cgroup.remove()
+
+
 def _release_network(record: Record, around: Surroundings) -> None:
     if record.options.network.mode.kind == "bridge":
         # The kernel takes the link with its namespace; to wait for that costs 15 ms, and is only
@@ -285,7 +363,6 @@ def _release_network(record: Record, around: Surroundings) -> None:
 
 def _release_run_dir(record: Record, around: Surroundings) -> None:
     from scow.native import sys as kernel
-    from scow.native.fs import remove_tree
 
     run_dir = around.store.run_dir(record.id)
     if record.options.ipc.kind == "shareable" and os.path.ismount(f"{run_dir}/shm"):

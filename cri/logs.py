@@ -35,10 +35,11 @@ def parse_time_ns(text: str) -> int:
     from datetime import datetime
 
     seconds, _, rest = text.partition(".")
-    digits = rest[:9] if rest[:9].isdigit() else ""
-    zone = rest[len(digits) :].replace("Z", "+00:00") if digits else ""
-    whole = datetime.fromisoformat(f"{seconds.removesuffix('Z')}{zone or '+00:00'}")
-    return int(whole.timestamp()) * 10**9 + int(digits.ljust(9, "0") or 0)
+    zone = rest.lstrip("0123456789")
+    digits = rest[: len(rest) - len(zone)][:9]
+    zone = (zone or "Z").replace("Z", "+00:00")
+    whole = datetime.fromisoformat(f"{seconds.removesuffix('Z')}{zone}")
+    return int(whole.timestamp()) * 10**9 + int(digits.ljust(9, "0"))
 
 
 def read_log(
@@ -93,18 +94,37 @@ def parse_line(line: bytes) -> LogEntry | None:
     )
 
 
-def log_paths(path: str) -> list[str]:
-    """Give the existing files of a log, oldest first."""
-    found = [path] if os.path.exists(path) else []
-    number = 1
-    while os.path.exists(f"{path}.{number}"):
-        found.insert(0, f"{path}.{number}")
-        number += 1
+def open_files(path: str, until_inode: int | None = None) -> list[int]:
+    """Open the files of a log, newest first, up to the one with `until_inode`, which is left out.
+
+    A rotation may happen meanwhile: files only move to higher numbers, the way this scan goes, so
+    none is missed; one that is met twice is kept once. A number that is missing for the moment
+    between two renames does not end the scan. The caller closes the descriptors.
+    """
+    found: list[int] = []
+    seen: set[int] = set()
+    number = missing = 0
+    while missing < 2:
+        try:
+            name = f"{path}.{number}" if number else path
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            number, missing = number + 1, missing + 1
+            continue
+        number, missing = number + 1, 0
+        inode = os.fstat(fd).st_ino
+        if inode in seen or inode == until_inode:
+            os.close(fd)
+            if inode == until_inode:
+                break
+            continue
+        seen.add(inode)
+        found.append(fd)
     return found
 
 
 class _Reader:
-    """Follows one log by inode: a rotated file is read to its end before the next is opened."""
+    """Follows one log by inode: a rotated file is read to its end before the next is begun."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -117,69 +137,74 @@ class _Reader:
             self._fd = -1
 
     def all_lines(self) -> Iterator[bytes]:
-        for path in log_paths(self._path):
-            yield from self._open_and_read(path)
+        yield from self._read_files(open_files(self._path))
 
     def last_lines(self, count: int) -> list[bytes]:
-        """Give the last `count` lines of the whole log, newest file first until there are enough."""
+        """Give the last `count` lines; the parts of a long line belong to the line they begin."""
+        files = open_files(self._path)
         kept: list[bytes] = []
-        for path in reversed(log_paths(self._path)):
-            lines = list(self._open_and_read(path, keep=path == self._path))
-            # Parts of a long line belong to the line they begin.
+        rest = b""
+        for position, fd in enumerate(files):
+            lines = list(self._read_to_end(fd))
+            if position == 0:
+                self._fd, rest = fd, self._rest
+            else:
+                os.close(fd)
+            self._rest = b""
             kept = lines + kept
-            if sum(1 for line in kept if b" F " in line[:64]) > count:
+            if sum(map(_is_whole, kept)) > count:
+                for other in files[position + 1 :]:
+                    os.close(other)
                 break
-        taken = 0
-        for position in range(len(kept) - 1, -1, -1):
-            if kept[position].split(b" ", 3)[2:3] == [b"F"]:
-                taken += 1
-                if taken > count:
-                    return kept[position + 1 :]
-        return kept if count else []
+        self._rest = rest
+        return _tail(kept, count)
 
-    def _open_and_read(self, path: str, *, keep: bool = True) -> Iterator[bytes]:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
+    def new_lines(self) -> Iterator[bytes]:
+        if self._fd < 0:
+            yield from self.all_lines()
             return
-        saved = self._fd, self._rest
-        if keep:
+        # Asked before reading: a file that was rotated away gets no more lines.
+        newer = self._newer_files()
+        yield from self._read_to_end(self._fd)
+        if newer:
+            self._rest = b""
             self.close()
-        self._fd, self._rest = fd, b""
-        yield from self._read_to_end()
-        if not keep:
-            os.close(fd)
-            self._fd, self._rest = saved
+            yield from self._read_files(newer)
 
-    def _read_to_end(self) -> Iterator[bytes]:
-        while chunk := os.read(self._fd, READ_CHUNK):
+    def _newer_files(self) -> list[int]:
+        ours = os.fstat(self._fd)
+        try:
+            there = os.stat(self._path)
+        except FileNotFoundError:
+            return []
+        if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+            return []
+        return open_files(self._path, ours.st_ino)
+
+    def _read_files(self, files: list[int]) -> Iterator[bytes]:
+        """Read newest-first descriptors from the oldest on; the newest becomes ours."""
+        while files:
+            self.close()
+            self._fd, self._rest = files.pop(), b""
+            yield from self._read_to_end(self._fd)
+
+    def _read_to_end(self, fd: int) -> Iterator[bytes]:
+        while chunk := os.read(fd, READ_CHUNK):
             lines = (self._rest + chunk).split(b"\n")
             self._rest = lines.pop()
             for line in lines:
                 yield line + b"\n"
 
-    def new_lines(self) -> Iterator[bytes]:
-        if self._fd < 0:
-            yield from self._open_and_read(self._path)
-            return
-        rotated = self._rotated()
-        yield from self._read_to_end()
-        if rotated:
-            yield from self._since_rotation()
 
-    def _rotated(self) -> bool:
-        try:
-            there = os.stat(self._path)
-        except FileNotFoundError:
-            return False
-        here = os.fstat(self._fd)
-        return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
+def _is_whole(line: bytes) -> bool:
+    return line.split(b" ", 3)[2:3] == [b"F"]
 
-    def _since_rotation(self) -> Iterator[bytes]:
-        """Read the files that were begun after ours, oldest first."""
-        ours = os.fstat(self._fd).st_ino
-        paths = log_paths(self._path)
-        inodes = [os.stat(path).st_ino for path in paths]
-        start = inodes.index(ours) + 1 if ours in inodes else 0
-        for path in paths[start:]:
-            yield from self._open_and_read(path)
+
+def _tail(lines: list[bytes], count: int) -> list[bytes]:
+    taken = 0
+    for position in range(len(lines) - 1, -1, -1):
+        if _is_whole(lines[position]):
+            taken += 1
+            if taken > count:
+                return lines[position + 1 :]
+    return lines if count else []

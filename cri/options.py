@@ -10,15 +10,14 @@ so `os.fsencode` gives back the very bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from scow.netns.ports import PortMapping  # not for type checkers only: records are decoded by it
 
 UNLIMITED = -1
 
 
-@dataclass(frozen=True, slots=True)
-class UserSpec:
+class UserSpec(msgspec.Struct, frozen=True):
     """`USER[:GROUP]`; a number is an id, a text a name to look up in the image."""
 
     user: int | str
@@ -28,8 +27,7 @@ class UserSpec:
         return f"{self.user}" if self.group is None else f"{self.user}:{self.group}"
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceMode:
+class NamespaceMode(msgspec.Struct, frozen=True):
     """Where a namespace comes from.
 
     kind: network: "bridge" "none" "host" "container"; pid: "private" "host" "container";
@@ -44,8 +42,7 @@ class NamespaceMode:
         return f"container:{self.container}" if self.kind == "container" else self.kind
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True):
     """A bind mount or a volume.
 
     `source` is an absolute host path (bind) or a volume's name ("" asks for an anonymous one).
@@ -64,8 +61,7 @@ class Mount:
     copy_up: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Tmpfs:
+class Tmpfs(msgspec.Struct, frozen=True):
     """A tmpfs; `size_bytes` None is the kernel's default (half of memory)."""
 
     target: str
@@ -80,8 +76,7 @@ class Tmpfs:
     nodev: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     """A host device made visible; `permissions` is a sorted subset of "rwm"."""
 
     host_path: str
@@ -89,8 +84,7 @@ class Device:
     permissions: str = "rwm"
 
 
-@dataclass(frozen=True, slots=True)
-class Ulimit:
+class Ulimit(msgspec.Struct, frozen=True):
     """A resource limit in setrlimit's own units; -1 is unlimited."""
 
     name: str  # lower case, without RLIMIT_: "nofile"
@@ -103,24 +97,21 @@ class Ulimit:
         return "RLIMIT_" + self.name.upper()
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRate:
+class DeviceRate(msgspec.Struct, frozen=True):
     """A throttle of one block device, in bytes or operations per second."""
 
     host_path: str
     rate_per_s: int
 
 
-@dataclass(frozen=True, slots=True)
-class HostEntry:
+class HostEntry(msgspec.Struct, frozen=True):
     """One line for /etc/hosts; address "host-gateway" stands for the bridge's own address."""
 
     name: str
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """cgroup limits; None means not asked for.
 
     `memory_swap_bytes` counts memory + swap together, as Docker's flag does; -1 is unlimited.
@@ -146,8 +137,7 @@ class Limits:
     device_write_iops: tuple[DeviceRate, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Security:
+class Security(msgspec.Struct, frozen=True):
     """What the process may do.
 
     Capabilities are "CAP_NET_ADMIN" or "ALL". `seccomp` is None (scow's profile), "unconfined" or
@@ -164,8 +154,7 @@ class Security:
     unmask: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkOptions:
+class NetworkOptions(msgspec.Struct, frozen=True):
     """How the container is connected and what its name files say."""
 
     mode: NamespaceMode = NamespaceMode("bridge")
@@ -178,16 +167,14 @@ class NetworkOptions:
     extra_hosts: tuple[HostEntry, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LogOptions:
+class LogOptions(msgspec.Struct, frozen=True):
     """Rotation of the container's log."""
 
     max_bytes: int = 10 * 1024 * 1024
     max_files: int = 3
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerOptions:
+class ContainerOptions(msgspec.Struct, frozen=True):
     """Everything `create` needs beside the image itself.
 
     `image_name` is the reference as typed, for people to read. `entrypoint` None keeps the
@@ -207,8 +194,8 @@ class ContainerOptions:
     group_add: tuple[int | str, ...] = ()
     hostname: str | None = None
     domainname: str | None = None
-    labels: dict[str, str] = field(default_factory=dict[str, str])
-    annotations: dict[str, str] = field(default_factory=dict[str, str])
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
     terminal: bool = False
     terminal_size: tuple[int, int] = (24, 80)  # rows, columns
     open_stdin: bool = False
@@ -221,7 +208,7 @@ class ContainerOptions:
     devices: tuple[Device, ...] = ()
     shm_bytes: int | None = None
     ulimits: tuple[Ulimit, ...] = ()
-    sysctls: dict[str, str] = field(default_factory=dict[str, str])  # "net.core.somaxconn": "8"
+    sysctls: dict[str, str] = {}  # "net.core.somaxconn": "8"
     oom_score_adj: int | None = None
     stop_signal: int | None = None
     stop_timeout_s: int | None = None
@@ -236,8 +223,7 @@ class ContainerOptions:
     log: LogOptions = LogOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class ExecOptions:
+class ExecOptions(msgspec.Struct, frozen=True):
     """A further process in a running container; what is None is taken from the container."""
 
     command: tuple[str, ...]

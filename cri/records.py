@@ -11,13 +11,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 
 from scow.cri.options import ContainerOptions, UserSpec
-from scow.native.errors import AlreadyExists, InvalidArgument, NotFound, ScowError
+from scow.native.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    ScowError,
+)
+from scow.native.fd import OwnedFd
 from scow.native.fs import remove_tree, write_atomic
 
 ID_LENGTH = 64
@@ -25,6 +33,8 @@ SHORT_ID = 12
 RECORD_VERSION = 1
 DEFAULT_ROOT = "/var/lib/scow"
 DEFAULT_RUN = "/run/scow"
+# Longer than anything that is done under a lock: a start takes 30 ms, a kill waits 10 s at most.
+LOCK_TIMEOUT_S = 30
 
 
 class VolumeUse(msgspec.Struct, frozen=True):
@@ -71,13 +81,16 @@ class RecordStore:
         self._trash = f"{root}/trash"
 
     @property
-    def cgroup_parent(self) -> str:
-        """The parent of our cgroups: one for each run directory, so that no two stores meet."""
-        if self.run == DEFAULT_RUN:
-            return "scow"
-        from hashlib import blake2b
+    def cgroup_prefix(self) -> str:
+        """What the names of our cgroups begin with, so that no two run directories meet in one.
 
-        return f"scow/{blake2b(os.fsencode(self.run), digest_size=4).hexdigest()}"
+        A prefix and no parent of its own: that would be ten directories more to make and remove.
+        """
+        if self.run == DEFAULT_RUN:
+            return ""
+        from zlib import crc32
+
+        return f"{crc32(os.fsencode(self.run)):08x}-"
 
     def prepare(self) -> None:
         """Make the directories, closed to everyone but root (CVE-2021-41091)."""
@@ -121,40 +134,118 @@ class RecordStore:
                         f"cannot use name '{name}': container {holder[:SHORT_ID]} has it",
                         hint=f"remove it with 'scow rm {name}', or choose another name",
                     ) from None
-                # The claim of an attempt that died before its record was written.
-                self._drop_link(path)
+                # The claim of an attempt that died, or of a removal.
+                self._drop_void_claim(name)
         raise ScowError(f"cannot claim name '{name}': it keeps coming back")
+
+    def has_name(self, name: str) -> bool:
+        """Whether a container has this name now."""
+        return self._holder(name) is not None
 
     def _holder(self, name: str) -> str | None:
         try:
             holder = os.readlink(f"{self._names}/{name}")
         except OSError:
             return None
-        return holder if os.path.isdir(self.container_dir(holder)) else None
+        if not os.path.isdir(self.container_dir(holder)):
+            return None
+        return None if self.bury_attempt(holder, name) else holder
 
-    @staticmethod
-    def _drop_link(path: str) -> None:
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
+    def _drop_void_claim(self, name: str) -> None:
+        with self._names_locked():
+            try:
+                holder = os.readlink(f"{self._names}/{name}")
+                if not os.path.isdir(self.container_dir(holder)):
+                    os.unlink(f"{self._names}/{name}")
+            except FileNotFoundError:
+                pass
 
     def release_name(self, name: str, container_id: str) -> None:
         """Free `name` if it is this container's; freeing twice is fine."""
         path = f"{self._names}/{name}"
-        try:
-            if os.readlink(path) == container_id:
-                os.unlink(path)
-        except FileNotFoundError:
-            pass
+        with self._names_locked():
+            try:
+                if os.readlink(path) == container_id:
+                    os.unlink(path)
+            except FileNotFoundError:
+                pass
 
-    def make_dir(self, container_id: str) -> None:
-        """Make the kept directory of a new container, with its upper and work."""
-        path = self.container_dir(container_id)
-        os.mkdir(path, 0o700)
-        # The upper's mode and owner show as those of `/` in the container: 0755, as in images.
-        os.mkdir(f"{path}/upper", 0o755)
-        os.mkdir(f"{path}/work", 0o700)
+    @contextmanager
+    def _names_locked(self) -> Iterator[None]:
+        """Hold off other removals of names: what is looked at is what is unlinked. Claims need it not."""
+        fd = os.open(self._names, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def making(self, container_id: str) -> Iterator[None]:
+        """Make the kept directory of a new container, with its upper and work, and hold its lock.
+
+        The lock is what tells a container that is being made from what a dead attempt left: both
+        have no record yet. So the directory gets its name when it is locked already.
+        """
+        hidden = f"{self._containers}/.{container_id}"
+        os.mkdir(hidden, 0o700)
+        fd = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                # The upper's mode and owner show as those of `/` in the container: 0755, as in images.
+                os.mkdir(f"{hidden}/upper", 0o755)
+                os.mkdir(f"{hidden}/work", 0o700)
+                os.rename(hidden, self.container_dir(container_id))
+            except BaseException:
+                self._remove_hidden(f".{container_id}")
+                raise
+            yield
+        finally:
+            os.close(fd)
+
+    def _remove_hidden(self, entry: str) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        # The first error is the one to tell; `bury_attempts` comes again.
+        with suppress(OSError), OwnedFd(os.open(self._containers, flags)) as fd:
+            remove_tree(fd.fileno(), entry)
+
+    def bury_attempt(self, container_id: str, name: str | None = None) -> bool:
+        """Remove a container that was never finished and that nobody is making; says whether it was one."""
+        if not self.is_abandoned(container_id):
+            return False
+        self.discard(container_id, name)
+        return True
+
+    def is_abandoned(self, entry: str) -> bool:
+        """Whether a directory below containers/ has neither a record nor anybody who makes it."""
+        path = f"{self._containers}/{entry}"
+        if os.path.exists(f"{path}/record.json"):
+            return False
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The record may have come between the look and the lock.
+            return not os.path.exists(f"{path}/record.json") and _same_dir(fd, path)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+
+    def abandoned(self) -> Sequence[str]:
+        """List the directories that dead attempts at a container left."""
+        names = [name for name in os.listdir(self._containers) if len(name) >= ID_LENGTH]
+        return [name for name in names if self.is_abandoned(name)]
+
+    def bury(self, entry: str) -> None:
+        """Remove an entry that `abandoned` gave."""
+        if entry.startswith("."):
+            self._remove_hidden(entry)
+        else:
+            self.bury_attempt(entry)
 
     def write(self, record: Record) -> None:
         """Write a record durably: from here on the container exists."""
@@ -210,30 +301,37 @@ class RecordStore:
         raise NotFound(f"no such container: '{text[:256]}'")
 
     @contextmanager
-    def locked(self, container_id: str) -> Iterator[None]:
-        """Hold the container's lock: a flock on its directory, freed by the kernel if we die."""
+    def locked(self, container_id: str) -> Iterator[int]:
+        """Hold the container's lock: a flock on its directory, freed by the kernel if we die.
+
+        Gives the descriptor that is locked; DeadlineExceeded when another one keeps it too long.
+        """
         path = self.container_dir(container_id)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFound(f"no such container: '{container_id}'") from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            _lock(fd, container_id)
             # Whoever removed the container held this lock: the directory may be in the trash now.
             if os.fstat(fd).st_nlink == 0 or not _same_dir(fd, path):
                 raise NotFound(f"no such container: '{container_id}'")
-            yield
+            yield fd
         finally:
             os.close(fd)
 
     def discard(self, container_id: str, name: str | None) -> None:
-        """Remove all that is kept: name, then record (by renaming to the trash), then data."""
-        if name is not None:
-            self.release_name(name, container_id)
+        """Remove all that is kept: record (by renaming to the trash), then name, then data.
+
+        The rename is the end of the container; from there on the name is claimed by nobody, and
+        whoever wants it takes it. The other way round a kill would leave a container without one.
+        """
         try:
             os.rename(self.container_dir(container_id), f"{self._trash}/{container_id}")
         except FileNotFoundError:
             pass
+        if name is not None:
+            self.release_name(name, container_id)
         self.empty_trash(container_id)
 
     def empty_trash(self, entry: str | None = None) -> None:
@@ -250,6 +348,25 @@ class RecordStore:
                     continue
         finally:
             os.close(fd)
+
+
+def _lock(fd: int, container_id: str) -> None:
+    """Take the lock, at once or after a wait with an end: a start may hang in a stuck mount."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    pause = 0.0005
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded(
+                    f"container '{container_id[:SHORT_ID]}' is busy: another command has held it "
+                    f"for {LOCK_TIMEOUT_S} s",
+                    hint="a start that hangs in the kernel (state D in ps) would do that",
+                ) from None
+        time.sleep(pause)
+        pause = min(pause * 2, 0.02)
 
 
 def _same_dir(fd: int, path: str) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 from scow.cri.options import ContainerOptions, NamespaceMode
 from scow.cri.records import SHORT_ID, Record, RecordStore
 from scow.native.errors import InvalidArgument, InvalidState
-from scow.native.fs import write_atomic
+from scow.native.fd import OwnedFd
 from scow.runtime.spec import Namespace
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def prepare(
     options = record.options
     mode = options.network.mode
     _check(record)
+<<<<<<< HEAD
     namespaces = _simple_namespaces(options, pid_of)
     hostname = options.hostname or record.id[:SHORT_ID]
     if options.uts.kind == "host" or (mode.kind == "host" and options.hostname is None):
@@ -65,14 +66,27 @@ def prepare(
     host = inside = b""
     offsets: tuple[int, ...] = ()
     sysctls: tuple[tuple[str, str], ...] = ()
+=======
+    namespaces = [Namespace("mount")]
+    if options.cgroup.kind != "host":
+        namespaces.append(Namespace("cgroup"))
+    namespaces += _pid_like("pid", options.pid, pid_of)
+    namespaces += _pid_like("ipc", options.ipc, pid_of)
+    if options.uts.kind != "host":
+        namespaces.append(Namespace("uts"))
+    hostname = _hostname(record)
+    etc_dir = store.run_dir(record.id)
+    link = _Link()
+>>>>>>> main
     if mode.kind == "container":
         other, pid = pid_of(mode.container)
         mark_shared(store, other)
         namespaces.append(Namespace("network", f"/proc/{pid}/ns/net"))
-        etc_dir = store.container_dir(other)
+        etc_dir = store.run_dir(other)
         hostname = _hostname_of(etc_dir) or hostname
     elif mode.kind != "host":
         namespaces.append(Namespace("network"))
+<<<<<<< HEAD
         from scow.netns.veth import inside_sysctls, loopback_messages
 
         inside = loopback_messages()
@@ -85,18 +99,60 @@ def prepare(
     is_missing = not os.path.exists(f"{etc_dir}/resolv.conf")
     if mode.kind != "container" and (is_missing or not dry_run):
         write_names(record, etc_dir, hostname, attachment, host_network=mode.kind == "host")
+=======
+        link = _connect(record, network, dry_run=dry_run)
+    if dry_run and not os.path.isdir(etc_dir):
+        etc_dir = "/etc"  # to show which files are mounted; nothing is made for that
+    elif mode.kind != "container" and not dry_run:
+        write_names(record, etc_dir, hostname, link.attachment, host_network=mode.kind == "host")
+>>>>>>> main
     return Sandbox(
         namespaces=tuple(namespaces),
         hostname=hostname if options.uts.kind != "host" else "",
         etc_dir=etc_dir,
-        attachment=attachment,
-        host_netlink=host,
-        pid_offsets=offsets,
-        inside_netlink=inside,
-        sysctls=sysctls,
+        attachment=link.attachment,
+        host_netlink=link.host,
+        pid_offsets=link.offsets,
+        inside_netlink=link.inside,
+        sysctls=link.sysctls,
         shm_source=_shm_source(options.ipc, store, pid_of, record.id),
         own_network=mode.kind not in ("host", "container"),
     )
+
+
+class _Link(msgspec.Struct, frozen=True):
+    """How an own network namespace is filled."""
+
+    attachment: Attachment | None = None
+    host: bytes = b""
+    offsets: tuple[int, ...] = ()
+    inside: bytes = b""
+    sysctls: tuple[tuple[str, str], ...] = ()
+
+
+def _connect(record: Record, network: Callable[[], BridgeNetwork], *, dry_run: bool) -> _Link:
+    from scow.netns.veth import inside_sysctls, loopback_messages
+
+    options = record.options.network
+    if options.mode.kind != "bridge":
+        return _Link(inside=loopback_messages())
+    bridge = network()
+    if dry_run:
+        attachment = bridge.attachment(record.id) or _example(record)
+    else:
+        attachment = bridge.attach(record.id, ip=options.ip, mac=options.mac, ports=options.ports)
+    messages = bridge.attachment_messages(attachment)
+    return _Link(
+        attachment, messages.host, messages.host_pid_offsets, messages.inside, inside_sysctls()
+    )
+
+
+def _hostname(record: Record) -> str:
+    options = record.options
+    shares = options.uts.kind == "host" or options.network.mode.kind == "host"
+    if options.uts.kind == "host" or (shares and options.hostname is None):
+        return os.uname().nodename
+    return options.hostname or record.id[:SHORT_ID]
 
 
 def _shared_mark(store: RecordStore, container_id: str) -> str:
@@ -227,5 +283,8 @@ def write_names(
         ),
     }
     for name, data in files.items():
-        # Derived from the record at each start, so they need not survive a power cut.
-        write_atomic(etc_dir, name, data, mode=0o644, durable=False)
+        # Derived from the record at each start: they die with the boot, and need no rename.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with OwnedFd(os.open(f"{etc_dir}/{name}", flags, 0o644)) as fd:
+            os.fchmod(fd.fileno(), 0o644)
+            os.write(fd.fileno(), data)

@@ -21,6 +21,7 @@ from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
 from scow.cri.merge import check_platform, merge
+from scow.cri.names import free_name
 from scow.cri.options import ContainerOptions, ExecOptions
 from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Record, RecordStore, VolumeUse
 from scow.cri.status import Status, read_status
@@ -31,7 +32,6 @@ from scow.native.errors import (
     DeadlineExceeded,
     InvalidState,
     NotFound,
-    ScowError,
 )
 from scow.native.fs import Root
 from scow.runtime.monitor import MonitorConnection
@@ -72,6 +72,7 @@ class Service:
             network=self._bridge,
             pid_of=self._pid_of,
             volume_dir=self.volumes.data_dir,
+            adopt_volumes=self.volumes.adopt,
             cleanup_argv=_cleanup_argv,
         )
 
@@ -117,7 +118,7 @@ class Service:
     def _layer_paths(self, record: Record) -> Strings:
         from scow.image.digest import DiffID
 
-        return self.images.layers.stack([DiffID(diff_id) for diff_id in record.diff_ids])
+        return self.images.lower_paths([DiffID(diff_id) for diff_id in record.diff_ids])
 
     # --- create, start, remove ----------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class Service:
         validate(options)
         merged = merge(image.config, options)
         container_id = self.store.new_id()
-        name = options.name or self._new_name()
+        name = options.name or free_name(self.store.has_name)
         record = Record(
             id=container_id,
             name=name,
@@ -141,30 +142,21 @@ class Service:
             user=merged.user,
             stop_signal=merged.stop_signal,
             labels=merged.labels,
-            cgroup=container_path(container_id, options.cgroup_parent or self.store.cgroup_parent),
+            cgroup=container_path(
+                f"{self.store.cgroup_prefix}{container_id}", options.cgroup_parent
+            ),
             options=options,
             exposed_ports=image.config.exposed_ports,
         )
         self._check_references(record)
-        with ExitStack() as undo:
+        with self.store.making(container_id), ExitStack() as undo:
             undo.callback(self.store.discard, container_id, name)
-            self.store.make_dir(container_id)
             self.store.claim_name(name, container_id)
-            record = self._with_volumes(record, image, undo)
+            record = self._with_volumes(record, image)
             self.store.write(record)
+            launching.adopt_volumes(record, self._around)
             undo.pop_all()
         return container_id
-
-    def _new_name(self) -> str:
-        from scow.cri.names import random_name
-
-        for attempt in range(16):
-            name = random_name(attempt)
-            try:
-                self.store.find(name)
-            except NotFound:
-                return name
-        raise ScowError("cannot find a free container name", hint="give one with --name")
 
     def _check_references(self, record: Record) -> None:
         """Refuse what can be known to fail before anything is taken."""
@@ -176,7 +168,8 @@ class Service:
                 self.find(mode.container)
         build_resources(options.limits, [], privileged=False)
 
-    def _with_volumes(self, record: Record, image: Image, undo: ExitStack) -> Record:
+    def _with_volumes(self, record: Record, image: Image) -> Record:
+        """Name the record's volumes, and make and fill the new ones aside: no record, no volume."""
         wanted = [
             VolumeUse(m.source or self.volumes.new_name(), m.target, not m.source)
             for m in record.options.mounts
@@ -192,13 +185,20 @@ class Service:
         ]
         if not wanted:
             return record
+        staging = launching.staged_volumes(record, self._around)
         with launching.mount_root(record, self._around) as mount:
             root = Root(mount.fileno())
             for use in wanted:
+<<<<<<< HEAD
                 if self.volumes.ensure(use.name):
                     undo.callback(self.volumes.remove, use.name)
                     if use.target not in left_empty:
                         self.volumes.fill(use.name, root, use.target)
+=======
+                if not self.volumes.exists(use.name):
+                    source = None if use.target in left_empty else use.target
+                    self.volumes.stage(staging, use.name, root, source)
+>>>>>>> main
         return msgspec.structs.replace(record, volumes=tuple(wanted))
 
     def start(self, container_id: str, *, attach: bool = False) -> MonitorConnection | None:
@@ -207,10 +207,10 @@ class Service:
         With `attach` the connection that started it is given to the caller, who gets all output
         from the first byte, and calls `finish` when it has ended.
         """
-        with self.store.locked(container_id):
+        with self.store.locked(container_id) as lock_fd:
             record = self.store.read(container_id)
             require(record.name, self.status(record).state, Operation.START)
-            connection = launching.start(record, self._around, attach=attach)
+            connection = launching.start(record, self._around, lock_fd, attach=attach)
         if attach:
             return connection
         connection.close()
@@ -222,6 +222,7 @@ class Service:
         Whoever saw the end calls this, and the monitor does when nobody watched: the first one
         does the work, for the others there is nothing left.
         """
+        launching.bury_monitors()
         try:
             with self.store.locked(container_id):
                 record = self.store.read(container_id)
@@ -237,18 +238,23 @@ class Service:
 
     def remove(self, container_id: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a container that does not run; with `force`, kill it first."""
-        record = self.store.read(container_id)
-        state = self.status(record).state
-        if state in (State.RUNNING, State.PAUSED):
-            if not force:
-                require(record.name, state, Operation.REMOVE)
-            self._kill_and_wait(record)
-        with self.store.locked(container_id):
-            launching.release(record, self._around)
-            self._discard(record, volumes=volumes or record.options.auto_remove)
+        while True:
+            record = self.store.read(container_id)
+            state = self.status(record).state
+            if state in (State.RUNNING, State.PAUSED):
+                if not force:
+                    require(record.name, state, Operation.REMOVE)
+                self._kill_and_wait(record)
+            with self.store.locked(container_id):
+                # Somebody may have started it since.
+                if self.status(record).state in (State.RUNNING, State.PAUSED):
+                    continue
+                launching.release(record, self._around)
+                self._discard(record, volumes=volumes or record.options.auto_remove)
+                return
 
     def _discard(self, record: Record, *, volumes: bool) -> None:
-        self.store.discard(record.id, record.name)
+        # Volumes first: once the record is gone, nothing says whose they were.
         if volumes:
             for use in record.volumes:
                 if use.anonymous:
@@ -256,6 +262,7 @@ class Service:
                         self.volumes.remove(use.name)
                     except NotFound:
                         continue
+        self.store.discard(record.id, record.name)
 
     # --- signals ------------------------------------------------------------------------------
 
@@ -464,7 +471,7 @@ class Service:
         """Look for anything left behind or damaged; with `repair`, mend it. Empty means clean."""
         from scow.cri.check import check
 
-        return check(self, self._around, repair=repair)
+        return check(self, repair=repair)
 
     # --- what the rooms below are told --------------------------------------------------------
 

@@ -14,7 +14,7 @@ import msgspec
 
 from scow.cri.launch import container_cgroup
 from scow.cri.records import Record, RecordStore
-from scow.native.errors import InvalidState
+from scow.native.errors import InvalidState, NotFound
 from scow.runtime.monitor import (
     ExitRecord,
     StatusRecord,
@@ -53,16 +53,36 @@ def read_status(store: RecordStore, record: Record) -> Status:
         )
     run = read_run(store, record.id)
     if run is None:
-        return Status(State.CREATED)
+        return Status(State.CREATED) if _never_ran(store, record.id) else _lost(0)
     if not is_process(run.monitor_pid, run.monitor_start_time):
-        return Status(
-            State.EXITED,
-            started_ns=run.created_at,
-            exit_code=SUPERVISOR_LOST_CODE,
-            error="its monitor was killed; the end was not recorded",
-        )
-    paused = container_cgroup(record).is_frozen()
+        # It writes the record, then it goes: look once more.
+        ended = _read_exit(store, record.id)
+        return _lost(run.created_at) if ended is None else read_status(store, record)
+    try:
+        paused = container_cgroup(record).is_frozen()
+    except NotFound:
+        paused = False  # it ends at this moment
     return Status(State.PAUSED if paused else State.RUNNING, pid=run.pid, started_ns=run.created_at)
+
+
+def _never_ran(store: RecordStore, container_id: str) -> bool:
+    """Whether no run was begun, or one is being begun just now.
+
+    A monitor reserves the place of its exit record before anything else. Where that is all there is,
+    nobody was left to write it: the monitor was killed, or the host went down.
+    """
+    if not os.path.exists(f"{store.container_dir(container_id)}/.exit.json.tmp"):
+        return True
+    return os.path.isdir(store.run_dir(container_id))
+
+
+def _lost(started_ns: int) -> Status:
+    return Status(
+        State.EXITED,
+        started_ns=started_ns,
+        exit_code=SUPERVISOR_LOST_CODE,
+        error="its monitor was killed or the host went down; the end was not recorded",
+    )
 
 
 def _words(ended: ExitRecord) -> str:

@@ -37,14 +37,39 @@ class VolumeStore:
         """Give the directory that is mounted."""
         return f"{self._dir}/{name}/data"
 
-    def ensure(self, name: str) -> bool:
-        """Make the volume if it is missing; says whether it is new."""
+    def exists(self, name: str) -> bool:
+        """Whether there is such a volume."""
+        return os.path.isdir(self.data_dir(name))
+
+    def stage(self, staging: str, name: str, root: Root, path: str | None) -> None:
+        """Make a new volume in `staging`, filled from `path` of the image unless that is None.
+
+        `adopt` gives it its name.
+        """
+        os.makedirs(f"{staging}/{name}/data", mode=0o755)
+        os.chmod(f"{staging}/{name}", 0o701)
+        if path is not None:
+            _fill(f"{staging}/{name}/data", name, root, path)
+
+    def adopt(self, staging: str) -> None:
+        """Move what was staged to its place, whole; a volume that is there by now stays."""
         try:
-            os.makedirs(self.data_dir(name), mode=0o755)
-        except FileExistsError:
-            return False
-        os.chmod(f"{self._dir}/{name}", 0o701)
-        return True
+            names = os.listdir(staging)
+        except FileNotFoundError:
+            return
+        os.makedirs(self._dir, mode=0o701, exist_ok=True)
+        fd = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in names:
+                try:
+                    os.rename(name, f"{self._dir}/{name}", src_dir_fd=fd)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    remove_tree(fd, name)
+        finally:
+            os.close(fd)
+        os.rmdir(staging)
 
     def new_name(self) -> str:
         """Give the name of an anonymous volume."""
@@ -52,33 +77,34 @@ class VolumeStore:
 
     def remove(self, name: str) -> None:
         """Delete a volume with its data; NotFound where there is none."""
+        # Also what a removal left that was killed half-way.
+        if not os.path.isdir(f"{self._dir}/{name}"):
+            raise NotFound(f"no such volume: '{name}'")
         fd = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             remove_tree(fd, name)
-        except FileNotFoundError:
-            raise NotFound(f"no such volume: '{name}'") from None
         finally:
             os.close(fd)
 
-    def fill(self, name: str, root: Root, path: str) -> None:
-        """Copy the image's directory `path` into the volume, owners, modes and links included."""
+
+def _fill(data_dir: str, name: str, root: Root, path: str) -> None:
+    """Copy the image's directory `path` into a new volume, owners, modes and links included."""
+    try:
+        source = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return
+        raise
+    with source:
+        target = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            source = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            _Copier(target).directory(source.fileno(), target)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                return
-            raise
-        with source:
-            target = os.open(self.data_dir(name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                if not os.listdir(target):
-                    _Copier(target).directory(source.fileno(), target)
-            except OSError as error:
-                raise ScowError(
-                    f"cannot fill volume '{name}' from '{path}' of the image: {error.strerror}"
-                ) from error
-            finally:
-                os.close(target)
+            raise ScowError(
+                f"cannot fill volume '{name}' from '{path}' of the image: {error.strerror}"
+            ) from error
+        finally:
+            os.close(target)
 
 
 class _Copier:

@@ -7,13 +7,12 @@ not need.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from scow.image.digest import DiffID
 
 
-@dataclass(frozen=True, slots=True)
-class Healthcheck:
+class Healthcheck(msgspec.Struct, frozen=True):
     """Docker's health check; times in nanoseconds, 0 for the default."""
 
     test: tuple[str, ...]
@@ -24,8 +23,7 @@ class Healthcheck:
     retries: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(msgspec.Struct, frozen=True):
     """The `config` object. None for entrypoint and cmd means: not given."""
 
     env: tuple[str, ...] = ()  # each KEY=VALUE
@@ -36,12 +34,11 @@ class ImageConfig:
     volumes: tuple[str, ...] = ()
     exposed_ports: tuple[str, ...] = ()  # each PORT[-PORT]/PROTOCOL
     stop_signal: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = {}
     healthcheck: Healthcheck | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigDocument:
+class ConfigDocument(msgspec.Struct, frozen=True):
     """A whole config document."""
 
     architecture: str

@@ -16,7 +16,6 @@ import fcntl
 import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
@@ -34,8 +33,7 @@ Paths = list[str]
 DiffIDs = list[DiffID]
 
 
-@dataclass(frozen=True, slots=True)
-class LayerInfo:
+class LayerInfo(msgspec.Struct, frozen=True):
     """layer.json: a layer that exists. `size` counts the bytes of its files, holes left out."""
 
     diff_id: DiffID
@@ -125,7 +123,9 @@ class LayerStore:
             needs = self._read_needs(diff_id)
             if needs.opaque_root:
                 paths = []
-            below, paths = paths, [self.path(diff_id), *paths]
+            # A layer twice (an empty one, mostly): overlayfs refuses it, and the upper one decides.
+            own = self.path(diff_id)
+            below, paths = paths, [own, *(path for path in paths if path != own)]
             if needs.links or (needs.implied and below):
                 chain = chain or chain_ids(diff_ids)
                 done = tuple(diff_ids[: index + 1])

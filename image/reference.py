@@ -7,8 +7,9 @@ Sources: distribution/reference grammar, distribution-spec "Pulling manifests", 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NoReturn
+
+import msgspec
 
 from scow.image.digest import Digest, parse_digest, quote
 from scow.native.errors import InvalidArgument
@@ -27,8 +28,7 @@ _SEPARATORS = ("__", "_", ".")  # between runs of letters and digits; or any num
 _HEX = frozenset("0123456789abcdef")
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """A normalised reference: the host is explicit, docker.io's `library/` too."""
 
     host: str  # as the user knows it, with the port: "docker.io", "localhost:5000", "[::1]:5000"

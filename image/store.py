@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol
 
 import msgspec
@@ -52,8 +51,7 @@ class Layers(Protocol):
     def remove(self, diff_id: DiffID) -> object: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """One image that is here, whole."""
 
     id: Digest  # of the config
@@ -70,8 +68,7 @@ class Image:
     lower_names: tuple[str, ...]  # for layer_paths()
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSummary:
+class ImageSummary(msgspec.Struct, frozen=True):
     """A row of `scow images`, before it is split by name."""
 
     id: Digest

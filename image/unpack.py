@@ -14,7 +14,8 @@ import queue
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from scow.image.decompress import Decompressor
 from scow.image.digest import DiffID, algorithm_of, new_hasher, quote
@@ -36,8 +37,7 @@ _EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, 
 _HOST_FAULTS = frozenset({errno.EIO, errno.EROFS, errno.EUCLEAN})
 
 
-@dataclass(frozen=True, slots=True)
-class LowerNeeds:
+class LowerNeeds(msgspec.Struct, frozen=True):
     """What a layer says about the layers below it and an unpacker of one layer cannot do."""
 
     links: tuple[tuple[bytes, bytes], ...] = ()  # (name, target): hard links to lower files
@@ -48,8 +48,7 @@ class LowerNeeds:
         return bool(self.links or self.implied or self.opaque_root)
 
 
-@dataclass(frozen=True, slots=True)
-class Unpacked:
+class Unpacked(msgspec.Struct, frozen=True):
     """The outcome of a good run."""
 
     entries: int
@@ -58,8 +57,7 @@ class Unpacked:
     needs: LowerNeeds
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
+class _Failure(msgspec.Struct, frozen=True):
     error: int
     offset: int
     entry: bytes

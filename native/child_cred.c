@@ -4,6 +4,7 @@
 #include <linux/filter.h>
 #include <linux/keyctl.h>
 #include <linux/seccomp.h>
+#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -128,6 +129,8 @@ static int before_the_filter(struct child *child) {
     int r = child_tell_ready(child);
     if (r < 0)
         return r;
+    if (fcntl(child->ends.sock, F_SETFL, O_NONBLOCK) < 0) /* for die_with_monitor */
+        return -errno;
     /* last barrier against a descriptor of the host in the container (CVE-2024-21626) */
     return sys_close_range(3, UINT_MAX, CLOSE_RANGE_CLOEXEC);
 }
@@ -177,6 +180,18 @@ static int execute_in_path(const char *name, const char *path, char **argv, char
     }
 }
 
+/* A container whose monitor was killed has no log, no record and nobody who waits for it: it dies at
+ * once. Set here because every change of ids or capabilities before takes it back (prctl(2)); execve of
+ * a setuid program does so, too, and the next command kills the cgroup of such a one. */
+static int die_with_monitor(struct child *child) {
+    char byte;
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+        return -errno;
+    /* It may have died a moment before; then its end of the socket is closed. Nothing is ever sent here
+     * after the start, and read(2) passes any filter that lets a program work at all. */
+    return read(child->ends.sock, &byte, 1) == 0 ? -EPIPE : 0;
+}
+
 /* num: length of argv, of env; whether an init of ours is pid 1 */
 int op_execute(struct child *child, const struct plan_op *op) {
     if (child->must_move)
@@ -184,7 +199,7 @@ int op_execute(struct child *child, const struct plan_op *op) {
     char **argv = (char **)(void *)(child->plan->block + op->blob);
     char **env = argv + op->num[0] + 1;
     int r = before_the_filter(child);
-    if (r < 0)
+    if (r < 0 || (r = die_with_monitor(child)) < 0)
         return r;
     if (argv[0][0] == '\0')
         return -ENOENT;

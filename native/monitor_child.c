@@ -63,6 +63,8 @@ static void on_end_of_file(struct monitor *m) {
     if (m->failed) return;
     if (m->phase == PHASE_RELEASED) {
         m->phase = PHASE_RUNNING;
+        close_fdp(&m->plan->lock_fd); /* whoever waits finds a container that runs */
+        m->plan->lock_fd = -1;
         m->started_ns = now_ns(CLOCK_REALTIME);
         m->untidy = true; /* set-up leaves pages behind */
         char message = MSG_STARTED;

@@ -81,6 +81,8 @@ void monitor_end(struct monitor *m) {
                                  .log_lost_bytes = m->log.lost_bytes,
                                  .log_error = m->log.error};
     log_close(&m->log);
+    /* First the name goes: once the record is seen, the next run may begin, with a socket of its own. */
+    if (m->listen_fd >= 0) (void)unlink(m->plan->socket_path);
     /* On the disk before anybody hears of it. If the disk does not take it, the word is all there
      * is. */
     (void)exit_record_write(m->plan->exit_path, &record);
@@ -92,6 +94,5 @@ void monitor_end(struct monitor *m) {
                                .started_ns = record.started_ns,
                                .finished_ns = record.finished_ns};
     client_tell_all(m, &message, sizeof(message));
-    if (m->listen_fd >= 0) (void)unlink(m->plan->socket_path);
     if (!is_watched(m)) call_cleanup(m);
 }

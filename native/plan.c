@@ -196,6 +196,8 @@ static int parse_monitor(struct plan *plan, const struct plan_header *head, stru
             return refuse(ret_failure, PLAN_NONE, offsetof(struct plan_header, container_id));
     if (head->oom_fd != PLAN_NONE && head->oom_fd >= plan->n_fds)
         return refuse(ret_failure, PLAN_NONE, offsetof(struct plan_header, oom_fd));
+    if (head->lock_fd != PLAN_NONE && head->lock_fd >= plan->n_fds)
+        return refuse(ret_failure, PLAN_NONE, offsetof(struct plan_header, lock_fd));
     plan->uid_map = plan_text(plan, head->uid_map);
     plan->gid_map = plan_text(plan, head->gid_map);
     plan->container_id = plan_text(plan, head->container_id);
@@ -209,6 +211,7 @@ static int parse_monitor(struct plan *plan, const struct plan_header *head, stru
     plan->open_stdin = head->flags & PLAN_OPEN_STDIN;
     plan->stdin_once = head->flags & PLAN_STDIN_ONCE;
     plan->oom_fd = plan_fd(head->oom_fd);
+    plan->lock_fd = plan_fd(head->lock_fd);
     plan->oom_baseline = head->oom_baseline;
     plan->monitor_end = head->monitor_end;
     if (head->cleanup_argc == 0)
@@ -294,7 +297,7 @@ void plan_drop_ops(struct plan *plan) {
     plan->host_netlink = NULL;
     plan->pid_offsets = NULL;
     for (uint32_t i = 0; i < plan->n_fds; i++)
-        if (plan_fd(i) != plan->oom_fd)
+        if (plan_fd(i) != plan->oom_fd && plan_fd(i) != plan->lock_fd)
             close(plan_fd(i));
     plan->n_fds = 0;
     plan->cgroup_fd = -1;

@@ -101,7 +101,7 @@ struct plan_header {
     uint32_t cleanup_env, cleanup_envc;
     uint32_t monitor_end; /* nothing of the monitor's own lies beyond this offset */
     uint32_t vectors, vectors_end; /* arrays of offsets lie in here and nothing else does */
-    uint32_t reserved;
+    uint32_t lock_fd;
 };
 
 #define PLAN_TERMINAL 1u
@@ -134,6 +134,7 @@ struct plan {
     uint32_t log_max_files;
     bool terminal, open_stdin, stdin_once;
     int oom_fd;
+    int lock_fd; /* held until the program runs or the monitor is gone */
     uint64_t oom_baseline;
     char **cleanup_argv; /* NULL when there is nothing to call */
     char **cleanup_env;
@@ -148,7 +149,7 @@ int plan_load(int fd, struct plan *ret, struct failure *ret_failure);
 int plan_parse(char *block, size_t size, struct plan *ret, struct failure *ret_failure);
 
 /* After spawn_child: gives the pages of the operations back and closes the plan's descriptors other
- * than oom_fd. The strings of the monitor stay. */
+ * than oom_fd and lock_fd. The strings of the monitor stay. */
 void plan_drop_ops(struct plan *plan);
 
 static inline int plan_fd(uint32_t index) {

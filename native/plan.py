@@ -147,6 +147,8 @@ class MonitorConfig(msgspec.Struct, frozen=True):
     stdin_once: bool = False
     oom_fd: int | None = None
     oom_baseline: int = 0
+    lock_fd: int | None = None
+    """A lock that is held until the program runs, or until the monitor of one that never did is gone."""
     cleanup_argv: tuple[Text, ...] = ()
     cleanup_env: tuple[Text, ...] = ()
 
@@ -193,6 +195,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         writer = BlockWriter(head.end, ops_at + RECORD.size * len(self.ops))
         cgroup_fd = NONE if self.cgroup_fd is None else writer.fd(self.cgroup_fd)
         oom_fd = NONE if config.oom_fd is None else writer.fd(config.oom_fd)
+        lock_fd = NONE if config.lock_fd is None else writer.fd(config.lock_fd)
         cleanup_argv = writer.vector(config.cleanup_argv, head)
         cleanup_env = writer.vector(config.cleanup_env, head)
         records = b"".join([op.encode(writer) for op in self.ops])
@@ -220,7 +223,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             *(*texts, flags),
             *(config.log_max_bytes, config.log_max_files, oom_fd, config.oom_baseline),
             *(cleanup_argv, len(config.cleanup_argv), cleanup_env, len(config.cleanup_env)),
-            *(monitor_end, head.end, head.end + vectors_len, 0),
+            *(monitor_end, head.end, head.end + vectors_len, lock_fd),
         )
         return header + head.padded() + writer.vectors.padded() + records + tail, writer.fds
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from scow.native.errors import AlreadyExists, ScowError, SetupError
 from scow.netns import rtnetlink as nl
@@ -28,8 +29,7 @@ _RTA_DST = 1
 _DEFAULT_MTU = 1500
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkState:
+class NetworkState(msgspec.Struct, frozen=True):
     """What is kept of a network in `net/<name>.json` until the next boot."""
 
     subnet: str

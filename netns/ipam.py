@@ -13,7 +13,8 @@ import os
 import socket
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from scow.native.errors import AlreadyExists, InvalidArgument, ResourceExhausted
 
@@ -40,8 +41,7 @@ def to_text(number: int) -> str:
     return socket.inet_ntoa(number.to_bytes(4))
 
 
-@dataclass(frozen=True, slots=True)
-class Subnet:
+class Subnet(msgspec.Struct, frozen=True):
     """An IPv4 network; the first host address is the gateway's, which the bridge has."""
 
     base: int

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import replace
+
+import msgspec
 
 from scow.native.errors import InvalidArgument, InvalidState, ResourceExhausted, ScowError
 from scow.netns import bridge, conntrack, nft, veth
@@ -51,6 +52,7 @@ class BridgeNetwork:
         self._records = RecordStore(self._net_dir)
         self._leases = LeaseStore(self._net_dir, self._is_live)
         self._is_prepared = False
+        self._held: dict[str, Reservation] = {}  # until `open_ports` or `detach`, by container
 
     def attach(
         self,
@@ -60,7 +62,7 @@ class BridgeNetwork:
         ports: Sequence[PortMapping] = (),
         mac: str | None = None,
     ) -> Attachment:
-        """Take an address and publish ports; the link itself is made by the messages.
+        """Take an address and the ports; the messages make the link, `open_ports` the rules.
 
         Errors name what is in the way: InvalidArgument, AlreadyExists (an address or port, and who
         has it), ResourceExhausted. After an error nothing is held.
@@ -104,6 +106,7 @@ class BridgeNetwork:
         `drop_link=False` leaves it to that. Whoever gets the address next looks again.
         """
         self._prepare()
+        self._let_go(container_id)
         record = self._records.attachment(container_id)
         address = record.address if record else self._leases.address_of(container_id)
         if address is None:
@@ -138,6 +141,18 @@ class BridgeNetwork:
         Without it the first packet may be lost, and sent again after a second.
         """
         veth.settle(attachment.host_interface, attachment.network)
+
+    def open_ports(self, attachment: Attachment) -> None:
+        """Forward the ports that `attach` has reserved; call it when the link is settled.
+
+        A client that came before the link is up would wait a second for an answer to its first
+        packet, where one that is refused asks again at once.
+        """
+        if attachment.ports:
+            with self._locked():
+                self._write_rules()
+            conntrack.forget_untranslated(attachment.ports)
+        self._let_go(attachment.container_id)
 
     def reconcile(self, is_live: Callable[[str], bool] | None = None) -> list[str]:
         """Remove what dead containers left, restore what live ones need; lines tell what was done."""
@@ -262,13 +277,19 @@ class BridgeNetwork:
             if dead:
                 self._bury(self._is_live)
                 taken = {key: value for key, value in taken.items() if key not in dead}
-            with Reservation(taken, self._describe) as reservation:
+            with ExitStack() as undo:
+                reservation = undo.enter_context(Reservation(taken, self._describe))
                 chosen = tuple(reservation.add(mapping) for mapping in ports)
-                record = replace(record, ports=chosen)
+                record = msgspec.structs.replace(record, ports=chosen)
                 self._records.write_attachment(record)
-                self._write_rules()
-            conntrack.forget_untranslated(chosen)
+                self._held[record.container_id] = reservation
+                undo.pop_all()
         return record
+
+    def _let_go(self, container_id: str) -> None:
+        reservation = self._held.pop(container_id, None)
+        if reservation is not None:
+            reservation.close()
 
     def _write_rules(self) -> None:
         """Write the table from the records. Needs the lock."""

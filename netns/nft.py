@@ -15,7 +15,8 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from scow.native.errors import ScowError, Unsupported
 from scow.netns import rtnetlink as nl
@@ -43,16 +44,14 @@ _NFPROTO_NAMES = {1: "inet", 2: "ip"}
 _NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkRules:
+class NetworkRules(msgspec.Struct, frozen=True):
     """What the rules need to know of a network."""
 
     bridge: str
     subnet: str
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(msgspec.Struct, frozen=True):
     """One published mapping and the container address it leads to."""
 
     mapping: PortMapping

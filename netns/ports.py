@@ -11,7 +11,8 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from scow.native.errors import (
     AlreadyExists,
@@ -31,8 +32,7 @@ _HELD_SOCKETS = 256
 _PORT_ZERO_TRIES = 64
 
 
-@dataclass(frozen=True, slots=True)
-class PortMapping:
+class PortMapping(msgspec.Struct, frozen=True):
     """Host ports that lead to container ports.
 
     `count` consecutive host ports lead to as many container ports, one to one. `host_port` 0 lets
@@ -198,6 +198,10 @@ class Reservation:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the sockets go."""
         self._sockets.close()
 
     def add(self, mapping: PortMapping) -> PortMapping:
@@ -218,7 +222,7 @@ class Reservation:
 
     def _choose_of(self, mapping: PortMapping) -> PortMapping:
         for port in range(mapping.host_port, mapping.host_port + mapping.choices):
-            chosen = replace(mapping, host_port=port, choices=1)
+            chosen = msgspec.structs.replace(mapping, host_port=port, choices=1)
             try:
                 self._take(chosen)
             except AlreadyExists:
@@ -233,7 +237,7 @@ class Reservation:
     def _choose_any(self, mapping: PortMapping) -> PortMapping:
         for _ in range(_PORT_ZERO_TRIES):
             held = self._bind(mapping, 0)
-            chosen = replace(mapping, host_port=held.getsockname()[1])
+            chosen = msgspec.structs.replace(mapping, host_port=held.getsockname()[1])
             if self._owner(chosen) is None:
                 self._keep(held)
                 return chosen

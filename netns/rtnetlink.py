@@ -12,8 +12,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
+
+import msgspec
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -135,8 +136,7 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """One message from the kernel, header taken off."""
 
     kind: int
@@ -253,8 +253,7 @@ def delete_link(index: int) -> bytes:
     return message(RTM_DELLINK, NLM_F_ACK, link_body(index=index))
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     """What one RTM_NEWLINK says about an interface."""
 
     index: int

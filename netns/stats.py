@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from scow.native.errors import NotFound
 from scow.netns import rtnetlink as nl
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(msgspec.Struct, frozen=True):
     """What an interface received and sent since it was made."""
 
     rx_bytes: int = 0

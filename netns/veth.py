@@ -14,7 +14,8 @@ import socket
 import struct
 from array import array
 from contextlib import suppress
-from dataclasses import dataclass
+
+import msgspec
 
 from scow.netns import rtnetlink as nl
 
@@ -33,8 +34,7 @@ _ETHTOOL_GLINK = 0x0000000A
 _HOST_INDEX_BASE = 0x01000000
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkMessages:
+class NetworkMessages(msgspec.Struct, frozen=True):
     """Two batches: `host` for the host's namespace, `inside` for the container's.
 
     `host` has a 32-bit hole, PID_PLACEHOLDER, at each of `host_pid_offsets`, for the pid of a

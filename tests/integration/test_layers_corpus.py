@@ -7,22 +7,28 @@ outside the layer may change, whatever comes in: the `layer` fixture compares a 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import hashlib
 import os
 import stat
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from fixtures.layertar import (
+    END,
+    Layer,
+    directory,
+    entry,
+    hardlink,
+    header,
+    padded,
+    pax,
+    run_sanitized,
+    symlink,
+)
 from scow.image import unpack as unpack_module
-from scow.image.digest import DiffID
-from scow.image.unpack import Unpacked, unpack
 from scow.native import spawn
 from scow.native.errors import IntegrityError, ResourceExhausted
 from scow.native.fd import OwnedFd
@@ -30,98 +36,6 @@ from scow.native.fd import OwnedFd
 pytestmark = pytest.mark.root
 
 NATIVE = Path(__file__).parents[2] / "native"
-END = bytes(1024)
-
-
-def header(
-    name: bytes,
-    *,
-    kind: bytes = b"0",
-    size: int | bytes = 0,
-    mode: int = 0o644,
-    uid: int | bytes = 0,
-    mtime: int | bytes = 0,
-    link: bytes = b"",
-    magic: bytes = b"ustar\x0000",
-    device: tuple[int, int] = (0, 0),
-    tail: bytes = b"",
-) -> bytes:
-    """One header block; bytes for a number are put in as they are."""
-
-    def field(value: int | bytes, width: int) -> bytes:
-        return value if isinstance(value, bytes) else b"%0*o\0" % (width - 1, value)
-
-    block = struct.pack(
-        "100s8s8s8s12s12s8sc100s8s32s32s8s8s167s",
-        name,
-        field(mode, 8),
-        field(uid, 8),
-        field(0, 8),
-        field(size, 12),
-        field(mtime, 12),
-        b" " * 8,
-        kind,
-        link,
-        magic,
-        b"root",
-        b"root",
-        field(device[0], 8),
-        field(device[1], 8),
-        tail,
-    )
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
-
-
-def padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 512)
-
-
-def entry(name: bytes, data: bytes = b"", **fields: Any) -> bytes:
-    fields.setdefault("size", len(data))
-    return header(name, **fields) + padded(data)
-
-
-def directory(name: bytes, mode: int = 0o755, **fields: Any) -> bytes:
-    return entry(name, kind=b"5", mode=mode, **fields)
-
-
-def symlink(name: bytes, target: bytes) -> bytes:
-    return entry(name, kind=b"2", link=target)
-
-
-def hardlink(name: bytes, target: bytes) -> bytes:
-    return entry(name, kind=b"1", link=target)
-
-
-def record(key: bytes, value: bytes) -> bytes:
-    body = b" " + key + b"=" + value + b"\n"
-    size = len(body)
-    while len(b"%d" % size) + len(body) != size:
-        size = len(b"%d" % size) + len(body)
-    return b"%d" % size + body
-
-
-def pax(*records: tuple[bytes, bytes], kind: bytes = b"x") -> bytes:
-    return entry(b"PaxHeader", b"".join(record(*pair) for pair in records), kind=kind)
-
-
-def run_sanitized(
-    name: str, argv: Sequence[str] = (), fds: Sequence[int] = (), *, stdin: int = -1
-) -> tuple[int, OwnedFd]:
-    """Like spawn.run_applet, for the binary with sanitizers."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in (stdin, *fds)]
-    targets = [0, *range(3, 3 + len(fds))]
-    actions = [(os.POSIX_SPAWN_DUP2, a, b) for a, b in zip(high, targets, strict=True)]
-    environment = {"ASAN_OPTIONS": "detect_leaks=0:exitcode=99"}
-    pid = os.posix_spawn(
-        run_sanitized.binary,  # type: ignore[attr-defined]
-        [name, *argv],
-        environment,
-        file_actions=actions,
-    )
-    for fd in high:
-        os.close(fd)
-    return pid, OwnedFd(os.pidfd_open(pid))
 
 
 @pytest.fixture(scope="module")
@@ -132,40 +46,6 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> str:
     sources = sorted(str(path) for path in NATIVE.glob("untar*.c"))
     subprocess.run(["gcc", *flags.split(), *checks.split(), *sources, "-o", binary], check=True)
     return binary
-
-
-class Layer:
-    """A staging directory with a host beside it that must not change."""
-
-    def __init__(self, base: Path) -> None:
-        self.root = base / "layer"
-        self.canary = base / "canary"
-        self.root.mkdir()
-        self.canary.mkdir()
-        (self.canary / "f").write_text("host")
-
-    def unpack(self, tar: bytes, limit_bytes: int = 1 << 40) -> Unpacked:
-        diff_id = DiffID("sha256:" + hashlib.sha256(tar).hexdigest())
-        with OwnedFd(os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)) as fd:
-            return unpack(diff_id, [tar], fd.fileno(), limit_bytes=limit_bytes)
-
-    def names(self) -> set[str]:
-        return {str(p.relative_to(self.root)) for p in self.root.rglob("*")}
-
-    def stat(self, name: str) -> os.stat_result:
-        return os.lstat(self.root / name)
-
-    def is_opaque(self, name: str) -> bool:
-        try:
-            return os.getxattr(self.root / name, "trusted.overlay.opaque") == b"y"
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
-            return False
-
-    def is_whiteout(self, name: str) -> bool:
-        st = self.stat(name)
-        return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
 @pytest.fixture(params=["installed", "sanitized"])

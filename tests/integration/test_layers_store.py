@@ -282,6 +282,8 @@ def test_stack_and_whiteouts(store: LayerStore) -> None:
         for name in ("d/gone", "o/hidden", "d/.wh.gone"):
             with pytest.raises(FileNotFoundError):
                 stat_in(mount, name)
+    twice = store.stack([stack[1], *stack])
+    assert twice == paths
     top = add(store, (".wh..wh..opq", ""), ("only", "3"))
     assert store.stack([*stack, top]) == [store.path(top)]
 

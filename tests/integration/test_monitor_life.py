@@ -132,6 +132,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
             if with_start.exists() and f" {status.start_time} " in with_start.read_text():
                 os.kill(status.pid, signal.SIGKILL)
         running.reap()
+        running.pidfd.close()
 
 
 def output(events: list[Event], stream: int = 1) -> bytes:

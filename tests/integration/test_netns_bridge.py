@@ -169,7 +169,9 @@ class Lab:
 
     def attach(self, name: str, *ports: str, ip: str | None = None) -> Attachment:
         with entered(self.host.path):
-            return self.network.attach(self.born(name), ports=parse_ports(ports), ip=ip)
+            attachment = self.network.attach(self.born(name), ports=parse_ports(ports), ip=ip)
+            self.network.open_ports(attachment)
+            return attachment
 
     def link(self, attachment: Attachment) -> Space:
         space = self.space()
@@ -314,7 +316,7 @@ def test_route_localnet_only_while_ports_are_published(lab: Lab) -> None:
     with entered(lab.host.path):
         lab.network.attach(lab.born("a"))
         assert flag.read_text() == "0\n"
-        lab.network.attach(lab.born("b"), ports=parse_ports(["80:80"]))
+        lab.network.open_ports(lab.network.attach(lab.born("b"), ports=parse_ports(["80:80"])))
         assert flag.read_text() == "1\n"
         lab.network.detach("b")
         assert flag.read_text() == "0\n"
@@ -485,7 +487,7 @@ def test_tcp_and_udp_on_one_port_a_hundred_times(lab: Lab) -> None:
         ports = parse_ports(["53:53/tcp", "53:53/udp"])
         lab.born("dns")
         for _ in range(100):
-            lab.network.attach("dns", ports=ports)
+            lab.network.open_ports(lab.network.attach("dns", ports=ports))
             lab.network.detach("dns")
     assert lab.table() == empty
     assert lab.kept() == ["10.89.0.2", "keep.json"]
@@ -502,7 +504,8 @@ def test_killed_while_attaching(lab: Lab, step: str, when: str) -> None:
         if pid == 0:
             die_at(step, when)
             with suppress(BaseException):
-                lab.network.attach("victim", ports=parse_ports(["80:80"]))
+                attachment = lab.network.attach("victim", ports=parse_ports(["80:80"]))
+                lab.network.open_ports(attachment)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     assert lab.kept() != kept
@@ -610,6 +613,7 @@ def test_isolation_between_networks(lab: Lab) -> None:
     other = BridgeNetwork(str(lab.run_dir), "scow1")
     with entered(lab.host.path):
         attachment = other.attach(lab.born("two"), ports=parse_ports(["8080:80"]))
+        other.open_ports(attachment)
     assert attachment.address == "10.90.0.2"
     two = lab.link(attachment)
     lab.serve(two, 80)
@@ -699,7 +703,9 @@ def test_the_hot_path_is_short(lab: Lab) -> None:
     assert best["host"] + best["inside"] < 0.01
     with entered(lab.host.path):
         begun = time.perf_counter()
-        lab.network.attach(lab.born("ports"), ports=parse_ports(["8080:80"]))
+        lab.network.open_ports(
+            lab.network.attach(lab.born("ports"), ports=parse_ports(["8080:80"]))
+        )
         print(f"attach with a port: {(time.perf_counter() - begun) * 1000:.1f} ms")
 
 
@@ -713,7 +719,7 @@ def test_many_processes_attach_at_once(lab: Lab) -> None:
             with suppress(BaseException), entered(lab.host.path):
                 for n, name in enumerate(names):
                     ports = [f"{20000 + worker * 10 + n}:80"] if n % 2 else []
-                    lab.network.attach(name, ports=parse_ports(ports))
+                    lab.network.open_ports(lab.network.attach(name, ports=parse_ports(ports)))
                 os._exit(0)
             os._exit(1)
         pids.append(pid)

@@ -104,7 +104,9 @@ def test_zstd_window_is_limited() -> None:
 
 
 def test_zstd_dictionary_is_named() -> None:
-    samples = [b"sample %d of a dictionary %d" % (i, i * 7) for i in range(2000)]
+    samples: list[bytes | bytearray | memoryview] = [
+        b"sample %d of a dictionary %d" % (i, i * 7) for i in range(2000)
+    ]
     dictionary = zstandard.train_dictionary(4096, samples)
     with pytest.raises(Unsupported, match="dictionary"):
         run(zstd(TEXT, dict_data=dictionary))

@@ -16,12 +16,15 @@ ROOMS = ("native", "runtime", "image", "cgroups", "netns", "cri", "cli", "schedu
 
 @pytest.fixture(scope="module")
 def types() -> None:
-    """The links by which mypy and pyright see the rooms as a package; `make types` makes the same."""
+    """The links and copies by which mypy and pyright see the rooms as a package; `make types` makes the same."""
     (ROOT / "build/types/scow").mkdir(parents=True, exist_ok=True)
     for room in ROOMS:
         link = ROOT / "build/types/scow" / room
         if not link.is_symlink():
             link.symlink_to(f"../../../{room}")
+        copy = ROOT / "build/pyright/scow" / room
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(ROOT / room, copy)
 
 
 def check(*argv: str) -> None:

@@ -120,7 +120,7 @@ int spawn_child(const struct plan *plan, struct child_handle *ret, struct failur
 int main(int argc, char **argv) {
     static struct plan_op ops[1] = {{.code = OP_AWAIT_START}};
     static char *cleanup[4] = {NULL};
-    struct plan plan = {.ops = ops, .n_ops = 1, .container_id = "c1", .oom_fd = -1,
+    struct plan plan = {.ops = ops, .n_ops = 1, .container_id = "c1", .oom_fd = -1, .lock_fd = -1,
                         .log_path = "", .socket_path = "", .exit_path = "", .status_path = ""};
     for (int i = 1; i < argc; i++) {
         char *value = strchr(argv[i], '=');

@@ -1,0 +1,140 @@
+"""Records and names: one store, claimed by the file system."""
+
+from __future__ import annotations
+
+import os
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from scow.cri.options import ContainerOptions, UserSpec
+from scow.cri.records import Record, RecordStore
+from scow.native.errors import AlreadyExists, InvalidArgument, NotFound, ScowError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RecordStore:
+    made = RecordStore(str(tmp_path / "root"), str(tmp_path / "run"))
+    made.prepare()
+    return made
+
+
+def make(store: RecordStore, name: str, argv: tuple[str, ...] = ("true",)) -> Record:
+    container_id = store.new_id()
+    record = Record(
+        id=container_id,
+        name=name,
+        created_ns=1,
+        image_name="busybox",
+        image_id="sha256:" + "0" * 64,
+        diff_ids=(),
+        argv=argv,
+        env=("A=b",),
+        working_dir="/",
+        user=UserSpec("web", 7),
+        stop_signal=15,
+        labels={},
+        cgroup=f"scow/{container_id}",
+        options=ContainerOptions(command=argv),
+    )
+    with store.making(container_id):
+        store.claim_name(name, container_id)
+        store.write(record)
+    return record
+
+
+def test_a_record_comes_back_as_it_was(store: RecordStore) -> None:
+    record = make(store, "web", ("sh", "-c", "echo ü"))
+    assert store.read(record.id) == record
+
+
+def test_what_is_found_by_what(store: RecordStore) -> None:
+    record = make(store, "web")
+    for text in ("web", record.id, record.id[:12], record.id[:1]):
+        assert store.find(text) == record.id
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", "../web", "nosuch", "web/", "/etc", "we\0b"])
+def test_what_is_not_found(store: RecordStore, text: str) -> None:
+    make(store, "web")
+    with pytest.raises((NotFound, ValueError)):
+        store.find(text)
+
+
+def test_an_exact_name_beats_a_prefix_and_an_ambiguous_prefix_is_told(store: RecordStore) -> None:
+    first = make(store, "web")
+    second = make(store, first.id[:4])
+    assert store.find(first.id[:4]) == second.id
+    while first.id[0] != second.id[0]:
+        second = make(store, second.id[:5])
+    with pytest.raises(InvalidArgument, match="ambiguous"):
+        store.find(first.id[0])
+
+
+def test_a_name_in_use_names_its_holder(store: RecordStore) -> None:
+    record = make(store, "web")
+    with pytest.raises(AlreadyExists, match=record.id[:12]):
+        store.claim_name("web", "f" * 64)
+
+
+def test_the_claim_of_a_dead_attempt_is_taken_over(store: RecordStore) -> None:
+    store.claim_name("web", "e" * 64)
+    make(store, "web")
+
+
+def claim(root: str, run: str, number: int) -> bool:
+    racing = RecordStore(root, run)
+    container_id = f"{number:064x}"
+    with racing.making(container_id):
+        try:
+            racing.claim_name("one", container_id)
+        except AlreadyExists:
+            return False
+        time.sleep(0.2)  # hold the claim: the others must see a container that is being made
+        return True
+
+
+def test_one_of_many_racers_gets_the_name(store: RecordStore) -> None:
+    with get_context("fork").Pool(8) as pool:
+        won = pool.starmap(claim, [(store.root, store.run, number) for number in range(16)])
+    assert won.count(True) == 1
+
+
+def test_a_damaged_record_is_an_error_that_says_what_to_do(store: RecordStore) -> None:
+    record = make(store, "web")
+    Path(store.container_dir(record.id), "record.json").write_bytes(b'{"id": 1}')
+    with pytest.raises(ScowError) as caught:
+        store.read(record.id)
+    assert caught.value.hint is not None
+    assert list(store.list()) == []
+
+
+def test_discarding_frees_the_name_and_leaves_nothing(store: RecordStore) -> None:
+    record = make(store, "web")
+    store.discard(record.id, record.name)
+    store.discard(record.id, record.name)
+    assert list(store.ids()) == []
+    assert os.listdir(f"{store.root}/trash") == []
+    assert os.listdir(f"{store.root}/names") == []
+
+
+def test_the_state_is_closed_to_others_and_closed_again(store: RecordStore) -> None:
+    # CVE-2021-41091
+    os.chmod(store.root, 0o755)
+    store.prepare()
+    assert os.stat(store.root).st_mode & 0o777 == 0o700
+
+
+def test_an_argument_that_is_not_utf8_is_refused(store: RecordStore) -> None:
+    with pytest.raises(InvalidArgument, match="UTF-8"):
+        make(store, "web", ("\udcff",))
+
+
+def test_a_lock_on_what_was_removed_meanwhile_is_no_lock(store: RecordStore) -> None:
+    record = make(store, "web")
+    with store.locked(record.id):
+        store.discard(record.id, record.name)
+    with pytest.raises(NotFound), store.locked(record.id):
+        pass
