@@ -11,7 +11,8 @@
  *   probe nodes DIR c:1:3... the errno of mknod, then of opening the node for reading and for writing
  *   probe env
  *   probe sleep SECONDS | exit N | kill N
- *   probe hunt SECONDS       as pid 1: tries to get at every other process that appears
+ *   probe hunt SECONDS [DEV...]  as pid 1: tries to get at every other process that appears; with the
+ *                            device numbers of the host's file systems only those count
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -179,6 +180,20 @@ static void try_node(const char *directory, const char *text) {
     printf("\n");
 }
 
+/* File systems of the host, told by whoever starts the hunt. Without them every file that is not our
+ * own counts: that is right as long as nobody with another root comes into our namespace. */
+static struct {
+    unsigned long long dev[16];
+    int count;
+} hosts;
+
+static int is_of_host(const struct stat *st) {
+    for (int i = 0; i < hosts.count; i++)
+        if (st->st_dev == hosts.dev[i])
+            return 1;
+    return hosts.count == 0;
+}
+
 /* What a hostile pid 1 does to a process that somebody executes in its namespace. */
 static void attack(int pid, int *successes) {
     char path[64], target[512];
@@ -194,11 +209,24 @@ static void attack(int pid, int *successes) {
             continue;
         if (stat(target, &ours) == 0 && ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino)
             continue;
-        if (strncmp(target, "socket:", 7) != 0 && strncmp(target, "pipe:", 5) != 0) {
+        int is_cgroup = strncmp(target, "/sys/fs/cgroup", 14) == 0;
+        if (strncmp(target, "socket:", 7) != 0 && strncmp(target, "pipe:", 5) != 0 && (is_of_host(&theirs) || is_cgroup)) {
             if (*successes < 20)
                 printf("escape %d %s\n", fd, target);
             ++*successes;
         }
+    }
+    static const char *const places[] = {"root", "cwd"};
+    for (int i = 0; i < 2; i++) {
+        struct stat theirs, ours;
+        snprintf(path, sizeof path, "/proc/%d/%s", pid, places[i]);
+        if (stat(path, &theirs) < 0 || stat("/", &ours) < 0 || !is_of_host(&theirs))
+            continue;
+        if (hosts.count == 0 && theirs.st_dev == ours.st_dev)
+            continue;
+        if (*successes < 20)
+            printf("escape %s\n", places[i]);
+        ++*successes;
     }
     snprintf(path, sizeof path, "/proc/%d/exe", pid);
     int exe = open(path, O_WRONLY | O_CLOEXEC);
@@ -270,6 +298,8 @@ int main(int argc, char **argv) {
     } else if (strcmp(what, "kill") == 0 && argc > 2) {
         kill(getpid(), atoi(argv[2]));
     } else if (strcmp(what, "hunt") == 0 && argc > 2) {
+        for (int i = 3; i < argc && hosts.count < 16; i++)
+            hosts.dev[hosts.count++] = strtoull(argv[i], NULL, 10);
         hunt(atoi(argv[2]));
     } else {
         return 64;
