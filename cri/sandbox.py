@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scow.cri.options import ContainerOptions, NamespaceMode
+from scow.cri.options import NamespaceMode
 from scow.cri.records import SHORT_ID, Record, RecordStore
 from scow.native.errors import InvalidArgument, InvalidState
 from scow.native.fd import OwnedFd
@@ -56,17 +56,6 @@ def prepare(
     options = record.options
     mode = options.network.mode
     _check(record)
-<<<<<<< HEAD
-    namespaces = _simple_namespaces(options, pid_of)
-    hostname = options.hostname or record.id[:SHORT_ID]
-    if options.uts.kind == "host" or (mode.kind == "host" and options.hostname is None):
-        hostname = os.uname().nodename
-    etc_dir = store.container_dir(record.id)
-    attachment: Attachment | None = None
-    host = inside = b""
-    offsets: tuple[int, ...] = ()
-    sysctls: tuple[tuple[str, str], ...] = ()
-=======
     namespaces = [Namespace("mount")]
     if options.cgroup.kind != "host":
         namespaces.append(Namespace("cgroup"))
@@ -77,7 +66,6 @@ def prepare(
     hostname = _hostname(record)
     etc_dir = store.run_dir(record.id)
     link = _Link()
->>>>>>> main
     if mode.kind == "container":
         other, pid = pid_of(mode.container)
         mark_shared(store, other)
@@ -86,26 +74,11 @@ def prepare(
         hostname = _hostname_of(etc_dir) or hostname
     elif mode.kind != "host":
         namespaces.append(Namespace("network"))
-<<<<<<< HEAD
-        from scow.netns.veth import inside_sysctls, loopback_messages
-
-        inside = loopback_messages()
-        if mode.kind == "bridge":
-            bridge = network()
-            attachment = _attach(bridge, record, dry_run=dry_run)
-            messages = bridge.attachment_messages(attachment)
-            host, offsets = messages.host, messages.host_pid_offsets
-            inside, sysctls = messages.inside, inside_sysctls()
-    is_missing = not os.path.exists(f"{etc_dir}/resolv.conf")
-    if mode.kind != "container" and (is_missing or not dry_run):
-        write_names(record, etc_dir, hostname, attachment, host_network=mode.kind == "host")
-=======
         link = _connect(record, network, dry_run=dry_run)
     if dry_run and not os.path.isdir(etc_dir):
         etc_dir = "/etc"  # to show which files are mounted; nothing is made for that
     elif mode.kind != "container" and not dry_run:
         write_names(record, etc_dir, hostname, link.attachment, host_network=mode.kind == "host")
->>>>>>> main
     return Sandbox(
         namespaces=tuple(namespaces),
         hostname=hostname if options.uts.kind != "host" else "",
@@ -169,13 +142,6 @@ def is_shared(store: RecordStore, container_id: str) -> bool:
     return os.path.exists(_shared_mark(store, container_id))
 
 
-def _attach(bridge: BridgeNetwork, record: Record, *, dry_run: bool) -> Attachment:
-    if dry_run:
-        return bridge.attachment(record.id) or _example(record)
-    wanted = record.options.network
-    return bridge.attach(record.id, ip=wanted.ip, mac=wanted.mac, ports=wanted.ports)
-
-
 def _example(record: Record) -> Attachment:
     """Stand in for an attachment where none is taken: what a plan looks like, without an address."""
     from scow.netns.records import Attachment
@@ -200,19 +166,6 @@ def _check(record: Record) -> None:
             f"cannot publish ports with network '{mode}': there is no address to forward to",
             hint="leave out -p, or use --network bridge",
         )
-
-
-def _simple_namespaces(
-    options: ContainerOptions, pid_of: Callable[[str], tuple[str, int]]
-) -> list[Namespace]:
-    """Give all but the network's."""
-    found = [Namespace("mount")]
-    if options.cgroup.kind != "host":
-        found.append(Namespace("cgroup"))
-    if options.uts.kind != "host":
-        found.append(Namespace("uts"))
-    found += _pid_like("pid", options.pid, pid_of)
-    return found + _pid_like("ipc", options.ipc, pid_of)
 
 
 def _pid_like(

@@ -189,16 +189,9 @@ class Service:
         with launching.mount_root(record, self._around) as mount:
             root = Root(mount.fileno())
             for use in wanted:
-<<<<<<< HEAD
-                if self.volumes.ensure(use.name):
-                    undo.callback(self.volumes.remove, use.name)
-                    if use.target not in left_empty:
-                        self.volumes.fill(use.name, root, use.target)
-=======
                 if not self.volumes.exists(use.name):
                     source = None if use.target in left_empty else use.target
                     self.volumes.stage(staging, use.name, root, source)
->>>>>>> main
         return msgspec.structs.replace(record, volumes=tuple(wanted))
 
     def start(self, container_id: str, *, attach: bool = False) -> MonitorConnection | None:
