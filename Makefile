@@ -2,8 +2,8 @@
 #
 #   make demo      install what it needs, build, and run one container that tells what isolates it
 #   make test      install what the tests need, and run all of them
+#   make stress    the long loops: races, kills, many clients
 #   make test-vm   the part that needs a cgroup v2 host, in a QEMU guest
-#   make stress    the long tests: kill -9 at every step, many clients for a minute (15 minutes)
 #   make bench     scow beside the other runtimes that are installed
 #   make venv      .venv with scow (editable) and everything a developer needs
 #   make lint      ruff, mypy, pyright
@@ -29,10 +29,11 @@ demo: $(VENV)/.stamp-run $(HELLO)
 		-e SCOW_HOST_NS="$$(readlink /proc/self/ns/* | tr '\n' ' ')" scow/hello
 
 test: packages-test venv types
-	$(SUDO) $(BIN)/python -m pytest $(TESTS) $(ARGS)
+	$(SUDO) $(BIN)/python -m pytest -m "not slow" $(TESTS) $(ARGS)
 
+# Long loops: races, kills, clients that get in each other's way.
 stress: packages-test venv types
-	$(SUDO) $(BIN)/python -m pytest $(TESTS) -m stress $(ARGS)
+	$(SUDO) $(BIN)/python -m pytest -m slow $(TESTS) $(ARGS)
 
 test-vm: packages-vm venv
 	$(SUDO) $(BIN)/python tests/vm/run.py $(ARGS)

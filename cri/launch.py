@@ -245,8 +245,9 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
         connection, theirs = MonitorConnection.pair()
         undo.callback(connection.close)
         with theirs:
-            _, pidfd = launch_controlled(prepared.plan, theirs.fileno())
+            pid, pidfd = launch_controlled(prepared.plan, theirs.fileno())
         undo.callback(_see_off, connection, pidfd)
+        own_monitor(pid)
         _until(connection, Ready, prepared)
         if prepared.sandbox.attachment is not None:
             around.network().settle(prepared.sandbox.attachment)
@@ -261,6 +262,27 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
         undo.pop_all()
         pidfd.close()
     return connection
+
+
+# Monitors are our children as long as we live; what has ended is a zombie until somebody asks.
+_monitors: set[int] = set()
+
+
+def own_monitor(pid: int) -> None:
+    """Note a monitor that this process has started, and bury those that have ended."""
+    _monitors.add(pid)
+    bury_monitors()
+
+
+def bury_monitors() -> None:
+    """Reap the monitors of ours that have ended."""
+    for pid in list(_monitors):
+        try:
+            ended = os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            ended = True  # SIGCHLD is ignored, or somebody else has reaped it
+        if ended:
+            _monitors.discard(pid)
 
 
 def _see_off(connection: MonitorConnection, pidfd: OwnedFd) -> None:

@@ -138,6 +138,10 @@ class RecordStore:
                 self._drop_void_claim(name)
         raise ScowError(f"cannot claim name '{name}': it keeps coming back")
 
+    def has_name(self, name: str) -> bool:
+        """Whether a container has this name now."""
+        return self._holder(name) is not None
+
     def _holder(self, name: str) -> str | None:
         try:
             holder = os.readlink(f"{self._names}/{name}")

@@ -41,11 +41,15 @@ class VolumeStore:
         """Whether there is such a volume."""
         return os.path.isdir(self.data_dir(name))
 
-    def stage(self, staging: str, name: str, root: Root, path: str) -> None:
-        """Make a new volume in `staging`, filled from `path` of the image; `adopt` gives it its name."""
+    def stage(self, staging: str, name: str, root: Root, path: str | None) -> None:
+        """Make a new volume in `staging`, filled from `path` of the image unless that is None.
+
+        `adopt` gives it its name.
+        """
         os.makedirs(f"{staging}/{name}/data", mode=0o755)
         os.chmod(f"{staging}/{name}", 0o701)
-        _fill(f"{staging}/{name}/data", name, root, path)
+        if path is not None:
+            _fill(f"{staging}/{name}/data", name, root, path)
 
     def adopt(self, staging: str) -> None:
         """Move what was staged to its place, whole; a volume that is there by now stays."""

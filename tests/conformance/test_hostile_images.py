@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fixtures.canary import SECRET, Canary
 from fixtures.command import Done, Scow
 from fixtures.handmade import (
@@ -154,7 +155,9 @@ def test_links_where_the_runtime_works(host: Host, place: str, form: str) -> Non
         assert scow("start", "evil").code != 0
         return
     assert done.code == 0, done.err
-    look = f"echo inside; cat {canary}/secret {canary}/hosts /etc/hosts /work/file; ls -R /data; pwd"
+    look = (
+        f"echo inside; cat {canary}/secret {canary}/hosts /etc/hosts /work/file; ls -R /data; pwd"
+    )
     look += "; echo written >> /etc/hosts; echo x > /tmp/x; true"
     for again in (True, False):
         seen = scow("exec", "evil", "sh", "-c", look)
@@ -171,13 +174,34 @@ def test_a_container_that_replaces_its_own_mount_points(host: Host) -> None:
     image = host.image(directory("vol"), config={"Cmd": ["sh", "/evil"]})
     for name in ("etc", "dev", "proc", "sys"):
         swap = f"umount -l /{name} /etc/hosts; mv /{name} /old && ln -s {canary} /{name} && cat /{name}; true"
-        scow.ok("run", "--name", f"c-{name}", "--privileged", "--network", "none", image, "sh", "-c", swap)
+        scow.ok(
+            "run",
+            "--name",
+            f"c-{name}",
+            "--privileged",
+            "--network",
+            "none",
+            image,
+            "sh",
+            "-c",
+            swap,
+        )
         again = scow("start", "-a", f"c-{name}")
         assert SECRET not in again.out + again.err
         if name in ("proc", "sys"):
             assert f"'/{name}'" in refused(again, 125, 126, 1)
     # Without privileges a container can at least rename the directory above its name files.
-    scow.ok("run", "--name", "plain", "--network", "none", image, "sh", "-c", f"mv /etc /old; ln -s {canary} /etc")
+    scow.ok(
+        "run",
+        "--name",
+        "plain",
+        "--network",
+        "none",
+        image,
+        "sh",
+        "-c",
+        f"mv /etc /old; ln -s {canary} /etc",
+    )
     again = scow("start", "-a", "plain")
     assert SECRET not in again.out + again.err
 
@@ -204,12 +228,20 @@ def test_no_descriptor_is_a_working_directory(host: Host) -> None:
     links = [link(f"cwd{number}", f"/proc/self/fd/{number}") for number in range(24)]
     image = host.image(*links, config={"WorkingDir": "/proc/self/fd/7"})
     refused(host.run(image, "pwd"), 125, 126, 127)
-    for path in ("/proc/self/fd/9", "/proc/self/fd/9/../../..", "/cwd8", "/proc/1/fd/8", "/proc/self/fd/8/"):
+    for path in (
+        "/proc/self/fd/9",
+        "/proc/self/fd/9/../../..",
+        "/cwd8",
+        "/proc/1/fd/8",
+        "/proc/self/fd/8/",
+    ):
         refused(host.run(image, "pwd", options=("-w", path)), 125, 126, 127)
     host.scow.ok("run", "-d", "--network", "none", "-w", "/", "--name", "box", image)
     for number in range(3, 24):
         for path in (f"/proc/self/fd/{number}", f"/cwd{number}"):
-            done = host.scow("exec", "-w", path, "box", "cat", "/proc/self/cwd/secret", "./../../etc/shadow")
+            done = host.scow(
+                "exec", "-w", path, "box", "cat", "/proc/self/cwd/secret", "./../../etc/shadow"
+            )
             assert done.code != 0, path
             assert "scow: " in done.err, (path, done.err)
     # What is there is inside, even by such a name.
@@ -298,7 +330,20 @@ def test_a_passwd_swapped_in_a_running_container(host: Host, tmp_path: Path) -> 
         for n, swap in enumerate(swaps)
     )
     script = f"cd /etc; {'; '.join(steps)}; sleep 1000"
-    scow.ok("run", "-d", "--network", "none", "-v", f"{tmp_path}:/go", "--name", "box", host.image(), "sh", "-c", script)
+    scow.ok(
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "-v",
+        f"{tmp_path}:/go",
+        "--name",
+        "box",
+        host.image(),
+        "sh",
+        "-c",
+        script,
+    )
     for number, swap in enumerate(swaps):
         (tmp_path / str(number)).touch()
         deadline = time.monotonic() + 10
@@ -316,7 +361,9 @@ def test_a_linked_passwd_inside_of_the_root_works(host: Host) -> None:
         file("nix/store/passwd", "root:x:0:0::/root:/bin/sh\nnixer:x:1234:55::/nix:/bin/sh\n"),
         link("etc/passwd", "/nix/store/passwd"),
     )  # fmt: skip
-    done = host.run(host.image(*entries), "sh", "-c", "id -u; id -g; echo $HOME", options=("-u", "nixer"))
+    done = host.run(
+        host.image(*entries), "sh", "-c", "id -u; id -g; echo $HOME", options=("-u", "nixer")
+    )
     assert done.out.split() == ["1234", "55", "/nix"], done.err
 
 
@@ -407,7 +454,9 @@ RESERVED = {
 def test_labels_are_only_labels(host: Host) -> None:
     image = host.image(config={"Labels": RESERVED, "StopSignal": "USR1"})
     plain = host.image(config={"StopSignal": "USR1"})
-    show = "grep -E 'Cap|Seccomp|NoNew' /proc/self/status; cat /proc/self/cgroup /proc/self/limits; id"
+    show = (
+        "grep -E 'Cap|Seccomp|NoNew' /proc/self/status; cat /proc/self/cgroup /proc/self/limits; id"
+    )
     assert host.run(image, "sh", "-c", show).out == host.run(plain, "sh", "-c", show).out
     host.scow.ok("run", "-d", "--network", "none", "--name", "labelled", image)
     assert "labelled" in host.scow.ok("ps")
@@ -434,13 +483,17 @@ def test_volumes_of_an_image(host: Host, path: str, works: bool) -> None:
         link("link", str(host.canary)), link("loop", "/loop"), link("toproc", "/proc"),
         directory("data"), file("data/file", "from the image\n"),
     ]  # fmt: skip
-    archive.add("volumes:1", [host._base, pack(entries)], {"Volumes": {path: {}}, "Cmd": ["sleep", "9"]})
+    archive.add(
+        "volumes:1", [host._base, pack(entries)], {"Volumes": {path: {}}, "Cmd": ["sleep", "9"]}
+    )
     loaded = host.scow("load", "-i", str(archive.write(host._work / "volumes.tar")))
     if loaded.code:
         assert not works
         refused(loaded, 1, 125)
         return
-    done = host.run("volumes:1", "sh", "-c", f"cat /data/file; ls -R {path}; cat {path}/secret; echo end")
+    done = host.run(
+        "volumes:1", "sh", "-c", f"cat /data/file; ls -R {path}; cat {path}/secret; echo end"
+    )
     if not works:
         refused(done, 125, 126)
         return
@@ -484,7 +537,16 @@ def test_links_of_real_images_work(host: Host, tmp_path: Path) -> None:
         removed("etc/mtab"), link("etc/mtab", "/proc/self/mounts"), link("abs", "/data/new/dir"),
         removed("etc/resolv.conf"), link("etc/resolv.conf", "../run/resolv/stub.conf"),
     )  # fmt: skip
-    mounts = ("-v", f"{tmp_path}:/var/run/sock", "-v", f"{tmp_path}:/srv/in", "-v", f"{tmp_path}:/abs", "--tmpfs", "/var/lock/x")
+    mounts = (
+        "-v",
+        f"{tmp_path}:/var/run/sock",
+        "-v",
+        f"{tmp_path}:/srv/in",
+        "-v",
+        f"{tmp_path}:/abs",
+        "--tmpfs",
+        "/var/lock/x",
+    )
     look = "cat /run/sock/file /data/in/file /data/new/dir/file; grep -c lock/x /etc/mtab; cat /etc/resolv.conf"
     done = host.run(image, "sh", "-c", look, options=(*mounts, "--dns", "9.9.9.9"))
     assert done.out.count("from the host") == 3, (done.out, done.err)
@@ -494,21 +556,61 @@ def test_links_of_real_images_work(host: Host, tmp_path: Path) -> None:
 def test_proc_files_that_lxcfs_gives_may_be_covered(host: Host, tmp_path: Path) -> None:
     (tmp_path / "uptime").write_text("1.00 1.00\n")
     image = host.image()
-    done = host.run(image, "cat", "/proc/uptime", options=("-v", f"{tmp_path}/uptime:/proc/uptime:ro"))
+    done = host.run(
+        image, "cat", "/proc/uptime", options=("-v", f"{tmp_path}/uptime:/proc/uptime:ro")
+    )
     assert done.out == "1.00 1.00\n", done.err
-    for target in ("/proc/self/attr", "/proc/sys", "/proc/1", "/proc/sys/kernel/core_pattern", "/proc", "/proc/../proc"):
+    for target in (
+        "/proc/self/attr",
+        "/proc/sys",
+        "/proc/1",
+        "/proc/sys/kernel/core_pattern",
+        "/proc",
+        "/proc/../proc",
+    ):
         refused(host.run(image, "true", options=("-v", f"{tmp_path}:{target}")))
 
 
 def test_programs_of_an_image_are_never_run_for_the_host(host: Host, tmp_path: Path) -> None:
     """CVE-2022-1227, CVE-2019-14271: nothing of the image but what the user asked for."""
-    trojan = f"#!/bin/busybox sh\n/bin/busybox echo ran $0 >> {tmp_path}/ran\nexec /bin/busybox true\n"
-    names = ("ps", "nsenter", "tar", "xz", "gzip", "unpigz", "id", "ip", "nft", "mount", "umount", "scow")
+    trojan = (
+        f"#!/bin/busybox sh\n/bin/busybox echo ran $0 >> {tmp_path}/ran\nexec /bin/busybox true\n"
+    )
+    names = (
+        "ps",
+        "nsenter",
+        "tar",
+        "xz",
+        "gzip",
+        "unpigz",
+        "id",
+        "ip",
+        "nft",
+        "mount",
+        "umount",
+        "scow",
+    )
     entries = [file(f"usr/local/bin/{name}", trojan, 0o755) for name in names]
     entries.append(file("etc/ld.so.preload", "/evil.so\n"))
     scow = host.scow
-    scow.ok("run", "-d", "--network", "none", "-v", f"{tmp_path}:{tmp_path}", "--name", "box", host.image(*entries))
-    for words in (("inspect", "box"), ("logs", "box"), ("stats", "--no-stream", "box"), ("ps",), ("exec", "box", "/bin/true")):
+    scow.ok(
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "-v",
+        f"{tmp_path}:{tmp_path}",
+        "--name",
+        "box",
+        host.image(*entries),
+    )
+    for words in (
+        ("inspect", "box"),
+        ("logs", "box"),
+        ("stats", "--no-stream", "box"),
+        ("ps",),
+        ("exec", "box", "/bin/true"),
+    ):
         scow.ok(*words)
     scow.ok("stop", "-t", "0", "box")
     scow.ok("rm", "box")

@@ -98,12 +98,12 @@ def test_clients_on_the_same_containers(state: State) -> None:
     hammer(state, 4, 8)
 
 
-@pytest.mark.stress
+@pytest.mark.slow
 def test_clients_on_the_same_containers_for_long(state: State) -> None:
     hammer(state, 8, 60)
 
 
-@pytest.mark.stress
+@pytest.mark.slow
 def test_clients_while_others_are_killed(state: State) -> None:
     """The same, and a kill -9 of some command each second: mended by the next ones."""
     until = time.monotonic() + 30
@@ -139,7 +139,7 @@ def test_one_of_many_gets_the_name(state: State) -> None:
     state.expect_clean()
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_run_rm_in_parallel_on_the_bridge(state: State, count: int) -> None:
     """Each has an address of its own and reaches the gateway."""
     script = "ip -4 addr show eth0 | grep -o 'inet [0-9.]*'; ip route | grep -q default"
@@ -153,7 +153,7 @@ def test_run_rm_in_parallel_on_the_bridge(state: State, count: int) -> None:
     state.expect_clean()
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_many_containers(state: State, count: int) -> None:
     began = time.monotonic()
     for number in range(count):
@@ -177,7 +177,7 @@ def test_many_containers(state: State, count: int) -> None:
     )
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(60, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("count", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_oom_is_told_from_a_kill(state: State, count: int) -> None:
     eat = "i=0; x=0123456789abcdef; while :; do x=$x$x; done"
     for number in range(count):

@@ -87,7 +87,7 @@ def test_killed_at_some_steps(state: State, verb: str) -> None:
     works_again(state, verb)
 
 
-@pytest.mark.stress
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("verb", VERBS)
 def test_killed_at_every_step(state: State, verb: str) -> None:
@@ -101,7 +101,7 @@ def test_killed_at_every_step(state: State, verb: str) -> None:
     print(f"{verb}: killed before each of {step - 1} steps")
 
 
-@pytest.mark.stress
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("verb", VERBS)
 def test_killed_at_any_time(state: State, verb: str) -> None:

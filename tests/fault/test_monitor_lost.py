@@ -163,7 +163,7 @@ def test_run_rm_removes_it_all_the_same(state: State) -> None:
     state.expect_clean()
 
 
-@pytest.mark.stress
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_many_lost_monitors(state: State) -> None:
     """At random times from the start on."""

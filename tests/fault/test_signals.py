@@ -57,7 +57,7 @@ def test_interrupted_at_some_steps(
     state.ok("rm", "-f", "-v", NAME)
 
 
-@pytest.mark.stress
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", NUMBERS, ids=str)
 @pytest.mark.parametrize("words", CREATORS, ids=lambda words: words[0])
@@ -75,7 +75,7 @@ def test_interrupted_at_every_step(
     "steps",
     [
         pytest.param(random.sample(range(1, 330), 12), id="some"),
-        pytest.param(range(1, 330), id="all", marks=[pytest.mark.stress, pytest.mark.timeout(600)]),
+        pytest.param(range(1, 330), id="all", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
     ],
 )
 @pytest.mark.parametrize("number", NUMBERS, ids=str)
