@@ -6,6 +6,7 @@ than the container has (CVE-2022-29162); nothing of the host is open in it (CVE-
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -17,7 +18,7 @@ from scow.cri.specgen import build_capabilities, build_process
 from scow.cri.status import is_process
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidState, ScowError
+from scow.native.errors import InvalidState, ScowError, SetupError
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.native.spawn import launch
@@ -77,6 +78,12 @@ def run_exec(
                         stdout=True, stderr=True, stdin=options.open_stdin, lossless=True
                     )
             _wait_started(connection, plan, root)
+        except SetupError as error:
+            connection.close()
+            # pid_namespaces(7): ENOMEM where the namespace's first process is ending.
+            if error.errno == errno.ENOMEM or not is_process(run.pid, run.start_time):
+                raise _ended(record) from error
+            raise
         except BaseException:
             connection.close()
             raise
