@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fixtures.command import Scow
 from fixtures.handmade import Archive, busybox_layer
 
