@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 
 from scow.cri.launch import Surroundings, container_cgroup, own_monitor, seccomp_filter
 from scow.cri.options import ExecOptions
-from scow.cri.records import Record
+from scow.cri.records import Record, RecordStore
 from scow.cri.specgen import build_capabilities, build_process
 from scow.cri.status import is_process
 from scow.native import plan as p
@@ -39,9 +39,11 @@ _KINDS = (
 
 
 def run_exec(
-    record: Record, run: StatusRecord, around: Surroundings, options: ExecOptions
+    record: Record, run: StatusRecord | None, around: Surroundings, options: ExecOptions
 ) -> MonitorConnection:
     """Start a process in the container that `run` tells of; returns when it runs."""
+    if run is None:
+        raise _ended(record)
     with ExitStack() as held:
 
         def hold(fd: OwnedFd) -> int:
@@ -100,8 +102,18 @@ def _open_container(
     return root, namespaces
 
 
-def _ended(record: Record) -> InvalidState:
-    return InvalidState(f"cannot execute in container '{record.name}': it has just ended")
+def _ended(record: Record, verb: str = "execute in") -> InvalidState:
+    return InvalidState(f"cannot {verb} container '{record.name}': it has just ended")
+
+
+def attach_to(record: Record, store: RecordStore, *, stdin: bool) -> MonitorConnection:
+    """Connect to the streams of a running container."""
+    try:
+        connection = MonitorConnection.connect(f"{store.run_dir(record.id)}/monitor.sock")
+        connection.attach(stdout=True, stderr=True, stdin=stdin and record.options.open_stdin)
+    except (FileNotFoundError, ConnectionError):
+        raise _ended(record, "attach to") from None
+    return connection
 
 
 def _wait_started(connection: MonitorConnection, plan: p.Plan, root: Root) -> None:

@@ -371,17 +371,11 @@ class Service:
 
     def attach(self, container_id: str, *, stdin: bool = True) -> MonitorConnection:
         """Connect to the input and output of a running container."""
+        from scow.cri.execute import attach_to
+
         record = self.store.read(container_id)
         require(record.name, self.status(record).state, Operation.ATTACH)
-        path = f"{self.store.run_dir(container_id)}/monitor.sock"
-        try:
-            connection = MonitorConnection.connect(path)
-            connection.attach(stdout=True, stderr=True, stdin=stdin and record.options.open_stdin)
-        except (FileNotFoundError, ConnectionError):
-            raise InvalidState(
-                f"cannot attach to container '{record.name}': it has just ended"
-            ) from None
-        return connection
+        return attach_to(record, self.store, stdin=stdin)
 
     def exec(self, container_id: str, options: ExecOptions) -> MonitorConnection:
         """Start a further process in a running container."""
@@ -390,10 +384,7 @@ class Service:
         record = self.store.read(container_id)
         status = self.status(record)
         require(record.name, status.state, Operation.EXEC)
-        run = state_of.read_run(self.store, container_id)
-        if run is None:
-            raise InvalidState(f"cannot execute in container '{record.name}': it has just ended")
-        return run_exec(record, run, self._around, options)
+        return run_exec(record, state_of.read_run(self.store, container_id), self._around, options)
 
     def logs(
         self,
