@@ -10,7 +10,7 @@
 
 int op_mount_propagation(struct child *child, const struct plan_op *op) {
     (void)child;
-    return sys_mount(NULL, "/", NULL, MS_REC | op->num[0], NULL);
+    return sys_mount(NULL, "/", NULL, (op->num[1] ? 0 : MS_REC) | op->num[0], NULL);
 }
 
 static int make_filesystem(const char *fstype, const char *source, unsigned attributes,
@@ -130,6 +130,12 @@ int op_mount_tree(struct child *child, const struct plan_op *op) {
         .attr_set = op->num[0], .attr_clr = op->num[1], .propagation = op->num[2]};
     unsigned recursive = op->num[3] & 1 ? AT_RECURSIVE : 0;
     int tree = plan_fd(op->fd), r;
+    if (op->num[3] & 4 && attr.propagation) { /* of the whole tree, the attributes of its top alone */
+        struct mount_attr whole = {.propagation = attr.propagation};
+        attr.propagation = 0;
+        if ((r = sys_mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &whole)) < 0)
+            return r;
+    }
     if (attr.attr_set || attr.attr_clr || attr.propagation) {
         r = sys_mount_setattr(tree, "", AT_EMPTY_PATH | recursive, &attr);
         if (r < 0)

@@ -77,6 +77,22 @@ def launch(plan: Plan) -> Launched:
     return Launched(pid, OwnedFd(os.pidfd_open(pid)), control)
 
 
+def launch_direct(plan: Plan, stdio: tuple[int, int, int]) -> tuple[int, OwnedFd]:
+    """Start the binary with a direct plan; its pid (the caller reaps it), and the socket that the
+    container's first process will be heard on. -1 for a standard descriptor is /dev/null.
+    """
+    block, fds = plan.build()
+    with OwnedFd(os.memfd_create("scow-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)) as memfd:
+        view = memoryview(block)
+        while view:
+            view = view[os.write(memfd.fileno(), view) :]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            control = OwnedFd(ours.detach())
+            pid = _start(("scow-init",), (), stdio, (memfd.fileno(), theirs.fileno(), *fds))
+    return pid, control
+
+
 def run_applet(
     name: str,
     argv: Sequence[Text] = (),

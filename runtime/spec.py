@@ -45,6 +45,26 @@ class Rlimit(_Document, frozen=True):
     hard: int
 
 
+class Scheduler(_Document, frozen=True):
+    policy: str
+    nice: int = 0
+    priority: int = 0
+    flags: tuple[str, ...] = ()
+    runtime: int = 0
+    deadline: int = 0
+    period: int = 0
+
+
+class IoPriority(_Document, frozen=True):
+    cls: str = msgspec.field(name="class")
+    priority: int = 0
+
+
+class CpuAffinity(_Document, frozen=True):
+    initial: str = ""
+    final: str = ""
+
+
 class Process(_Document, frozen=True):
     cwd: str
     args: tuple[str, ...] = ()
@@ -56,6 +76,11 @@ class Process(_Document, frozen=True):
     rlimits: tuple[Rlimit, ...] = ()
     no_new_privileges: bool = False
     oom_score_adj: int | None = None
+    scheduler: Scheduler | None = None
+    io_priority: IoPriority | None = None
+    exec_cpu_affinity: CpuAffinity | None = msgspec.field(default=None, name="execCPUAffinity")
+    apparmor_profile: str = ""
+    selinux_label: str = ""
 
 
 class RootFilesystem(_Document, frozen=True):
@@ -63,11 +88,19 @@ class RootFilesystem(_Document, frozen=True):
     readonly: bool = False
 
 
+class IdMapping(_Document, frozen=True):
+    container_id: int = msgspec.field(name="containerID")
+    host_id: int = msgspec.field(name="hostID")
+    size: int = 0
+
+
 class SpecMount(_Document, frozen=True):
     destination: str
     type: str = ""
     source: str = ""
     options: tuple[str, ...] = ()
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
 
 
 class Namespace(_Document, frozen=True):
@@ -85,7 +118,39 @@ class Device(_Document, frozen=True):
     gid: int = 0
 
 
+class TimeOffset(_Document, frozen=True):
+    secs: int = 0
+    nanosecs: int = 0
+
+
+class Personality(_Document, frozen=True):
+    domain: str = ""
+    flags: tuple[str, ...] = ()
+
+
+class IntelRdt(_Document, frozen=True):
+    clos_id: str = msgspec.field(default="", name="closID")
+    l3_cache_schema: str = ""
+    mem_bw_schema: str = ""
+    schemata: tuple[str, ...] = ()
+    enable_monitoring: bool = False
+
+
+class MemoryPolicy(_Document, frozen=True):
+    mode: str = ""
+    nodes: str = ""
+    flags: tuple[str, ...] = ()
+
+
 class Linux(_Document, frozen=True):
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+    time_offsets: dict[str, TimeOffset] = {}
+    mount_label: str = ""
+    personality: Personality | None = None
+    intel_rdt: IntelRdt | None = None
+    memory_policy: MemoryPolicy | None = None
+    net_devices: dict[str, dict[str, str]] = {}
     namespaces: tuple[Namespace, ...] = ()
     devices: tuple[Device, ...] = ()
     cgroups_path: str = ""
@@ -97,9 +162,26 @@ class Linux(_Document, frozen=True):
     seccomp: msgspec.Raw | None = None
 
 
+class Hook(_Document, frozen=True):
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int | None = None
+
+
+class Hooks(_Document, frozen=True):
+    prestart: tuple[Hook, ...] = ()
+    create_runtime: tuple[Hook, ...] = ()
+    create_container: tuple[Hook, ...] = ()
+    start_container: tuple[Hook, ...] = ()
+    poststart: tuple[Hook, ...] = ()
+    poststop: tuple[Hook, ...] = ()
+
+
 class Spec(_Document, frozen=True):
     oci_version: str
     root: RootFilesystem
+    hooks: Hooks = Hooks()
     process: Process | None = None
     hostname: str = ""
     domainname: str = ""

@@ -64,6 +64,19 @@ EVERY_OPERATION = (
     p.NoNewPrivileges(),
     p.LoadSeccomp(struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)),
     p.SetMountAttributes("/sys/fs/cgroup", s.MOUNT_ATTR_RDONLY, s.MOUNT_ATTR_NODEV),
+    p.AwaitStartSocket(14),
+    p.StdioInherit(1000),
+    p.KeepFds((7, 8)),
+    p.ProbeCommand(),
+    p.RunHook("/bin/hook", ("hook", "x"), ("A=b",), 1000, '{"pid":', "}"),
+    p.BecomeRoot(),
+    p.NewTimeNamespace("boottime 1 0\n"),
+    p.SetPersonality(8),
+    p.SetScheduler(b"\0" * 48),
+    p.SetIoPriority(0x4002),
+    p.SetAffinity(b"\1" * 8),
+    p.SetMemoryPolicy(2, b"\1" * 8),
+    p.SetLabel("attr/exec", "label"),
     p.Execute(("sh", "-c", b"\xff\xfe"), ("PATH=/bin", "A=\udcff"), why="what the user asked for"),
 )
 FULL = p.Plan(
@@ -120,7 +133,7 @@ def test_codes_are_those_of_the_header() -> None:
 
 def test_descriptors_are_counted_once_in_order() -> None:
     block, fds = FULL.build()
-    assert fds == (12, 13, 7, 8, 9, 10, 11)
+    assert fds == (12, 13, 7, 8, 9, 10, 11, 14)
     assert FULL.encode() == block
 
 
