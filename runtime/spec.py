@@ -8,6 +8,8 @@ because the spec's camelCase names are mapped by the codec (`rename="camel"`).
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from scow.native.errors import InvalidArgument
@@ -154,12 +156,12 @@ class Linux(_Document, frozen=True):
     namespaces: tuple[Namespace, ...] = ()
     devices: tuple[Device, ...] = ()
     cgroups_path: str = ""
-    resources: msgspec.Raw | None = None  # scow.cgroups.resources.resources_from_oci reads it
+    resources: msgspec.Raw = msgspec.Raw()  # scow.cgroups.resources.decode_resources reads it
     sysctl: dict[str, str] = {}
     masked_paths: tuple[str, ...] = ()
     readonly_paths: tuple[str, ...] = ()
     rootfs_propagation: str = ""
-    seccomp: msgspec.Raw | None = None
+    seccomp: msgspec.Raw = msgspec.Raw()
 
 
 class Hook(_Document, frozen=True):
@@ -190,16 +192,42 @@ class Spec(_Document, frozen=True):
     linux: Linux = Linux()
 
 
-_DECODER = msgspec.json.Decoder(Spec)
 _ENCODER = msgspec.json.Encoder()
 
 
 def decode_spec(data: bytes, origin: str) -> Spec:
     """Decode config.json; `origin` names it in the error, which tells the field (`$.process.cwd`)."""
+    return _decode(data, Spec, origin)
+
+
+_T = TypeVar("_T")
+
+
+def _decode(data: bytes, kind: type[_T], origin: str) -> _T:
     try:
-        return _DECODER.decode(data)
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError as error:
+            if "null" not in str(error):
+                raise
+            # Go writes an empty list as null in places, and means: unset.
+            plain = _without_nulls(msgspec.json.decode(data))
+            return msgspec.json.decode(msgspec.json.encode(plain), type=kind)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise InvalidArgument(f"invalid configuration in '{origin}': {error}") from error
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def decode_process(data: bytes, origin: str) -> Process:
+    """Decode the `process` of an exec."""
+    return _decode(data, Process, origin)
 
 
 def encode_spec(spec: Spec) -> bytes:
