@@ -95,7 +95,9 @@ def adopt(directory: str) -> bool:
     if read_mark(directory) == CONTAINER:
         return False
     if pids := list_pids(directory):
-        raise InvalidState(f"container's cgroup is not empty: '{directory}' has processes {pids[:8]}")
+        raise InvalidState(
+            f"container's cgroup is not empty: '{directory}' has processes {pids[:8]}"
+        )
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if names := child_names(fd):

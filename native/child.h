@@ -16,6 +16,7 @@ struct child {
     int root;       /* O_PATH of the container's root, -1 until it is known */
     int proc;       /* private procfs, -1 until somebody needs it */
     int cover;      /* private tmpfs with an empty directory and file, for masks */
+    bool covers_root; /* the cover lies on the old root, and stays on top of it */
     int master;     /* of the pty, until it is sent */
     bool told_ready;
     bool sealed; /* nothing of ours survives the execve any more */

@@ -55,6 +55,7 @@ static int attach_cover(struct child *child, const char *at) {
     if (r < 0)
         return r;
     child->cover = steal_fd(&cover);
+    child->covers_root = at[0] == '/' && at[1] == '\0';
     return 0;
 }
 
@@ -205,6 +206,15 @@ static void make_cwd(struct child *child) {
     }
 }
 
+/* Nothing may be left on top of the new root. Our own "/" would not show it, but "/.." does, and so does
+ * every setns into this mount namespace. */
+static int check_alone(void) {
+    struct stat root, above;
+    if (stat("/", &root) < 0 || stat("/..", &above) < 0)
+        return -errno;
+    return root.st_dev == above.st_dev && root.st_ino == above.st_ino ? 0 : -EXDEV;
+}
+
 int op_pivot_root(struct child *child, const struct plan_op *op) {
     (void)op;
     if (child->root < 0)
@@ -216,10 +226,10 @@ int op_pivot_root(struct child *child, const struct plan_op *op) {
     int r = sys_pivot_root(".", ".");
     if (r < 0)
         return r;
-    r = sys_umount2(".", MNT_DETACH);
-    if (r < 0)
-        return r;
-    return chdir("/") < 0 ? -errno : 0;
+    for (int i = child->covers_root ? 2 : 1; i > 0; i--)
+        if ((r = sys_umount2(".", MNT_DETACH)) < 0)
+            return r;
+    return chdir("/") < 0 ? -errno : check_alone();
 }
 
 int op_remount_root_read_only(struct child *child, const struct plan_op *op) {

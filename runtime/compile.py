@@ -143,7 +143,9 @@ def compile_exec(
     )
 
 
-def namespace_operations(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p.Operation]]:
+def namespace_operations(
+    spec: Spec, hold: Callable[[OwnedFd], int]
+) -> tuple[int, list[p.Operation]]:
     """Give the CLONE_NEW* mask of new namespaces and the operations that join existing ones."""
     new = 0
     paths: dict[str, str] = {}

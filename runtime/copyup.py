@@ -60,7 +60,7 @@ def _copy_file(source: int, target: int, name: str) -> None:
             return  # it was replaced meanwhile
         copy = os.open(name, _MAKE, 0o600, dir_fd=target)
         try:
-            while os.sendfile(copy, original, None, 1 << 20):  # type: ignore[arg-type]  # None: go on
+            while os.sendfile(copy, original, None, 1 << 20):
                 pass
             os.fchown(copy, info.st_uid, info.st_gid)
             os.fchmod(copy, stat.S_IMODE(info.st_mode))

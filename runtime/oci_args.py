@@ -82,9 +82,7 @@ def read_flags(
     return flags, operands
 
 
-def _read_flag(
-    word: str, rest: list[str], table: dict[str, tuple[str, str]], flags: Flags
-) -> None:
+def _read_flag(word: str, rest: list[str], table: dict[str, tuple[str, str]], flags: Flags) -> None:
     name, equals, value = word.lstrip("-").partition("=")
     if name not in table and not word.startswith("--") and _are_switches(name, table):
         for letter in name:

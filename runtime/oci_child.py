@@ -22,7 +22,14 @@ from scow.native.spawn import launch_direct
 from scow.runtime.spec import Hook, Process
 
 _MESSAGE = struct.Struct("<IiIiII")
-_AT_START = (p.KeepFds, p.DropBounding, p.SetUser, p.SetCapabilities, p.NoNewPrivileges, p.LoadSeccomp)
+_AT_START = (
+    p.KeepFds,
+    p.DropBounding,
+    p.SetUser,
+    p.SetCapabilities,
+    p.NoNewPrivileges,
+    p.LoadSeccomp,
+)
 READY, FAILED, WARNING, MOVED, CLONED, WAITS = 1, 2, 3, 4, 5, 6
 
 
@@ -170,7 +177,9 @@ def explain_packet(packet: bytes, process: Process, hooks: tuple[Hook, ...]) -> 
     if step == p.RunHook.code:
         names = ", ".join(hook.path for hook in hooks)
         how = "timed out" if number == errno.ETIMEDOUT else f"wait status {detail}"
-        return SetupError(f"error running startContainer hook: {names}: {how}", step="", errno=number)
+        return SetupError(
+            f"error running startContainer hook: {names}: {how}", step="", errno=number
+        )
     for kind in _AT_START:
         if kind.code == step:
             reason = os.strerror(number).lower()

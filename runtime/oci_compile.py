@@ -163,7 +163,9 @@ def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p
             new |= flag
             continue
         if not item.path.startswith("/"):
-            raise InvalidArgument(f"path '{item.path}' of the {item.type} namespace is not absolute")
+            raise InvalidArgument(
+                f"path '{item.path}' of the {item.type} namespace is not absolute"
+            )
         try:
             fd = hold(OwnedFd(os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)))
             kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
@@ -204,13 +206,13 @@ def _time_offsets(spec: Spec) -> str:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _devices(
-    spec: Spec, process: Process, hold: Callable[[OwnedFd], int]
-) -> list[p.Operation]:
+def _devices(spec: Spec, process: Process, hold: Callable[[OwnedFd], int]) -> list[p.Operation]:
     dev = [m for m in spec.mounts if os.path.normpath(m.destination) == "/dev"]
     if any(m.type == "bind" or {"bind", "rbind"} & set(m.options) for m in dev):
         return []  # the host's /dev, with its devices
-    wanted = {path: Device(path, "c", major, minor, 0o666) for path, major, minor in DEFAULT_DEVICES}
+    wanted = {
+        path: Device(path, "c", major, minor, 0o666) for path, major, minor in DEFAULT_DEVICES
+    }
     wanted |= {os.path.normpath(device.path): device for device in spec.linux.devices}
     found: list[p.Operation] = []
     for device in wanted.values():
@@ -303,7 +305,7 @@ def _scheduling(spec: Spec, process: Process) -> list[p.Operation]:
 
 def complete(spec: Spec, process: Process, root: Root, umask: int) -> tuple[Process, list[str]]:
     """Check a process and fill in what the runtime adds; also gives warnings."""
-    if not process.args or not process.args[0] and len(process.args) == 0:
+    if not process.args or (not process.args[0] and len(process.args) == 0):
         raise InvalidArgument("args must not be empty")
     if not process.cwd.startswith("/"):
         raise InvalidArgument("Cwd must be an absolute path")
@@ -346,7 +348,9 @@ def _usable(asked: Capabilities | None) -> tuple[Capabilities, list[str]]:
     permitted, inheritable = set(sets["permitted"]), set(sets["inheritable"])
     sets["effective"] = tuple(name for name in sets["effective"] if name in permitted)
     sets["ambient"] = tuple(n for n in sets["ambient"] if n in permitted and n in inheritable)
-    warnings = [f"ignoring unknown or unavailable capabilities: {sorted(unknown)}"] if unknown else []
+    warnings = (
+        [f"ignoring unknown or unavailable capabilities: {sorted(unknown)}"] if unknown else []
+    )
     return Capabilities(**sets), warnings
 
 

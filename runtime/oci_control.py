@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,12 +15,17 @@ from scow.runtime import oci_state
 from scow.runtime.oci_args import Flags, switch, text
 from scow.runtime.oci_state import ContainerDir, StateRecord
 
+if TYPE_CHECKING:
+    from scow.cgroups.cgroup import Cgroup
+
 Tell = Callable[[str, str], None]
 
 
 def _one(operands: list[str]) -> str:
     if len(operands) != 1:
-        raise InvalidArgument(f"takes exactly one argument, the container's id, not {len(operands)}")
+        raise InvalidArgument(
+            f"takes exactly one argument, the container's id, not {len(operands)}"
+        )
     return operands[0]
 
 
@@ -75,7 +81,7 @@ def _kill(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     return 0
 
 
-def _cgroup_of(record: StateRecord):  # type: ignore[no-untyped-def]  # the import is late
+def _cgroup_of(record: StateRecord) -> Cgroup:
     from scow.cgroups.cgroup import open_cgroup
 
     return open_cgroup(record.cgroup, foreign=True)
@@ -146,7 +152,15 @@ def _list(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     elif kind == "table":
         head = ("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")
         keys = ("id", "pid", "status", "bundle", "created", "owner")
-        _print_table([head, *(tuple(str(row[key] or "root" if key == "owner" else row[key]) for key in keys) for row in rows)])
+        _print_table(
+            [
+                head,
+                *(
+                    tuple(str(row[key] or "root" if key == "owner" else row[key]) for key in keys)
+                    for row in rows
+                ),
+            ]
+        )
     else:
         raise InvalidArgument("invalid format option")
     return 0

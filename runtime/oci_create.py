@@ -68,7 +68,9 @@ def read_bundle(bundle: str) -> tuple[Spec, bytes]:
         with open(path, "rb") as file:
             data = file.read(CONFIG_LIMIT + 1)
     except FileNotFoundError:
-        raise NotFound(f"JSON specification file {path} not found: no such file or directory") from None
+        raise NotFound(
+            f"JSON specification file {path} not found: no such file or directory"
+        ) from None
     if len(data) > CONFIG_LIMIT:
         raise InvalidArgument(f"'{path}' is larger than {CONFIG_LIMIT} bytes")
     return decode_spec(data, path), data
@@ -177,9 +179,7 @@ class _Creation:
         if not follow(child, self._on_wait):
             raise ScowError("the container's first process went away without a word")
         master = self._finish(child)
-        return Created(
-            self.directory, self.record, spec, child, master, warnings + child.warnings
-        )
+        return Created(self.directory, self.record, spec, child, master, warnings + child.warnings)
 
     def _open_root(self) -> int:
         path = self.record.rootfs
@@ -317,7 +317,9 @@ def standard_descriptors() -> tuple[int, int, int]:
 
 def _check_terminal(process: Process, options: CreateOptions) -> None:
     if process.terminal and options.detach and not options.console_socket:
-        raise InvalidArgument("cannot allocate tty if runc will detach without setting console socket")
+        raise InvalidArgument(
+            "cannot allocate tty if runc will detach without setting console socket"
+        )
     if not process.terminal and options.console_socket:
         raise InvalidArgument("cannot use console socket if runc will not detach or allocate tty")
 

@@ -22,7 +22,9 @@ _FIXED_LINES = 1 << 20
 
 def _running(root: str, operands: list[str]) -> tuple[StateRecord, Cgroup]:
     if len(operands) != 1:
-        raise InvalidArgument(f"takes exactly one argument, the container's id, not {len(operands)}")
+        raise InvalidArgument(
+            f"takes exactly one argument, the container's id, not {len(operands)}"
+        )
     directory = ContainerDir(root, operands[0])
     record = directory.load()
     if not oci_state.is_running(record):

@@ -150,7 +150,9 @@ class MountCompiler:
             with self._root.open(mount.destination, os.O_RDONLY | os.O_DIRECTORY) as source:
                 from scow.runtime.copyup import copy_tree
 
-                copy_tree(source.fileno(), tree)
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                with OwnedFd(os.open(".", flags, dir_fd=tree)) as target:
+                    copy_tree(source.fileno(), target.fileno())
         except FileNotFoundError:
             pass
         return p.MountTree(tree, mount.destination, attr_set=options.set)
@@ -169,9 +171,7 @@ class MountCompiler:
         if not mount.source:
             raise InvalidArgument(f"bind mount on '{mount.destination}' has no source")
         fd = self._hold(
-            open_bind_source(
-                os.path.join(self._bundle, mount.source), recursive=options.recursive
-            )
+            open_bind_source(os.path.join(self._bundle, mount.source), recursive=options.recursive)
         )
         self._map_ids(fd, mount, words)
         if options.tree_set or options.tree_clear:
@@ -255,6 +255,6 @@ def user_namespace(uids: tuple[IdMapping, ...], gids: tuple[IdMapping, ...]) -> 
         name = errno.errorcode.get(error.errno or 0, "?")
         raise ScowError(f"cannot write the maps of an id-mapped mount: {name}") from error
     finally:
-        for fd in (told, wait, free):
-            os.close(fd)
+        for end in (told, wait, free):
+            os.close(end)
         os.waitpid(pid, 0)

@@ -52,7 +52,9 @@ def _options(flags: Flags, *, detach: bool) -> CreateOptions:
 
 def _one(operands: list[str]) -> str:
     if len(operands) != 1:
-        raise InvalidArgument(f"takes exactly one argument, the container's id, not {len(operands)}")
+        raise InvalidArgument(
+            f"takes exactly one argument, the container's id, not {len(operands)}"
+        )
     return operands[0]
 
 
@@ -175,7 +177,9 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     process = _exec_process(spec, flags, operands[1:])
     detach, console = switch(flags, "detach"), text(flags, "console-socket")
     if process.terminal and detach and not console:
-        raise InvalidArgument("cannot allocate tty if runc will detach without setting console socket")
+        raise InvalidArgument(
+            "cannot allocate tty if runc will detach without setting console socket"
+        )
     if console and not process.terminal:
         raise InvalidArgument("cannot use console socket if runc will not detach or allocate tty")
     child = _spawn_exec(directory, record, spec, process, flags, tell)
@@ -228,9 +232,7 @@ def _spawn_exec(
         if first is None:
             raise InvalidState("cannot exec in a stopped container")
         pidfd = hold(first)
-        root = Root(
-            hold(OwnedFd(os.open(f"/proc/{record.pid}/root", os.O_PATH | os.O_CLOEXEC)))
-        )
+        root = Root(hold(OwnedFd(os.open(f"/proc/{record.pid}/root", os.O_PATH | os.O_CLOEXEC))))
         process, warnings = complete(spec, process, root, record.umask)
         for warning in warnings:
             tell("warning", warning)
@@ -265,9 +267,7 @@ def _exec_process(spec: Spec, flags: Flags, arguments: list[str]) -> Process:
         with open(path, "rb") as file:
             process = decode_process(file.read(), path)
         if process.exec_cpu_affinity is None and base.exec_cpu_affinity is not None:
-            process = msgspec.structs.replace(
-                process, exec_cpu_affinity=base.exec_cpu_affinity
-            )
+            process = msgspec.structs.replace(process, exec_cpu_affinity=base.exec_cpu_affinity)
         return process
     if not arguments:
         raise InvalidArgument("process args cannot be empty")

@@ -8,6 +8,7 @@ import select
 import signal
 import termios
 import tty
+from collections.abc import Callable
 
 from scow.native.fd import OwnedFd
 
@@ -27,6 +28,13 @@ def _write_all(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
+def _resized(master: int) -> Callable[[int, object], None]:
+    def handle(_number: int, _frame: object) -> None:
+        _copy_size(0, master)
+
+    return handle
+
+
 def relay(master: OwnedFd, pidfd: int) -> None:
     """Pass bytes in both directions until the process has ended and its output is out."""
     ours = os.isatty(0)
@@ -34,7 +42,7 @@ def relay(master: OwnedFd, pidfd: int) -> None:
     try:
         if ours:
             tty.setraw(0)
-            signal.signal(signal.SIGWINCH, lambda *_: _copy_size(0, master.fileno()))
+            signal.signal(signal.SIGWINCH, _resized(master.fileno()))
         _copy_size(0, master.fileno())
         _loop(master.fileno(), pidfd)
     finally:
