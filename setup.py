@@ -16,7 +16,7 @@ MONITOR_FLAGS = [
     "-std=gnu11", "-Os", "-static", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wshadow",
     "-Werror=implicit-function-declaration", "-ffunction-sections", "-fdata-sections",
     "-fno-asynchronous-unwind-tables", "-fstack-protector-strong", "-Wl,--gc-sections",
-    "-Wl,-z,noexecstack", "-Wl,-z,relro", "-s",
+    "-Wl,-z,noexecstack", "-Wl,-z,relro", "-flto", "-Wl,-z,noseparate-code", "-s",
 ]  # fmt: skip
 # These belong to the extension, not to the static monitor.
 EXTENSION_ONLY = {"ext_sys.c", "launch.c", "embed.c", "_scow.c"}

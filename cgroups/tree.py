@@ -120,11 +120,21 @@ def require_parent(roots: Iterable[str], path: str) -> None:
 
 
 def is_own_parent(directory: str) -> bool:
-    """Whether scow made `directory` to hold containers; False when it does not exist."""
+    """Whether scow made `directory` to hold containers; False when it does not exist.
+
+    Who was killed between mkdir and the mark left one without: below a parent of ours, or as our own
+    top, nobody else makes any.
+    """
     try:
-        return read_mark(directory) == PARENT
+        mark = read_mark(directory)
     except FileNotFoundError:
         return False
+    if mark is not None:
+        return mark == PARENT
+    above, _, name = directory.rpartition("/")
+    if os.path.ismount(above):
+        return name == OWN_TOP
+    return not os.path.ismount(directory) and is_own_parent(above)
 
 
 def refuse_container_above(root: str, path: str) -> None:
@@ -164,7 +174,7 @@ def remove_empty_parents(root: str, path: str) -> None:
     while len(parts) > 1 or parts[:1] != [OWN_TOP]:
         directory = "/".join((root, *parts))
         try:
-            if not parts or read_mark(directory) != PARENT:
+            if not parts or (os.path.exists(directory) and not is_own_parent(directory)):
                 return
             os.rmdir(directory)
         except FileNotFoundError:

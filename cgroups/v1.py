@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scow.cgroups.stats import Stats
 
 _FREEZE_TIMEOUT_S = 10.0
+_PARENT_TRIES = 10
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -104,13 +105,17 @@ class V1Cgroup:
 
     def _make_directory(self, directory: str) -> None:
         try:
-            os.mkdir(directory, 0o755)
-        except FileNotFoundError:
-            if not self._foreign:
-                tree.require_parent((h.directory for h in self._host.v1), self.path)
-            root = directory.removesuffix(f"/{self.path}")
-            for parent in tree.make_parents(root, self.path):
-                self._seed_directory(parent)
+            for _ in range(_PARENT_TRIES):
+                with contextlib.suppress(FileNotFoundError):
+                    os.mkdir(directory, 0o755)
+                    return
+                if not self._foreign:
+                    tree.require_parent((h.directory for h in self._host.v1), self.path)
+                root = directory.removesuffix(f"/{self.path}")
+                # The last container below a parent removes it, perhaps before we are in it.
+                with contextlib.suppress(FileNotFoundError):
+                    for parent in tree.make_parents(root, self.path):
+                        self._seed_directory(parent)
             os.mkdir(directory, 0o755)
         except FileExistsError:
             if directory == self._primary:
@@ -149,6 +154,10 @@ class V1Cgroup:
                 if control.read_file(fd.fileno(), name).strip():
                     continue
                 inherited = control.read_file(fd.fileno(), f"../{name}").strip()
+                if not inherited:
+                    # Its maker was killed between mkdir and this.
+                    self._seed_directory(os.path.dirname(directory))
+                    inherited = control.read_file(fd.fileno(), f"../{name}").strip()
                 control.write_file(fd.fileno(), name, inherited)
             if directory != f"{hierarchy.directory}/{self.path}":
                 control.write_file(fd.fileno(), "cgroup.clone_children", "1")

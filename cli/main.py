@@ -50,7 +50,11 @@ def run(words: list[str]) -> int:
     except Terminated as error:
         return 128 + error.number
     except OSError as error:
-        return _report_os_error(error)
+        from scow.cli.targets import from_os_error
+
+        reported = from_os_error(error)
+        reported.__cause__ = error
+        return _report(reported)
     except Exception as error:  # the last line of defence: a fault of ours is one line, too
         if session.debug:
             raise
@@ -211,18 +215,6 @@ def _report(error: ScowError) -> int:
     if error.hint:
         _say(f"hint: {error.hint}")
     return error.exit_code
-
-
-def _report_os_error(error: OSError) -> int:
-    if session.debug:
-        import traceback
-
-        traceback.print_exception(error)
-    about = f" '{error.filename}'" if error.filename else ""
-    _say(f"scow: cannot go on{about}: {(error.strerror or str(error)).lower()}")
-    if error.errno == 28:  # ENOSPC
-        _say("hint: 'df -h' shows the full file system; 'scow rmi' and 'scow rm' free space")
-    return ScowError.exit_code
 
 
 def _closed_output(_error: BrokenPipeError) -> int:

@@ -6,6 +6,7 @@ stderr, status 1 when any failed.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -20,14 +21,23 @@ def tell(error: ScowError) -> None:
         print(f"hint: {error.hint}", file=sys.stderr)
 
 
+def from_os_error(error: OSError) -> ScowError:
+    """What the kernel refused, where nobody below knew what for."""
+    about = f" '{error.filename}'" if error.filename else ""
+    hint = None
+    if error.errno == errno.ENOSPC:
+        hint = "'df -h' shows the full file system; 'scow rmi' and 'scow rm' free space"
+    return ScowError(f"cannot go on{about}: {(error.strerror or str(error)).lower()}", hint=hint)
+
+
 def each(names: list[str], action: Callable[[str], str | None]) -> int:
     """Do it to each in turn; `action` gives what to print."""
     status = 0
     for name in names:
         try:
             said = action(name)
-        except ScowError as error:
-            tell(error)
+        except (ScowError, OSError) as error:
+            tell(error if isinstance(error, ScowError) else from_os_error(error))
             status = 1
         else:
             if said is not None:

@@ -101,28 +101,30 @@ def _check_run_dirs(service: Service, *, repair: bool) -> list[str]:
 def _check_cgroups(service: Service, *, repair: bool) -> list[str]:
     from scow.cgroups.cgroup import open_cgroup
     from scow.cgroups.detect import hierarchies
+    from scow.cgroups.tree import OWN_TOP
 
-    parent = service.store.cgroup_parent
+    prefix = service.store.cgroup_prefix
     stray: set[str] = set()
     host = hierarchies()
     mounts = [hierarchy.directory for hierarchy in host.v1]
     for mount in [*mounts, host.unified] if host.unified else mounts:
         try:
-            names = os.listdir(f"{mount}/{parent}")
+            names = os.listdir(f"{mount}/{OWN_TOP}")
         except FileNotFoundError:
             continue
+        ours = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
         stray |= {
             name
-            for name in names
+            for name in ours
             if len(name) == ID_LENGTH and not os.path.isdir(service.store.container_dir(name))
         }
     for name in stray:
         if repair:
-            cgroup = open_cgroup(f"{parent}/{name}")
+            cgroup = open_cgroup(f"{OWN_TOP}/{prefix}{name}")
             cgroup.kill()
             cgroup.remove()
     return [
-        _line(f"cgroup '{parent}/{name}' belongs to no container", mended=repair)
+        _line(f"cgroup '{OWN_TOP}/{prefix}{name}' belongs to no container", mended=repair)
         for name in sorted(stray)
     ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from scow.cri.launch import Surroundings, container_cgroup, seccomp_filter
+from scow.cri.launch import Surroundings, container_cgroup, own_monitor, seccomp_filter
 from scow.cri.options import ExecOptions
 from scow.cri.records import Record
 from scow.cri.specgen import build_capabilities, build_process
@@ -67,6 +67,7 @@ def run_exec(
         )
         plan = compile_exec(process, handles, joins, _monitor(record, options))
         launched = launch(plan)
+        own_monitor(launched.pid)
         launched.pidfd.close()
         connection = MonitorConnection(launched.control.steal())
         if not options.detach:

@@ -27,7 +27,7 @@ def describe(
 ) -> dict[str, object]:
     """Describe a container."""
     directory = store.container_dir(record.id)
-    etc = f"{directory}/"
+    etc = f"{store.run_dir(record.id)}/"
     return {
         "Id": record.id,
         "Created": time_text(record.created_ns),

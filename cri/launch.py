@@ -242,6 +242,7 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
         except FileNotFoundError:
             pass
         launched = launch(prepared.plan)
+        own_monitor(launched.pid)
         connection = MonitorConnection(launched.control.steal())
         undo.callback(_see_off, connection, launched.pidfd)
         _until(connection, Ready, prepared)
@@ -256,6 +257,27 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
         undo.pop_all()
         launched.pidfd.close()
     return connection
+
+
+# Monitors are our children as long as we live; what has ended is a zombie until somebody asks.
+_monitors: set[int] = set()
+
+
+def own_monitor(pid: int) -> None:
+    """Note a monitor that this process has started, and bury those that have ended."""
+    _monitors.add(pid)
+    bury_monitors()
+
+
+def bury_monitors() -> None:
+    """Reap the monitors of ours that have ended."""
+    for pid in list(_monitors):
+        try:
+            ended = os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            ended = True  # SIGCHLD is ignored, or somebody else has reaped it
+        if ended:
+            _monitors.discard(pid)
 
 
 def _see_off(connection: MonitorConnection, pidfd: OwnedFd) -> None:

@@ -6,6 +6,9 @@ The surnames are of people who moved cargo, built the boats or found the ways. O
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+
+from scow.native.errors import ScowError
 
 # ruff: noqa: SIM905
 ADJECTIVES = (
@@ -38,3 +41,12 @@ def random_name(attempt: int = 0) -> str:
     number, surname = divmod(number, len(SURNAMES))
     name = f"{ADJECTIVES[adjective]}_{SURNAMES[surname]}"
     return f"{name}{number % 10}" if attempt > 4 else name
+
+
+def free_name(is_taken: Callable[[str], bool]) -> str:
+    """A random name that nobody has now; claiming it is another matter."""
+    for attempt in range(16):
+        name = random_name(attempt)
+        if not is_taken(name):
+            return name
+    raise ScowError("cannot find a free container name", hint="give one with --name")

@@ -59,7 +59,6 @@ class Mount(msgspec.Struct, frozen=True):
     recursive: bool = True
     create_source: bool = False
     copy_up: bool = True
-    subpath: str = ""
 
 
 class Tmpfs(msgspec.Struct, frozen=True):

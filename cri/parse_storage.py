@@ -188,11 +188,10 @@ def _volume_mount(
     name = values.get("source", "")
     if name:
         parse_volume_name(option, text, name)
-    subpath = values.get("volume-subpath", "")
-    if subpath.startswith("/") or ".." in subpath.split("/"):
-        raise invalid(option, text, "volume-subpath is relative and without '..'")
+    if values.get("volume-subpath"):
+        raise Unsupported(f"invalid {option} {quote(text)}: scow mounts whole volumes only")
     copy_up = not parse_bool(option, values.get("volume-nocopy", "false"))
-    return Mount("volume", name, target, read_only=read_only, copy_up=copy_up, subpath=subpath)
+    return Mount("volume", name, target, read_only=read_only, copy_up=copy_up)
 
 
 def _tmpfs_mount(

@@ -81,13 +81,16 @@ class RecordStore:
         self._trash = f"{root}/trash"
 
     @property
-    def cgroup_parent(self) -> str:
-        """The parent of our cgroups: one for each run directory, so that no two stores meet."""
+    def cgroup_prefix(self) -> str:
+        """What the names of our cgroups begin with, so that no two run directories meet in one.
+
+        A prefix and no parent of its own: that would be ten directories more to make and remove.
+        """
         if self.run == DEFAULT_RUN:
-            return "scow"
+            return ""
         from zlib import crc32
 
-        return f"scow/{crc32(os.fsencode(self.run)):08x}"
+        return f"{crc32(os.fsencode(self.run)):08x}-"
 
     def prepare(self) -> None:
         """Make the directories, closed to everyone but root (CVE-2021-41091)."""
@@ -134,6 +137,10 @@ class RecordStore:
                 # The claim of an attempt that died, or of a removal.
                 self._drop_void_claim(name)
         raise ScowError(f"cannot claim name '{name}': it keeps coming back")
+
+    def has_name(self, name: str) -> bool:
+        """Whether a container has this name now."""
+        return self._holder(name) is not None
 
     def _holder(self, name: str) -> str | None:
         try:
@@ -198,11 +205,10 @@ class RecordStore:
             os.close(fd)
 
     def _remove_hidden(self, entry: str) -> None:
-        with suppress(OSError):  # the first error is the one to tell; `bury_attempts` comes again
-            with OwnedFd(
-                os.open(self._containers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            ) as fd:
-                remove_tree(fd.fileno(), entry)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        # The first error is the one to tell; `bury_attempts` comes again.
+        with suppress(OSError), OwnedFd(os.open(self._containers, flags)) as fd:
+            remove_tree(fd.fileno(), entry)
 
     def bury_attempt(self, container_id: str, name: str | None = None) -> bool:
         """Remove a container that was never finished and that nobody is making; says whether it was one."""

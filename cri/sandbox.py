@@ -16,7 +16,7 @@ import msgspec
 from scow.cri.options import NamespaceMode
 from scow.cri.records import SHORT_ID, Record, RecordStore
 from scow.native.errors import InvalidArgument, InvalidState
-from scow.native.fs import write_atomic
+from scow.native.fd import OwnedFd
 from scow.runtime.spec import Namespace
 
 if TYPE_CHECKING:
@@ -56,25 +56,28 @@ def prepare(
     options = record.options
     mode = options.network.mode
     _check(record)
-    namespaces = [Namespace("mount"), Namespace("cgroup")]
+    namespaces = [Namespace("mount")]
+    if options.cgroup.kind != "host":
+        namespaces.append(Namespace("cgroup"))
     namespaces += _pid_like("pid", options.pid, pid_of)
     namespaces += _pid_like("ipc", options.ipc, pid_of)
     if options.uts.kind != "host":
         namespaces.append(Namespace("uts"))
     hostname = _hostname(record)
-    etc_dir = store.container_dir(record.id)
+    etc_dir = store.run_dir(record.id)
     link = _Link()
     if mode.kind == "container":
         other, pid = pid_of(mode.container)
         mark_shared(store, other)
         namespaces.append(Namespace("network", f"/proc/{pid}/ns/net"))
-        etc_dir = store.container_dir(other)
+        etc_dir = store.run_dir(other)
         hostname = _hostname_of(etc_dir) or hostname
     elif mode.kind != "host":
         namespaces.append(Namespace("network"))
         link = _connect(record, network, dry_run=dry_run)
-    is_missing = not os.path.exists(f"{etc_dir}/resolv.conf")
-    if mode.kind != "container" and (is_missing or not dry_run):
+    if dry_run and not os.path.isdir(etc_dir):
+        etc_dir = "/etc"  # to show which files are mounted; nothing is made for that
+    elif mode.kind != "container" and not dry_run:
         write_names(record, etc_dir, hostname, link.attachment, host_network=mode.kind == "host")
     return Sandbox(
         namespaces=tuple(namespaces),
@@ -233,5 +236,8 @@ def write_names(
         ),
     }
     for name, data in files.items():
-        # Derived from the record at each start, so they need not survive a power cut.
-        write_atomic(etc_dir, name, data, mode=0o644, durable=False)
+        # Derived from the record at each start: they die with the boot, and need no rename.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with OwnedFd(os.open(f"{etc_dir}/{name}", flags, 0o644)) as fd:
+            os.fchmod(fd.fileno(), 0o644)
+            os.write(fd.fileno(), data)

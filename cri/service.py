@@ -21,6 +21,7 @@ from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
 from scow.cri.merge import check_platform, merge
+from scow.cri.names import free_name
 from scow.cri.options import ContainerOptions, ExecOptions
 from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Record, RecordStore, VolumeUse
 from scow.cri.status import Status, read_status
@@ -31,7 +32,6 @@ from scow.native.errors import (
     DeadlineExceeded,
     InvalidState,
     NotFound,
-    ScowError,
 )
 from scow.native.fs import Root
 from scow.runtime.monitor import MonitorConnection
@@ -128,7 +128,7 @@ class Service:
         validate(options)
         merged = merge(image.config, options)
         container_id = self.store.new_id()
-        name = options.name or self._new_name()
+        name = options.name or free_name(self.store.has_name)
         record = Record(
             id=container_id,
             name=name,
@@ -142,7 +142,9 @@ class Service:
             user=merged.user,
             stop_signal=merged.stop_signal,
             labels=merged.labels,
-            cgroup=container_path(container_id, options.cgroup_parent or self.store.cgroup_parent),
+            cgroup=container_path(
+                f"{self.store.cgroup_prefix}{container_id}", options.cgroup_parent
+            ),
             options=options,
             exposed_ports=image.config.exposed_ports,
         )
@@ -155,17 +157,6 @@ class Service:
             launching.adopt_volumes(record, self._around)
             undo.pop_all()
         return container_id
-
-    def _new_name(self) -> str:
-        from scow.cri.names import random_name
-
-        for attempt in range(16):
-            name = random_name(attempt)
-            try:
-                self.store.find(name)
-            except NotFound:
-                return name
-        raise ScowError("cannot find a free container name", hint="give one with --name")
 
     def _check_references(self, record: Record) -> None:
         """Refuse what can be known to fail before anything is taken."""
@@ -184,6 +175,7 @@ class Service:
             for m in record.options.mounts
             if m.kind == "volume"
         ]
+        left_empty = {m.target for m in record.options.mounts if not m.copy_up}
         covered = {m.target for m in record.options.mounts}
         covered |= {m.target for m in record.options.tmpfs}
         wanted += [
@@ -198,7 +190,8 @@ class Service:
             root = Root(mount.fileno())
             for use in wanted:
                 if not self.volumes.exists(use.name):
-                    self.volumes.stage(staging, use.name, root, use.target)
+                    source = None if use.target in left_empty else use.target
+                    self.volumes.stage(staging, use.name, root, source)
         return msgspec.structs.replace(record, volumes=tuple(wanted))
 
     def start(self, container_id: str, *, attach: bool = False) -> MonitorConnection | None:
@@ -222,6 +215,7 @@ class Service:
         Whoever saw the end calls this, and the monitor does when nobody watched: the first one
         does the work, for the others there is nothing left.
         """
+        launching.bury_monitors()
         try:
             with self.store.locked(container_id):
                 record = self.store.read(container_id)

@@ -105,19 +105,11 @@ static int op_join_cgroups(struct child *child, const struct plan_op *op) {
 }
 
 static int op_join_namespace(struct child *child, const struct plan_op *op) {
-    uint64_t kinds = op->num[0];
     if (child->plan->direct && child->plan->mode == PLAN_RUN)
         return 0; /* direct.c joined them all, while it had the rights */
-    if (kinds & CLONE_NEWPID) {
-        if (child->plan->mode == PLAN_RUN) {
-            kinds &= ~(uint64_t)CLONE_NEWPID; /* spawn.c joined it before the clone */
-            if (kinds == 0)
-                return 0;
-        } else {
-            child->must_move = true;
-        }
-    }
-    return sys_setns(plan_fd(op->fd), (int)kinds);
+    if (op->num[0] & CLONE_NEWPID)
+        child->must_move = true; /* pid_namespaces(7): only children live in it */
+    return sys_setns(plan_fd(op->fd), (int)op->num[0]);
 }
 
 /* direct.c made it: only those who are born later are in it. */
@@ -167,6 +159,8 @@ static int op_await_start(struct child *child, const struct plan_op *op) {
     return r < 0 ? r : child_await(child, CHILD_START);
 }
 
+static int op_enter_pid_namespace(struct child *child, const struct plan_op *op);
+
 typedef int (*op_function)(struct child *child, const struct plan_op *op);
 
 static const op_function FUNCTIONS[OP_END] = {
@@ -205,6 +199,8 @@ static const op_function FUNCTIONS[OP_END] = {
     [OP_LOAD_SECCOMP] = op_load_seccomp,
     [OP_EXECUTE] = op_execute,
     [OP_SET_MOUNT_ATTRIBUTES] = op_set_mount_attributes,
+    [OP_ENTER_PID_NAMESPACE] = op_enter_pid_namespace,
+    [OP_MOUNT_JOINED_PROC] = op_mount_joined_proc,
     [OP_AWAIT_START_SOCKET] = op_await_start_socket,
     [OP_STDIO_INHERIT] = op_stdio_inherit,
     [OP_KEEP_FDS] = op_keep_fds,
@@ -273,16 +269,24 @@ static int forget_host(struct child *child) {
 }
 
 /* Enters the joined pid namespace by a new process that keeps nothing of the host: whoever may trace
- * in there (CAP_SYS_PTRACE) finds the report socket and stdio, no more (CVE-2016-9962). CLONE_PARENT
- * makes the monitor its parent; this process ends. */
-static void move_into_pid_namespace(struct child *child, uint32_t index) {
+ * in there (CAP_SYS_PTRACE) finds the report socket and stdio, no more (CVE-2016-9962). The root is
+ * the container's by now, and what is not needed any more of our capabilities is gone: a tracer could
+ * use them. CLONE_PARENT makes the monitor its parent; this process ends. num[0]: capabilities */
+static int op_enter_pid_namespace(struct child *child, const struct plan_op *op) {
+    uint32_t index = (uint32_t)(op - child->plan->ops);
     int pidfd = -1;
     struct clone_args args = {
         .flags = CLONE_PARENT | CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)&pidfd};
+    if (!child->must_move)
+        return -EINVAL;
     close_fdp(&child->root);
     close_fdp(&child->proc);
-    child->root = child->proc = -1;
-    int r = forget_host(child);
+    close_fdp(&child->cover);
+    child->root = child->proc = child->cover = -1;
+    int r = child_keep_capabilities(op->num[0]);
+    if (r < 0)
+        return r;
+    r = forget_host(child);
     if (r < 0)
         fail(child, STEP_PREPARE, index, r);
     long pid = syscall(SYS_clone3, &args, sizeof args);
@@ -293,9 +297,7 @@ static void move_into_pid_namespace(struct child *child, uint32_t index) {
         _exit(child_tell(child, &msg, pidfd) < 0 ? 127 : 0);
     }
     child->must_move = false;
-    r = child_await(child, CHILD_PARENT_READY);
-    if (r < 0)
-        fail(child, STEP_CLONE, index, r);
+    return child_await(child, CHILD_PARENT_READY);
 }
 
 static int prepare(struct child *child) {
@@ -318,9 +320,6 @@ _Noreturn void child_main(const struct plan *plan, const struct child_ends *ends
         fail(&child, STEP_PREPARE, PLAN_NONE, r);
     for (uint32_t i = 0; i < plan->n_ops; i++) {
         const struct plan_op *op = &plan->ops[i];
-        bool joins = op->code == OP_JOIN_NAMESPACE || op->code == OP_JOIN_CGROUPS || op->code == OP_UNSHARE;
-        if (child.must_move && !joins)
-            move_into_pid_namespace(&child, i);
         r = FUNCTIONS[op->code](&child, op);
         if (r < 0)
             fail(&child, op->code, i, r);

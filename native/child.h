@@ -21,7 +21,7 @@ struct child {
     bool told_ready;
     bool sealed; /* nothing of ours survives the execve any more */
     unsigned kept; /* descriptors from 3 on that the program gets */
-    bool must_move; /* joined a pid namespace that only a new process enters */
+    bool must_move; /* joined a pid namespace that only a new process enters: EnterPidNamespace */
     uint32_t detail;
 };
 
@@ -51,6 +51,7 @@ int op_mount_filesystem(struct child *child, const struct plan_op *op);
 int op_mount_tree(struct child *child, const struct plan_op *op);
 int op_mask(struct child *child, const struct plan_op *op);
 int op_read_only_path(struct child *child, const struct plan_op *op);
+int op_mount_joined_proc(struct child *child, const struct plan_op *op);
 int op_set_mount_attributes(struct child *child, const struct plan_op *op);
 int op_pivot_root(struct child *child, const struct plan_op *op);
 int op_remount_root_read_only(struct child *child, const struct plan_op *op);
@@ -65,6 +66,7 @@ int op_set_cwd(struct child *child, const struct plan_op *op);
 int op_terminal(struct child *child, const struct plan_op *op);
 int op_stdio_from_monitor(struct child *child, const struct plan_op *op);
 /* child_cred.c */
+int child_keep_capabilities(uint64_t mask);
 int op_set_rlimit(struct child *child, const struct plan_op *op);
 int op_new_session_keyring(struct child *child, const struct plan_op *op);
 int op_reset_affinity(struct child *child, const struct plan_op *op);

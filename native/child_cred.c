@@ -77,19 +77,34 @@ int op_set_user(struct child *child, const struct plan_op *op) {
     return prctl(PR_SET_DUMPABLE, 0) < 0 ? -errno : 0;
 }
 
-/* num: effective, permitted, inheritable, ambient */
-int op_set_capabilities(struct child *child, const struct plan_op *op) {
+static int set_capabilities(uint64_t effective, uint64_t permitted, uint64_t inheritable) {
     struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[2];
     for (int i = 0; i < 2; i++) {
-        data[i].effective = (uint32_t)(op->num[0] >> (32 * i));
-        data[i].permitted = (uint32_t)(op->num[1] >> (32 * i));
-        data[i].inheritable = (uint32_t)(op->num[2] >> (32 * i));
+        data[i].effective = (uint32_t)(effective >> (32 * i));
+        data[i].permitted = (uint32_t)(permitted >> (32 * i));
+        data[i].inheritable = (uint32_t)(inheritable >> (32 * i));
     }
+    return (int)sys_result(syscall(SYS_capset, &head, data));
+}
+
+/* Those of `mask` that we have; the others are gone for good once the bounding set lacks them, too. */
+int child_keep_capabilities(uint64_t mask) {
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    if (syscall(SYS_capget, &head, data) < 0)
+        return -errno;
+    mask &= data[0].permitted | (uint64_t)data[1].permitted << 32;
+    return set_capabilities(mask, mask, 0);
+}
+
+/* num: effective, permitted, inheritable, ambient */
+int op_set_capabilities(struct child *child, const struct plan_op *op) {
     if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
         return -errno;
-    if (syscall(SYS_capset, &head, data) < 0)
-        return -errno;
+    int r = set_capabilities(op->num[0], op->num[1], op->num[2]);
+    if (r < 0)
+        return r;
     for (int cap = 0; cap <= LAST_CAPABILITY; cap++) {
         if (!(op->num[3] >> cap & 1))
             continue;
@@ -179,6 +194,8 @@ static int die_with_monitor(struct child *child) {
 
 /* num: length of argv, of env; whether an init of ours is pid 1 */
 int op_execute(struct child *child, const struct plan_op *op) {
+    if (child->must_move)
+        return -EINVAL; /* it would run outside of the pid namespace that the plan joins */
     char **argv = (char **)(void *)(child->plan->block + op->blob);
     char **env = argv + op->num[0] + 1;
     int r = before_the_filter(child);

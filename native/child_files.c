@@ -102,6 +102,12 @@ int op_set_oom_score_adj(struct child *child, const struct plan_op *op) {
 int op_set_cwd(struct child *child, const struct plan_op *op) {
     const char *path = op_text(child, op, 0);
     char here[PATH_MAX];
+    /* The path is the image's: /proc/self/fd/N in it must find nothing of ours. */
+    close_fdp(&child->root);
+    close_fdp(&child->proc);
+    child->root = child->proc = -1;
+    if (child->plan->n_fds)
+        sys_close_range(FD_FIRST, (unsigned)plan_fd(child->plan->n_fds) - 1, 0);
     if (chdir(path) < 0)
         return -errno;
     /* A directory outside of the root, reached by a leaked descriptor, reads "(unreachable)..."

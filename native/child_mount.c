@@ -1,4 +1,5 @@
 #include <linux/magic.h>
+#include <linux/sched.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
@@ -6,6 +7,7 @@
 #include "paths.h"
 #include "sys.h"
 
+#define PROC_ROOT_INODE 1 /* linux/proc_ns.h: PROC_ROOT_INO */
 #define ONTO_FD (MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
 
 int op_mount_propagation(struct child *child, const struct plan_op *op) {
@@ -124,6 +126,55 @@ int op_mount_filesystem(struct child *child, const struct plan_op *op) {
     if (target < 0)
         return target;
     return sys_move_mount(tree, "", target, "", ONTO_FD);
+}
+
+/* The procfs of a container as its own mount namespace has it on /proc: a clone of that one mount,
+ * found out to be the whole procfs of the pid namespace that we join. */
+static int clone_proc(int pid_ns) {
+    struct statfs fs;
+    struct stat st, theirs, ours;
+    cleanup_fd int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (root < 0)
+        return -errno;
+    cleanup_fd int proc = path_open(root, "proc", O_PATH | O_DIRECTORY, RESOLVE_NO_SYMLINKS);
+    if (proc < 0)
+        return proc;
+    if (fstatfs(proc, &fs) < 0 || fstat(proc, &st) < 0 || fstat(pid_ns, &ours) < 0)
+        return -errno;
+    if (fs.f_type != PROC_SUPER_MAGIC || st.st_ino != PROC_ROOT_INODE)
+        return -EPERM;
+    if (fstatat(proc, "1/ns/pid", &theirs, 0) < 0)
+        return -errno;
+    if (theirs.st_dev != ours.st_dev || theirs.st_ino != ours.st_ino)
+        return -EPERM;
+    return sys_open_tree(proc, "", AT_EMPTY_PATH | OPEN_TREE_CLONE);
+}
+
+/* A new procfs shows the pid namespace of who makes it, and nobody of ours shall be in the joined one
+ * before the root is the container's. So it is taken from a container that lives there, by a visit to
+ * its mount namespace; from in there nobody sees us. fds: its mount and its pid namespace */
+int op_mount_joined_proc(struct child *child, const struct plan_op *op) {
+    const uint32_t *fds = op_blob(child, op);
+    const char *dest = op_text(child, op, 0);
+    struct mount_attr attr = {.attr_set = op->num[0], .attr_clr = MOUNT_ATTR_RDONLY, .propagation = MS_PRIVATE};
+    int r = check_real_directory(child, "proc", dest), own_proc = child_proc(child);
+    if (r < 0 || own_proc < 0)
+        return r < 0 ? r : own_proc;
+    cleanup_fd int own = openat(own_proc, "self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (own < 0)
+        return -errno;
+    r = sys_setns(plan_fd(fds[0]), CLONE_NEWNS);
+    if (r < 0)
+        return r;
+    cleanup_fd int tree = clone_proc(plan_fd(fds[1]));
+    r = sys_setns(own, CLONE_NEWNS);
+    if (r < 0 || tree < 0)
+        return r < 0 ? r : tree;
+    r = sys_mount_setattr(tree, "", AT_EMPTY_PATH, &attr);
+    if (r < 0)
+        return r;
+    cleanup_fd int target = open_destination(child, dest, true);
+    return target < 0 ? target : sys_move_mount(tree, "", target, "", ONTO_FD);
 }
 
 int op_mount_tree(struct child *child, const struct plan_op *op) {

@@ -16,7 +16,7 @@ from scow.native.operation import Operation, show
 class AwaitStartSocket(Operation, frozen=True):
     """Report READY, wait until the starter has written that down, then for who connects and says start."""
 
-    code = 36
+    code = 38
     step = "wait for start"
     fd: int
 
@@ -30,7 +30,7 @@ class AwaitStartSocket(Operation, frozen=True):
 class StdioInherit(Operation, frozen=True):
     """A new session with the caller's own stdin, stdout and stderr; pipes are given to `uid`."""
 
-    code = 37
+    code = 39
     step = "connect stdio"
     uid: int = 0
 
@@ -44,7 +44,7 @@ class StdioInherit(Operation, frozen=True):
 class KeepFds(Operation, frozen=True):
     """Give the program these descriptors as 3, 4, ...; nothing after it may use a descriptor."""
 
-    code = 38
+    code = 40
     step = "pass descriptors"
     fds: tuple[int, ...]
 
@@ -60,7 +60,7 @@ class KeepFds(Operation, frozen=True):
 class ProbeCommand(Operation, frozen=True):
     """Find out whether the command that Execute names is there and may be executed by SetUser's user."""
 
-    code = 39
+    code = 41
     step = "find command"
     strict: bool = True
     """Count "permission denied", too: the user has no capability that passes over modes."""
@@ -78,7 +78,7 @@ class RunHook(Operation, frozen=True):
     The document is `state_before`, the child's pid as it sees it, and `state_after`.
     """
 
-    code = 40
+    code = 42
     step = "run hook"
     path: Text
     argv: tuple[Text, ...]
@@ -113,7 +113,7 @@ class RunHook(Operation, frozen=True):
 class BecomeRoot(Operation, frozen=True):
     """Become uid and gid 0 of the user namespace, once its maps are written."""
 
-    code = 41
+    code = 43
     step = "become root of the user namespace"
 
     def describe(self) -> str:
@@ -123,7 +123,7 @@ class BecomeRoot(Operation, frozen=True):
 class NewTimeNamespace(Operation, frozen=True):
     """A new time namespace; made before the clone, since its offsets can be set while it is empty only."""
 
-    code = 42
+    code = 44
     step = "make time namespace"
     offsets: str = ""
 
@@ -137,7 +137,7 @@ class NewTimeNamespace(Operation, frozen=True):
 class SetPersonality(Operation, frozen=True):
     """The execution domain."""
 
-    code = 43
+    code = 45
     step = "set personality"
     persona: int
 
@@ -151,7 +151,7 @@ class SetPersonality(Operation, frozen=True):
 class SetScheduler(Operation, frozen=True):
     """struct sched_attr of sched_setattr(2)."""
 
-    code = 44
+    code = 46
     step = "set scheduler"
     attributes: bytes
 
@@ -165,7 +165,7 @@ class SetScheduler(Operation, frozen=True):
 class SetIoPriority(Operation, frozen=True):
     """ioprio_set(2) of the process group."""
 
-    code = 45
+    code = 47
     step = "set io priority"
     value: int
 
@@ -179,7 +179,7 @@ class SetIoPriority(Operation, frozen=True):
 class SetAffinity(Operation, frozen=True):
     """Only these processors; a mask, little endian, in whole words."""
 
-    code = 46
+    code = 48
     step = "set affinity"
     mask: bytes
 
@@ -193,7 +193,7 @@ class SetAffinity(Operation, frozen=True):
 class SetMemoryPolicy(Operation, frozen=True):
     """set_mempolicy(2): mode with its flags, and a mask of nodes in whole words."""
 
-    code = 47
+    code = 49
     step = "set memory policy"
     mode: int
     nodes: bytes = b""
@@ -208,7 +208,7 @@ class SetMemoryPolicy(Operation, frozen=True):
 class SetLabel(Operation, frozen=True):
     """Write a label of a security module to a file of ours in /proc, for the next execve."""
 
-    code = 48
+    code = 50
     step = "set label"
     file: str
     label: str

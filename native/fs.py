@@ -297,9 +297,13 @@ def write_atomic(
             if durable:
                 os.fsync(file.fileno())
             os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(fresh, dir_fd=directory)
+            if isinstance(error, OSError) and error.errno and error.filename is None:
+                # write(2) knows no name, but whoever reads "no space left on device" asks where.
+                where = os.readlink(f"/proc/self/fd/{directory}")
+                raise _error(error.errno, f"{where}/{name}") from error
             raise
         if durable:
             os.fsync(directory)

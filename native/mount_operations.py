@@ -97,6 +97,34 @@ class MountFilesystem(Operation, frozen=True):
         )
 
 
+class MountJoinedProc(Operation, frozen=True):
+    """The procfs of a pid namespace that is joined, taken from a container that lives in it."""
+
+    code = 37
+    step = "mount"
+    mount_namespace_fd: int
+    pid_namespace_fd: int
+    dest: Text
+    flags: int = 0
+
+    def describe(self) -> str:
+        flags = flag_names(self.flags, _ATTR_NAMES) if self.flags else "0"
+        return (
+            "setns(CLONE_NEWNS); open_tree(/proc, OPEN_TREE_CLONE); setns(CLONE_NEWNS); "
+            f"mount_setattr({flags}); move_mount({show(self.dest)})"
+        )
+
+    def subject(self) -> str | None:
+        return show(self.dest)
+
+    def encode(self, writer: BlockWriter) -> bytes:
+        indexes = [writer.fd(self.mount_namespace_fd), writer.fd(self.pid_namespace_fd)]
+        blob = struct.pack("<2I", *indexes)
+        return writer.record(
+            self.code, texts=(self.dest,), blob=blob, count=2, numbers=(self.flags,)
+        )
+
+
 class MountTree(Operation, frozen=True):
     """A detached tree (open_tree(OPEN_TREE_CLONE)) onto `dest`; made as directory or empty file."""
 

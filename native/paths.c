@@ -1,7 +1,9 @@
 #include "paths.h"
 
 #include <limits.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "sys.h"
 
@@ -40,13 +42,26 @@ static int put_rest(struct walk *walk, const char *head, const char *tail) {
     return 0;
 }
 
+/* The text of a link that seems to lead nowhere. Not on procfs: there a magic link can come to life
+ * between the kernel's answer and ours (/proc/self/fd/N, by opening its very directory), and its text
+ * is a path of the host. */
+static ssize_t read_link(int parent, const char *name, char *ret, size_t size) {
+    struct statfs fs;
+    if (fstatfs(parent, &fs) < 0)
+        return -errno;
+    if (fs.f_type == PROC_SUPER_MAGIC)
+        return -ELOOP;
+    ssize_t n = readlinkat(parent, name, ret, size);
+    return n < 0 ? -errno : n;
+}
+
 /* The component exists but leads nowhere: a dangling link. Its target takes its place in the walk,
  * where `parent_len` is how much of `done` lies before it. */
 static int follow_link(struct walk *walk, int parent, const char *name, size_t parent_len) {
     char target[PATH_MAX];
-    ssize_t n = readlinkat(parent, name, target, sizeof target - 1);
+    ssize_t n = read_link(parent, name, target, sizeof target - 1);
     if (n < 0)
-        return -errno;
+        return (int)n;
     target[n] = '\0';
     if (++walk->links > MAX_LINKS)
         return -ELOOP;
@@ -150,9 +165,9 @@ static int link_target(int parent, const char *path, const char *name, char *ret
     if (head >= size)
         return -ENAMETOOLONG;
     memcpy(ret, path, head);
-    ssize_t n = readlinkat(parent, name, ret + head, size - head - 1);
+    ssize_t n = read_link(parent, name, ret + head, size - head - 1);
     if (n < 0)
-        return -errno;
+        return (int)n;
     if ((size_t)n == size - head - 1)
         return -ENAMETOOLONG;
     ret[head + (size_t)n] = '\0';

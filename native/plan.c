@@ -34,6 +34,7 @@ static const struct op_shape SHAPES[OP_END] = {
     [OP_LOAD_SECCOMP] = {false, 0, BLOB_BYTES},
     [OP_EXECUTE] = {false, 0, BLOB_VECTORS},
     [OP_SET_MOUNT_ATTRIBUTES] = {false, 1, BLOB_NONE},
+    [OP_MOUNT_JOINED_PROC] = {false, 1, BLOB_FDS},
     [OP_AWAIT_START_SOCKET] = {true, 0, BLOB_NONE},
     [OP_KEEP_FDS] = {false, 0, BLOB_FDS},
     [OP_RUN_HOOK] = {false, 7, BLOB_VECTORS},
@@ -135,6 +136,8 @@ static bool numbers_ok(const struct plan_op *op) {
         return op->blob_len % 4 == 0;
     case OP_SET_USER:
         return op->num[0] < UINT32_MAX && op->num[1] < UINT32_MAX && op->count <= 65536;
+    case OP_MOUNT_JOINED_PROC:
+        return op->count == 2;
     case OP_KEEP_FDS:
         return op->count <= PLAN_MAX_FDS;
     case OP_SET_SCHEDULER: /* struct sched_attr, its first version or a later one */

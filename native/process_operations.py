@@ -216,6 +216,23 @@ class SetCwd(Operation, frozen=True):
         return writer.record(self.code, texts=(self.path,))
 
 
+class EnterPidNamespace(Operation, frozen=True):
+    """Go on as a new process in the pid namespace that was joined, with these capabilities at most.
+
+    Comes when the root is the container's: whoever may trace in there sees us from here on.
+    """
+
+    code = 36
+    step = "enter pid namespace"
+    keep_mask: int
+
+    def describe(self) -> str:
+        return f"capset(e=p={self.keep_mask:#x}); clone3(CLONE_PARENT|CLONE_PIDFD)"
+
+    def encode(self, writer: BlockWriter) -> bytes:
+        return writer.record(self.code, numbers=(self.keep_mask,))
+
+
 class SetRlimit(Operation, frozen=True):
     """One resource limit; -1 is infinity."""
 

@@ -15,7 +15,6 @@ struct spawn {
     const struct plan *plan;
     struct child_handle handle;
     struct child_ends ends;
-    int own_pid_ns; /* pidfd of ourselves, to come back from a joined pid namespace */
     struct failure *failure;
 };
 
@@ -34,7 +33,6 @@ static void close_ends(struct child_ends *ends) {
 static void release(struct spawn *spawn) {
     struct child_handle *h = &spawn->handle;
     close_ends(&spawn->ends);
-    close_fdp(&spawn->own_pid_ns);
     close_fdp(&h->pidfd);
     close_fdp(&h->sock);
     close_fdp(&h->stdin_w);
@@ -71,21 +69,6 @@ static int make_channels(struct spawn *spawn) {
     if ((r = make_pipe(&spawn->ends.io[1], &h->stdout_r, false)) < 0)
         return r;
     return make_pipe(&spawn->ends.io[2], &h->stderr_r, false);
-}
-
-/* Run mode: a pid namespace is joined by the parent, and only new children live in it. */
-static int join_pid_namespace(struct spawn *spawn) {
-    const struct plan *plan = spawn->plan;
-    for (uint32_t i = 0; plan->mode == PLAN_RUN && i < plan->n_ops; i++) {
-        const struct plan_op *op = &plan->ops[i];
-        if (op->code != OP_JOIN_NAMESPACE || !(op->num[0] & CLONE_NEWPID))
-            continue;
-        spawn->own_pid_ns = sys_pidfd_open(getpid());
-        if (spawn->own_pid_ns < 0)
-            return spawn->own_pid_ns;
-        return sys_setns(plan_fd(op->fd), CLONE_NEWPID);
-    }
-    return 0;
 }
 
 static int clone_child(struct spawn *spawn) {
@@ -148,7 +131,7 @@ static int serve_child(struct spawn *spawn) {
     return 0;
 }
 
-/* Exec mode: the first child joins, makes the real one (CLONE_PARENT) and ends. */
+/* A joined pid namespace: the first child makes the real one (CLONE_PARENT) and ends. */
 static int follow_move(struct spawn *spawn) {
     struct child_handle *h = &spawn->handle;
     struct child_msg msg;
@@ -173,8 +156,8 @@ static int follow_move(struct spawn *spawn) {
 }
 
 static bool moves(const struct plan *plan) {
-    for (uint32_t i = 0; plan->mode == PLAN_EXEC && i < plan->n_ops; i++)
-        if (plan->ops[i].code == OP_JOIN_NAMESPACE && plan->ops[i].num[0] & CLONE_NEWPID)
+    for (uint32_t i = 0; i < plan->n_ops; i++)
+        if (plan->ops[i].code == OP_ENTER_PID_NAMESPACE)
             return true;
     return false;
 }
@@ -183,15 +166,9 @@ static int spawn_steps(struct spawn *spawn) {
     int r = make_channels(spawn);
     if (r < 0)
         return failed(spawn, STEP_PIPES, r, 0);
-    r = join_pid_namespace(spawn);
-    if (r == 0)
-        r = clone_child(spawn);
-    int error = r;
-    /* back into our own, whatever happened: what we fork later does not belong in there */
-    if (spawn->own_pid_ns >= 0 && (r = sys_setns(spawn->own_pid_ns, CLONE_NEWPID)) < 0 && error == 0)
-        error = r;
-    if (error < 0)
-        return failed(spawn, STEP_CLONE, error, 0);
+    r = clone_child(spawn);
+    if (r < 0)
+        return failed(spawn, STEP_CLONE, r, 0);
     close_ends(&spawn->ends);
     r = serve_child(spawn);
     if (r == 0 && moves(spawn->plan))
@@ -206,7 +183,6 @@ int spawn_child(const struct plan *plan, struct child_handle *ret, struct failur
         .plan = plan,
         .handle = {.pid = 0, .pidfd = -1, .sock = -1, .stdin_w = -1, .stdout_r = -1, .stderr_r = -1},
         .ends = {-1, {-1, -1, -1}},
-        .own_pid_ns = -1,
         .failure = ret_failure,
     };
     int r = spawn_steps(&spawn);
@@ -214,7 +190,6 @@ int spawn_child(const struct plan *plan, struct child_handle *ret, struct failur
         release(&spawn);
         return r;
     }
-    close_fdp(&spawn.own_pid_ns);
     *ret = spawn.handle;
     return 0;
 }
@@ -229,11 +204,13 @@ int child_receive(int sock, struct child_msg *ret, int *ret_fd) {
         .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof control.space};
     ssize_t n;
     *ret_fd = -1;
+    /* ECONNRESET: the child ended with a byte of ours unread. The kernel tells that once, before what
+     * the child had sent: its last words are still there to be read. */
     do
         n = recvmsg(sock, &head, MSG_CMSG_CLOEXEC);
-    while (n < 0 && errno == EINTR);
+    while (n < 0 && (errno == EINTR || errno == ECONNRESET));
     if (n < 0)
-        return errno == ECONNRESET ? 0 : -errno;
+        return -errno;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&head); c; c = CMSG_NXTHDR(&head, c))
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof(int)))
             memcpy(ret_fd, CMSG_DATA(c), sizeof *ret_fd);

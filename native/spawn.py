@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from _thread import allocate_lock  # `threading` costs every start a millisecond
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -21,6 +22,7 @@ from scow.native.plan import Plan
 # From linux/fcntl.h; Python 3.11 has them in `fcntl` on Linux.
 _PLAN_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _cached_memfd: OwnedFd | None = None
+_cache_lock = allocate_lock()
 
 
 class Launched(msgspec.Struct, frozen=True):
@@ -34,12 +36,13 @@ class Launched(msgspec.Struct, frozen=True):
 def monitor_memfd() -> int:
     """The sealed executable, made once per process; borrowed."""
     global _cached_memfd
-    if _cached_memfd is None:
-        fd = lib.scow_monitor_memfd()
-        if fd < 0:
-            raise OSError(-fd, os.strerror(-fd), "scow-monitor")
-        _cached_memfd = OwnedFd(fd)
-    return _cached_memfd.fileno()
+    with _cache_lock:  # layers are unpacked by several threads; the second must not replace the first
+        if _cached_memfd is None:
+            fd = lib.scow_monitor_memfd()
+            if fd < 0:
+                raise OSError(-fd, os.strerror(-fd), "scow-monitor")
+            _cached_memfd = OwnedFd(fd)
+        return _cached_memfd.fileno()
 
 
 def _start(

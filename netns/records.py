@@ -79,7 +79,9 @@ class RecordStore:
 
     def remove_attachment(self, container_id: str) -> None:
         """Forget an attachment."""
-        _remove(f"{self._attachments}/{refuse_path(container_id)}.json")
+        path = f"{self._attachments}/{refuse_path(container_id)}.json"
+        _remove(path)
+        _remove(f"{path}.tmp")  # of a writer that was killed
 
 
 def refuse_path(container_id: str) -> str:
@@ -102,8 +104,11 @@ def _read(path: str, kind: type[T]) -> T | None:
 
 
 def _write(path: str, data: bytes) -> None:
-    """Replace a file whole. No fsync: /run is memory, a crash of the host takes it all."""
-    temporary = f"{path}.{os.getpid()}.tmp"
+    """Replace a file whole. No fsync: /run is memory, a crash of the host takes it all.
+
+    Every file has one writer at a time: whoever has the container's lock, or the network's.
+    """
+    temporary = f"{path}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, data)

@@ -62,6 +62,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
     if process is None:
         raise InvalidArgument("cannot run a container without 'process' in its configuration")
     new, joins = namespace_operations(spec, handles.hold)
+    holder = _pid_namespace_holder(spec, joins, handles.hold)
     ops: list[p.Operation] = []
     # First of all, before anything is allocated on its behalf, the child is under its limits.
     if handles.cgroup_tasks:
@@ -77,30 +78,24 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
         ops.append(
             p.Unshare(kernel.CLONE_NEWCGROUP, why="see its own cgroup as the root of the tree")
         )
-    ops.append(
-        p.MountPropagation(
-            kernel.MS_PRIVATE, why="no mount made here may show up on the host, or the reverse"
-        )
-    )
-    ops.append(
-        p.AttachRoot(
-            handles.root_fd, at=handles.place, why="the image's layers, stacked by overlayfs"
-        )
-    )
-    ops += mount_operations(spec.mounts, handles.hold, handles.mount_reasons, handles.bundle)
-    ops += _devices(spec)
-    ops += cover_operations(spec)
+    ops += _file_tree(spec, handles, holder)
     if handles.network_inside:
         ops.append(p.AwaitParent(why="the host's end of the cable must exist first"))
         ops.append(
             p.Netlink(handles.network_inside, why="bring up lo and eth0, add address, route")
         )
     ops += name_operations(spec)
-    ops.append(_stdio(process))
+    if holder is None:
+        ops.append(_stdio(process))
     ops.append(p.PivotRoot(why="from here on the host's files are out of reach"))
     if spec.root.readonly:
         ops.append(p.RemountRootReadOnly(why="--read-only"))
     ops += limit_operations(process)
+    if holder is not None:
+        # The session and the terminal are of the process that stays, so they come after the move;
+        # binding /dev/console then still needs the right to mount.
+        ops += enter_pid_namespace(process, handles.seccomp, mounts_console=process.terminal)
+        ops.append(_stdio(process))
     ops.append(p.AwaitStart(why="everything is ready: wait for 'start'"))
     ops += identity_operations(process, handles.seccomp)
     ops.append(execute_operation(process, handles.run_init))
@@ -115,6 +110,20 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
     )
 
 
+def _file_tree(spec: Spec, handles: Handles, holder: tuple[int, int] | None) -> list[p.Operation]:
+    ops: list[p.Operation] = [
+        p.MountPropagation(
+            kernel.MS_PRIVATE, why="no mount made here may show up on the host, or the reverse"
+        ),
+        p.AttachRoot(
+            handles.root_fd, at=handles.place, why="the image's layers, stacked by overlayfs"
+        ),
+    ]
+    mounts = mount_operations(spec.mounts, handles.hold, handles.mount_reasons, handles.bundle)
+    ops += mounts if holder is None else [_shared_proc(op, *holder) for op in mounts]
+    return ops + _devices(spec) + cover_operations(spec)
+
+
 def compile_exec(
     process: Process, handles: Handles, joins: tuple[p.Operation, ...], monitor: p.MonitorConfig
 ) -> p.Plan:
@@ -127,8 +136,10 @@ def compile_exec(
     if handles.cgroup_tasks:
         ops.append(p.JoinCgroups(handles.cgroup_tasks, why="be under the container's limits"))
     ops += joins
-    ops.append(_stdio(process))
     ops += limit_operations(process)
+    if any(isinstance(op, p.JoinNamespace) and op.kind & kernel.CLONE_NEWPID for op in joins):
+        ops += enter_pid_namespace(process, handles.seccomp, mounts_console=False)
+    ops.append(_stdio(process))
     ops.append(p.AwaitStart(why="wait for 'start'"))
     ops += identity_operations(process, handles.seccomp)
     ops.append(execute_operation(process, run_init=False))
@@ -166,6 +177,58 @@ def namespace_operations(
                 p.JoinNamespace(fd, NAMESPACE_FLAGS[kind], why=f"share the {kind} namespace")
             )
     return new, joins
+
+
+def _pid_namespace_holder(
+    spec: Spec, joins: list[p.Operation], hold: Callable[[OwnedFd], int]
+) -> tuple[int, int] | None:
+    """Give descriptors of the mount and the pid namespace of whoever lives in the joined one.
+
+    A procfs of that namespace comes from there (`MountJoinedProc`), so its process must be known.
+    """
+    path = next((item.path for item in spec.linux.namespaces if item.type == "pid"), "")
+    if not path:
+        return None
+    if not path.startswith("/proc/") or not path.endswith("/ns/pid"):
+        raise InvalidArgument(
+            f"cannot join pid namespace '{path}': it is not of the form /proc/PID/ns/pid",
+            hint="its procfs is taken from a process that lives in it",
+        )
+    mounts = f"{path.removesuffix('pid')}mnt"
+    mount_fd = hold(OwnedFd(os.open(mounts, os.O_RDONLY | os.O_CLOEXEC)))
+    pid_fd = next(
+        op.fd for op in joins if isinstance(op, p.JoinNamespace) and op.kind == kernel.CLONE_NEWPID
+    )
+    return mount_fd, pid_fd
+
+
+def _shared_proc(op: p.Operation, mount_fd: int, pid_fd: int) -> p.Operation:
+    if not isinstance(op, p.MountFilesystem) or op.fstype != "proc":
+        return op
+    why = "the processes of the PID namespace that is shared"
+    return p.MountJoinedProc(mount_fd, pid_fd, op.dest, op.flags, why=why)
+
+
+# What SetUser and stdio need beside the program's own: kept until SetCapabilities.
+_KEPT_TO_ENTER = ("SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE")
+
+
+def enter_pid_namespace(
+    process: Process, seccomp: tuple[bytes, int] | None, *, mounts_console: bool
+) -> list[p.Operation]:
+    """Give up what can be given up, then become visible to whoever may trace in the namespace."""
+    capabilities = process.capabilities
+    bounding = mask_of(capabilities.bounding) if capabilities else 0
+    keep = mask_of(capabilities.permitted) if capabilities else 0
+    keep |= mask_of(_KEPT_TO_ENTER)
+    if mounts_console or (seccomp is not None and not process.no_new_privileges):
+        keep |= mask_of(("SYS_ADMIN",))
+    return [
+        p.DropBounding(bounding, why="what is not kept here no setuid program can give back"),
+        p.EnterPidNamespace(
+            keep, why="be one of its processes only now: nothing of the host is open any more"
+        ),
+    ]
 
 
 def _devices(spec: Spec) -> list[p.Operation]:

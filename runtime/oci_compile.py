@@ -21,6 +21,7 @@ from scow.runtime.compile import (
     DEVICE_MODES,
     NAMESPACE_FLAGS,
     cover_operations,
+    enter_pid_namespace,
     execute_operation,
     identity_operations,
     limit_operations,
@@ -122,12 +123,13 @@ def compile_exec(
         ops.append(p.JoinNamespace(pidfd, kinds, why="be where the first process is"))
     if _has(spec, "user"):
         ops.append(p.BecomeRoot(why="be somebody in the user namespace"))
-    ops.append(_stdio(process))
-    limits = limit_operations(_in_user_namespace(spec, process), ends.keyring)
-    ops += limits
+    ops += limit_operations(_in_user_namespace(spec, process), ends.keyring)
     if final:
         ops.append(p.SetAffinity(final, why="execCPUAffinity.final"))
     ops += _scheduling(spec, process)
+    if kinds & kernel.CLONE_NEWPID:
+        ops += enter_pid_namespace(process, ends.seccomp, mounts_console=False)
+    ops.append(_stdio(process))
     if ends.kept:
         ops.append(p.KeepFds(ends.kept, why="--preserve-fds"))
     ops += identity_operations(process, ends.seccomp)

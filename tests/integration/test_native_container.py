@@ -171,28 +171,35 @@ def build(
     namespaces: int = NAMESPACES,
     config: p.MonitorConfig | None = None,
     first: tuple[p.Operation, ...] = (),
+    holder: tuple[int, int] | None = None,
     **more: object,
 ) -> p.Plan:
     config = config or p.MonitorConfig()
     stdio: p.Operation = p.StdioFromMonitor(*user)
     if config.terminal:
         stdio = p.Terminal(24, 80, user[0])
+    before, after = (stdio,), ()  # type: tuple[p.Operation, ...], tuple[p.Operation, ...]
+    file_tree = mounts()
+    if holder:  # the mount and pid namespaces of who lives in the one that is joined
+        before, after = (), (p.DropBounding(caps), p.EnterPidNamespace(caps | 0xC1), stdio)
+        file_tree = (p.MountJoinedProc(*holder, "/proc", SAFE), *file_tree[1:])
     ops = (
         *first,
         p.MountPropagation(s.MS_SLAVE),
         p.AttachRoot(root.fileno(), str(at)),
-        *mounts(),
+        *file_tree,
         *extra,
         p.SetHostname("box"),
         p.SetDomainname("example"),
         p.SetSysctl("net/ipv4/ip_unprivileged_port_start", "7"),
         p.Unshare(s.CLONE_NEWCGROUP),
-        stdio,
+        *before,
         p.PivotRoot(),
         p.SetRlimit(RLIMIT_NOFILE, 1000, 2000),
         p.SetOomScoreAdj(100),
         p.NewSessionKeyring("box"),
         p.ResetAffinity(),
+        *after,
         p.AwaitStart(),
         p.SetUmask(0o27),
         p.DropBounding(caps),
@@ -435,9 +442,10 @@ def exec_plan(pid: int, argv: tuple[str, ...], terminal: bool = False) -> tuple[
         stdio = p.Terminal(10, 20, 0)
     ops = (
         p.JoinNamespace(pidfd.fileno(), NAMESPACES | s.CLONE_NEWCGROUP),
+        p.DropBounding(DEFAULT_CAPS),
+        p.EnterPidNamespace(DEFAULT_CAPS),
         stdio,
         p.AwaitStart(),  # or a short program has ended before anybody could attach
-        p.DropBounding(DEFAULT_CAPS),
         p.SetUser(0, 0),
         p.SetCwd("/etc"),
         p.SetCapabilities(DEFAULT_CAPS, DEFAULT_CAPS),
@@ -498,15 +506,30 @@ def test_joining_namespaces_of_a_sandbox(run: Runner) -> None:
         for name, kind in (("net", s.CLONE_NEWNET), ("pid", s.CLONE_NEWPID))
     }
     first = tuple(p.JoinNamespace(fd.fileno(), kind) for kind, fd in fds.items())
-    member = run(
-        ("probe", "show"), first=first, namespaces=NAMESPACES & ~s.CLONE_NEWNET & ~s.CLONE_NEWPID
-    )
+    fds[0] = OwnedFd(os.open(f"/proc/{holder.pid}/ns/mnt", os.O_RDONLY))
+    new = NAMESPACES & ~s.CLONE_NEWNET & ~s.CLONE_NEWPID
+    living = (fds[0].fileno(), fds[s.CLONE_NEWPID].fileno())
+    member = run(("probe", "show"), first=first, holder=living, namespaces=new)
     facts = member.finish().facts
     assert int(facts["pid"]) > 1
     assert member.pid != int(facts["pid"])
     for name in ("net", "pid"):
         assert facts[f"ns.{name}"] == os.readlink(f"/proc/{holder.pid}/ns/{name}")
-    for fd in fds.values():
+    # The procfs must be of the namespace that is joined, and a plan that joins must enter.
+    own = OwnedFd(os.open("/proc/self/ns/pid", os.O_RDONLY))
+    living = (fds[0].fileno(), own.fileno())
+    wrong = run(("probe",), first=first, holder=living, namespaces=new)
+    wrong.finish()
+    assert (wrong.error().step, wrong.error().errno, wrong.error().path) == (
+        "mount",
+        errno.EPERM,
+        "/proc",
+    )
+    astray = Running(p.Plan(ops=(first[1], p.AwaitStart(), p.Execute(("/bin/true",)))))
+    astray.start()
+    assert astray.finish().failed is not None
+    assert astray.error().errno == errno.EINVAL
+    for fd in (own, *fds.values()):
         fd.close()
     os.kill(holder.pid, signal.SIGKILL)
     holder.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -38,9 +39,9 @@ def make(store: RecordStore, name: str, argv: tuple[str, ...] = ("true",)) -> Re
         cgroup=f"scow/{container_id}",
         options=ContainerOptions(command=argv),
     )
-    store.make_dir(container_id)
-    store.claim_name(name, container_id)
-    store.write(record)
+    with store.making(container_id):
+        store.claim_name(name, container_id)
+        store.write(record)
     return record
 
 
@@ -86,12 +87,13 @@ def test_the_claim_of_a_dead_attempt_is_taken_over(store: RecordStore) -> None:
 def claim(root: str, run: str, number: int) -> bool:
     racing = RecordStore(root, run)
     container_id = f"{number:064x}"
-    racing.make_dir(container_id)
-    try:
-        racing.claim_name("one", container_id)
-    except AlreadyExists:
-        return False
-    return True
+    with racing.making(container_id):
+        try:
+            racing.claim_name("one", container_id)
+        except AlreadyExists:
+            return False
+        time.sleep(0.2)  # hold the claim: the others must see a container that is being made
+        return True
 
 
 def test_one_of_many_racers_gets_the_name(store: RecordStore) -> None:

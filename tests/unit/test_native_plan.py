@@ -64,7 +64,9 @@ EVERY_OPERATION = (
     p.NoNewPrivileges(),
     p.LoadSeccomp(struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)),
     p.SetMountAttributes("/sys/fs/cgroup", s.MOUNT_ATTR_RDONLY, s.MOUNT_ATTR_NODEV),
-    p.AwaitStartSocket(14),
+    p.EnterPidNamespace(0xFF),
+    p.MountJoinedProc(14, 15, "/proc", s.MOUNT_ATTR_NOSUID),
+    p.AwaitStartSocket(15),
     p.StdioInherit(1000),
     p.KeepFds((7, 8)),
     p.ProbeCommand(),
@@ -133,7 +135,7 @@ def test_codes_are_those_of_the_header() -> None:
 
 def test_descriptors_are_counted_once_in_order() -> None:
     block, fds = FULL.build()
-    assert fds == (12, 13, 7, 8, 9, 10, 11, 14)
+    assert fds == (12, 13, 7, 8, 9, 10, 11, 14, 15)
     assert FULL.encode() == block
 
 

@@ -31,6 +31,16 @@ def busybox() -> Iterator[None]:
     scow("rmi", IMAGE)
 
 
+def test_a_stack_of_many_layers() -> None:
+    """Debian's kernel takes one page of overlay options, in which 65 paths do not fit."""
+    scow("load", "-i", "/work/many.tar")
+    try:
+        told = scow("run", "--rm", "--network", "none", "many", "cat", "/stack/top")
+        assert told == "63\n"
+    finally:
+        scow("rmi", "many")
+
+
 def test_hello_tells_the_limits() -> None:
     told = scow("run", "--rm", "-m", "64m", "--cpus", "0.5", "--pids-limit", "64", "scow/hello")
     assert "64 MiB" in told
