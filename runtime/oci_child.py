@@ -108,15 +108,14 @@ def follow(child: Child, on_wait: Callable[[Child, int], None]) -> bool:
         if not data:
             return False
         kind, pid, *failure = _MESSAGE.unpack(data)
-        if kind in (CLONED, MOVED):
-            if kind == MOVED:
-                _reap(child.pid)
+        if kind == CLONED:
+            _born(child, pid, fd)
+        elif kind == MOVED:
+            _await_birth(child)
+            _reap(child.pid)
             child.pid, child.pidfd = pid, fd
-            if kind == MOVED:
-                on_wait(child, 0)
-                child.answer()
-            else:
-                _reap(child.binary)
+            on_wait(child, 0)
+            child.answer()
         elif kind == WAITS:
             _await_birth(child)
             on_wait(child, pid)
@@ -131,6 +130,11 @@ def follow(child: Child, on_wait: Callable[[Child, int], None]) -> bool:
             child.warnings.append(str(explain(child.plan, *failure)))
 
 
+def _born(child: Child, pid: int, pidfd: OwnedFd | None) -> None:
+    child.pid, child.pidfd = pid, pidfd
+    _reap(child.binary)
+
+
 def _await_birth(child: Child) -> None:
     """The binary and its child write to one socket: the child can be first."""
     while child.pid == 0:
@@ -139,8 +143,7 @@ def _await_birth(child: Child) -> None:
             raise ScowError("the container's first process went away without a word")
         kind, pid, *failure = _MESSAGE.unpack(data)
         if kind == CLONED:
-            child.pid, child.pidfd = pid, fd
-            _reap(child.binary)
+            _born(child, pid, fd)
         elif kind == FAILED:
             raise explain(child.plan, *failure)
 
