@@ -45,6 +45,7 @@ def run_hook(name: str, hook: Hook, state: bytes) -> None:
                 environment,
                 file_actions=[(os.POSIX_SPAWN_DUP2, stdin.fileno(), 0)],
                 setsigdef=[signal.SIGPIPE],
+                setsigmask=[],
             )
         except OSError as error:
             raise ScowError(f"error running {name}: {hook.path}: {error.strerror}") from error

@@ -53,6 +53,7 @@ class Ends(msgspec.Struct, frozen=True):
     """What the caller opened; `hold` keeps descriptors until the launch."""
 
     hold: Callable[[OwnedFd], int]
+    cgroup: str = ""
     cgroup_tasks: tuple[int, ...] = ()
     cgroup_fd: int | None = None
     seccomp: tuple[bytes, int] | None = None
@@ -76,7 +77,7 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         ops.append(p.Unshare(kernel.CLONE_NEWCGROUP, why="after joining: its own is the root"))
     ops.append(p.MountPropagation(kernel.MS_PRIVATE, why="no mount made here shows on the host"))
     ops.append(p.AttachRoot(root_fd, at="/", why="root.path of the bundle"))
-    ops += MountCompiler(spec, root_fd, ends.hold, bundle).operations()
+    ops += MountCompiler(spec, root_fd, ends.hold, bundle=bundle, cgroup=ends.cgroup).operations()
     ops += _devices(spec, process, ends.hold)
     if spec.hooks.prestart or spec.hooks.create_runtime:
         ops.append(p.AwaitParent(MOMENT_HOOKS, why="hooks that run in the runtime's namespaces"))

@@ -165,6 +165,7 @@ class _Creation:
         ).decode()
         ends = Ends(
             hold=self.hold,
+            cgroup=self.record.cgroup,
             cgroup_tasks=tuple(self.hold(fd) for fd in cgroup.join_fds()),
             cgroup_fd=self.hold(into) if into is not None else None,
             seccomp=seccomp_filter(spec, process, self.directory.root),

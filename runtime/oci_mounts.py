@@ -34,9 +34,16 @@ class MountCompiler:
     """Turns the mounts of one configuration into operations, in their order."""
 
     def __init__(
-        self, spec: Spec, root_fd: int, hold: Callable[[OwnedFd], int], bundle: str
+        self,
+        spec: Spec,
+        root_fd: int,
+        hold: Callable[[OwnedFd], int],
+        *,
+        bundle: str,
+        cgroup: str,
     ) -> None:
         self._spec = spec
+        self._cgroup = cgroup
         self._root = Root(root_fd)
         self._hold = hold
         self._bundle = bundle
@@ -71,7 +78,7 @@ class MountCompiler:
             raise InvalidArgument(f"id-mapped mount on '{mount.destination}' is not a bind mount")
         if mount.type == "cgroup":
             if not any(item.type == "cgroup" for item in self._spec.linux.namespaces):
-                return self._host_cgroups(mount, options)
+                return self._own_cgroups(mount, options)
             return cgroup_mounts(mount.destination, options.set, "")
         if mount.type == "sysfs" and self._has_user and not self._has_network:
             # sysfs shows the network namespace, which is not of our user namespace: EPERM.
@@ -119,20 +126,38 @@ class MountCompiler:
         maps = self._spec.linux.gid_mappings
         return any(m.container_id <= gid < m.container_id + m.size for m in maps)
 
-    def _host_cgroups(self, mount: SpecMount, options: Options) -> list[p.Operation]:
-        """Without a cgroup namespace: the host's own tree, as it is, read-only where asked."""
-        read_only = options.set & kernel.MOUNT_ATTR_RDONLY
-        tree = self._hold(open_bind_source("/sys/fs/cgroup", recursive=True))
-        return [
-            p.MountTree(
-                tree,
+    def _own_cgroups(self, mount: SpecMount, options: Options) -> list[p.Operation]:
+        """Without a cgroup namespace: the container's own cgroup of each hierarchy, and no other."""
+        from scow.cgroups.detect import Mode, hierarchies
+
+        host, path = hierarchies(), self._cgroup
+        if host.mode is Mode.V2:
+            return [self._bind_cgroup(f"{host.unified}/{path}", mount.destination, options)]
+        found: list[p.Operation] = [
+            p.MountFilesystem(
+                "tmpfs",
                 mount.destination,
-                attr_set=options.set,
-                recursive=bool(read_only),
-                propagation=kernel.MS_PRIVATE,
-                propagate_below=True,
+                flags=options.set & ~kernel.MOUNT_ATTR_RDONLY,
+                options=(("mode", "755"), ("size", "64k")),
+                source="tmpfs",
             )
         ]
+        for hierarchy in host.v1:
+            name = os.path.basename(hierarchy.directory)
+            place = f"{mount.destination}/{name}"
+            found.append(self._bind_cgroup(f"{hierarchy.directory}/{path}", place, options))
+            if len(hierarchy.controllers) > 1:
+                found += [
+                    p.MakeSymlink(name, f"{mount.destination}/{controller}")
+                    for controller in hierarchy.controllers
+                ]
+        if options.set & kernel.MOUNT_ATTR_RDONLY:
+            found.append(p.SetMountAttributes(mount.destination, kernel.MOUNT_ATTR_RDONLY))
+        return found
+
+    def _bind_cgroup(self, source: str, place: str, options: Options) -> p.Operation:
+        tree = self._hold(open_bind_source(source, recursive=False))
+        return p.MountTree(tree, place, attr_set=options.set, propagation=kernel.MS_PRIVATE)
 
     def _copy_up(self, mount: SpecMount, options: Options) -> p.Operation:
         if mount.type != "tmpfs":

@@ -68,6 +68,8 @@ def _create(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 def _run(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     detach = switch(flags, "detach")
+    if not detach:
+        _hold_signals()
     made = create(root, _one(operands), _options(flags, detach=detach))
     for warning in made.warnings:
         tell("warning", warning)
@@ -133,6 +135,14 @@ def release(directory: ContainerDir, record: StateRecord, spec: Spec) -> None:
 # --- waiting --------------------------------------------------------------------------------------
 
 
+_IGNORED = {signal.SIGCHLD, signal.SIGPIPE, signal.SIGURG, signal.SIGKILL, signal.SIGSTOP}
+
+
+def _hold_signals() -> None:
+    """What comes before there is a process to pass it on to waits until there is one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _IGNORED)
+
+
 def wait(child: Child, master: OwnedFd | None) -> int:
     """Stay until the process ends, pass signals on to it; its exit status as a shell has it."""
     assert child.pidfd is not None
@@ -144,14 +154,13 @@ def wait(child: Child, master: OwnedFd | None) -> int:
         except ProcessLookupError:
             pass
 
-    ignored = {signal.SIGCHLD, signal.SIGPIPE, signal.SIGURG, signal.SIGKILL, signal.SIGSTOP}
-    if master is None:
-        for received in signal.valid_signals() - ignored:
-            try:
-                signal.signal(received, forward)
-            except (OSError, ValueError):
-                continue  # of the kernel or libc
-    else:
+    for received in signal.valid_signals() - _IGNORED:
+        try:
+            signal.signal(received, forward)
+        except (OSError, ValueError):
+            continue  # of the kernel or libc
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if master is not None:
         from scow.runtime.oci_tty import relay
 
         relay(master, pidfd)
@@ -176,6 +185,8 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     spec = decode_spec(directory.config(), "config.json")
     process = _exec_process(spec, flags, operands[1:])
     detach, console = switch(flags, "detach"), text(flags, "console-socket")
+    if not detach:
+        _hold_signals()
     if process.terminal and detach and not console:
         raise InvalidArgument(
             "cannot allocate tty if runc will detach without setting console socket"
