@@ -36,7 +36,9 @@ class Launched(msgspec.Struct, frozen=True):
 def monitor_memfd() -> int:
     """The sealed executable, made once per process; borrowed."""
     global _cached_memfd
-    with _cache_lock:  # layers are unpacked by several threads; the second must not replace the first
+    with (
+        _cache_lock
+    ):  # layers are unpacked by several threads; the second must not replace the first
         if _cached_memfd is None:
             fd = lib.scow_monitor_memfd()
             if fd < 0:

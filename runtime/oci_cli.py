@@ -103,6 +103,20 @@ def _words(command: str, error: ScowError | OSError) -> str:
     return message
 
 
+def _import_codec() -> None:
+    """Import msgspec without typing_extensions, which it prefers where it is installed.
+
+    That would bring inspect, ast and tokenize: 6 ms of every start (cli/main.py does the same).
+    """
+    if "msgspec" in sys.modules or "typing_extensions" in sys.modules:
+        return
+    sys.modules["typing_extensions"] = None  # type: ignore[assignment]  # import system: "not there"
+    try:
+        __import__("msgspec")
+    finally:
+        del sys.modules["typing_extensions"]
+
+
 def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int:
     table = COMMANDS.get(command)
     if table is None:
@@ -111,6 +125,7 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
     root = text(flags, "root") or "/run/scow-oci"
     if switch(flags, "systemd-cgroup") or text(flags, "cgroup-manager") == "systemd":
         own["systemd-cgroup"] = True
+    _import_codec()
     if command in ("create", "run", "start", "exec"):
         from scow.runtime import oci_process as commands
     elif command in ("update", "events", "features", "spec", "checkpoint", "restore"):

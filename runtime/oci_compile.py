@@ -81,7 +81,7 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
     ops += _devices(spec, process, ends.hold)
     if spec.hooks.prestart or spec.hooks.create_runtime:
         ops.append(p.AwaitParent(MOMENT_HOOKS, why="hooks that run in the runtime's namespaces"))
-    ops += _hooks(spec.hooks.create_container, ends)
+    ops += _hooks(spec.hooks.create_container, ends.state)
     ops += cover_operations(spec)
     ops += _names(spec)
     ops.append(_stdio(process))
@@ -91,7 +91,9 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
     ops += limit_operations(_in_user_namespace(spec, process), ends.keyring)
     ops.append(p.ProbeCommand(strict=_minds_modes(process), why="say now what cannot be executed"))
     ops.append(p.AwaitStartSocket(ends.start_socket, why="created: wait for 'start'"))
-    ops += _hooks(spec.hooks.start_container, ends)
+    before, after = ends.state
+    created = before.replace('"status":"creating"', '"status":"created"')
+    ops += _hooks(spec.hooks.start_container, (created, after))
     if ends.kept:
         ops.append(p.KeepFds(ends.kept, why="--preserve-fds"))
     ops += identity_operations(process, ends.seccomp)
@@ -273,14 +275,14 @@ def _stdio(process: Process) -> p.Operation:
     )
 
 
-def _hooks(hooks: tuple[Hook, ...], ends: Ends) -> list[p.Operation]:
+def _hooks(hooks: tuple[Hook, ...], state: tuple[str, str]) -> list[p.Operation]:
     return [
         p.RunHook(
             hook.path,
             hook.args or (hook.path,),
             hook.env,
             (hook.timeout or 0) * 1000,
-            *ends.state,
+            *state,
             why="a hook in the container's namespaces",
         )
         for hook in hooks

@@ -75,6 +75,10 @@ def _kill(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
             signal.pidfd_send_signal(fd.fileno(), number)
         except ProcessLookupError:
             raise InvalidState("container not running") from None
+    if number == signal.SIGKILL:
+        from scow.runtime.oci_create import thaw
+
+        thaw(record)
     if number == signal.SIGKILL and not record.has_pid_namespace:
         # Nothing dies with the first process where it is no pid 1: all of the cgroup is meant.
         _kill_all(record, number)

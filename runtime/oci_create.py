@@ -277,7 +277,7 @@ def seccomp_filter(spec: Spec, process: Process, root: str) -> tuple[bytes, int]
     from scow.runtime.seccomp import cached_filter
 
     held = process.capabilities.effective if process.capabilities else ()
-    found = cached_filter(f"{root}/.cache/seccomp", raw, frozenset(held))
+    found = cached_filter(f"{root}/{oci_state.CACHE}/seccomp", raw, frozenset(held))
     return found.program, found.flags
 
 
@@ -388,8 +388,7 @@ def destroy(directory: ContainerDir, record: StateRecord | None) -> list[str]:
     warnings: list[str] = []
     if record is not None:
         kill_and_wait(record)
-        if record.cgroup:
-            _end_cgroup(open_cgroup(record.cgroup, foreign=True))
+        _end_cgroup(open_cgroup(record.cgroup, foreign=True))
         try:
             spec = decode_spec(directory.config(), "config.json")
             warnings += _try_poststop(spec, record)
@@ -397,6 +396,12 @@ def destroy(directory: ContainerDir, record: StateRecord | None) -> list[str]:
             warnings.append(str(error))
     directory.remove()
     return warnings
+
+
+def thaw(record: StateRecord) -> None:
+    """Let a paused container take the signal that ends it: v1 holds even SIGKILL back."""
+    if oci_state.is_paused(record):
+        open_cgroup(record.cgroup, foreign=True).thaw()
 
 
 def kill_and_wait(record: StateRecord) -> None:
@@ -411,6 +416,7 @@ def kill_and_wait(record: StateRecord) -> None:
             signal.pidfd_send_signal(fd.fileno(), signal.SIGKILL)
         except ProcessLookupError:
             return
+        thaw(record)
         poller = select.poll()
         poller.register(fd.fileno(), select.POLLIN)
         if not poller.poll(KILL_WAIT_MS):

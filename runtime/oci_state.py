@@ -20,6 +20,7 @@ from scow.runtime.spec import IntelRdt
 DEFAULT_ROOT = "/run/scow-oci"
 OCI_VERSION = "1.3.0"
 MAX_ID = 1024
+CACHE = ".cache"  # beside the containers, below --root
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
 
@@ -42,7 +43,7 @@ class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_id(name: str) -> str:
     """Give the id back when it may name a container (and so a directory)."""
-    if not name or name in (".", "..") or len(name) > MAX_ID or not _PLAIN.issuperset(name):
+    if not name or name in (".", "..", CACHE) or len(name) > MAX_ID or not _PLAIN.issuperset(name):
         raise InvalidArgument(f"invalid container ID format: {name[:64]!r}")
     return name
 

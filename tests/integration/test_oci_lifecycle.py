@@ -135,6 +135,54 @@ def test_signals_to_run_reach_the_process(oci: Runtime, bundle: Bundle) -> None:
         assert running.wait(20) == 42
 
 
+@pytest.mark.parametrize("words", [("delete", "--force", NAME), ("kill", NAME, "KILL")])
+def test_a_paused_container_can_be_ended(
+    oci: Runtime, bundle: Bundle, words: tuple[str, ...]
+) -> None:
+    bundle.process["args"] = ["sleep", "100"]
+    pid = create(oci, bundle)
+    oci.ok("start", NAME)
+    oci.ok("pause", NAME)
+    oci.ok(*words)
+    until(lambda: not is_alive(pid))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is neither gone nor a zombie that somebody else is to reap."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_container_that_forks_as_fast_as_it_can_is_deleted(oci: Runtime, bundle: Bundle) -> None:
+    bundle.script("f() { f & f & }; f; sleep 100")
+    bundle.linux["namespaces"] = [{"type": kind} for kind in ("mount", "uts")]
+    bundle.linux["resources"] = {"pids": {"limit": 60}}
+    create(oci, bundle)
+    oci.ok("start", NAME)
+    time.sleep(0.2)
+    oci.ok("delete", "--force", NAME)
+    assert not list(Path("/sys/fs/cgroup").glob(f"*{bundle.linux['cgroupsPath']}"))
+
+
+def test_a_create_that_is_killed_leaves_what_delete_takes_away(
+    oci: Runtime, bundle: Bundle
+) -> None:
+    """At any moment of it: the first process ends with who made it, or is written down."""
+    bundle.process["args"] = ["sleep", "100"]
+    bundle.write()
+    for delay in (0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2):
+        argv = [*oci.argv, "create", "-b", str(bundle.path), NAME]
+        with subprocess.Popen(argv, stdin=-3, stdout=-3, stderr=-3) as creating:
+            time.sleep(delay)
+            creating.kill()
+        oci.ok("delete", "--force", NAME)
+        assert not (oci.root / NAME).exists()
+        top = bundle.linux["cgroupsPath"]
+        assert not list(Path("/sys/fs/cgroup").glob(f"*{top}")), delay
+
+
 def test_a_taken_name_is_refused(oci: Runtime, bundle: Bundle) -> None:
     create(oci, bundle)
     done = oci("create", "-b", str(bundle.path), NAME)
@@ -365,7 +413,7 @@ def test_a_hook_that_fails_undoes_the_create(oci: Runtime, bundle: Bundle, kind:
 
 
 def test_descriptors_are_passed_on_and_no_others(oci: Runtime, bundle: Bundle) -> None:
-    bundle.script("ls /proc/$$/fd | sort -n; cat <&3; echo $LISTEN_FDS")
+    bundle.script("ls /proc/$$/fd; cat <&3; echo $LISTEN_FDS")
     bundle.write()
     reading, writing = os.pipe()
     os.write(writing, b"hello\n")
@@ -405,9 +453,7 @@ def test_a_reused_pid_is_not_the_container(oci: Runtime, bundle: Bundle) -> None
         oci.ok("delete", "--force", NAME)
         assert other.poll() is None
         other.kill()
-    until(
-        lambda: not Path(f"/proc/{real}/exe").exists() or not os.path.lexists(f"/proc/{real}/cwd")
-    )
+    until(lambda: not is_alive(real))
 
 
 def test_a_user_namespace_maps_its_ids(oci: Runtime, bundle: Bundle) -> None:
