@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 from _thread import allocate_lock  # `threading` costs every start a millisecond
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +17,7 @@ from scow.native._scow import ffi, lib
 from scow.native.block import Text, encode_text
 from scow.native.fd import OwnedFd
 from scow.native.plan import Plan
+from scow.native.unix import pair
 
 # From linux/fcntl.h; Python 3.11 has them in `fcntl` on Linux.
 _PLAN_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -74,9 +74,8 @@ def launch(plan: Plan) -> Launched:
         while view:
             view = view[os.write(memfd.fileno(), view) :]
         fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, _PLAN_SEALS)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, theirs = pair()
         with theirs:
-            control = OwnedFd(ours.detach())
             targets = (memfd.fileno(), theirs.fileno(), *fds)
             pid = _start(("scow-monitor",), (), (-1, -1, -1), targets)
     return Launched(pid, OwnedFd(os.pidfd_open(pid)), control)
@@ -91,9 +90,8 @@ def launch_direct(plan: Plan, stdio: tuple[int, int, int]) -> tuple[int, OwnedFd
         view = memoryview(block)
         while view:
             view = view[os.write(memfd.fileno(), view) :]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, theirs = pair()
         with theirs:
-            control = OwnedFd(ours.detach())
             pid = _start(("scow-init",), (), stdio, (memfd.fileno(), theirs.fileno(), *fds))
     return pid, control
 

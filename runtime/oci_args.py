@@ -136,3 +136,12 @@ def number(flags: Flags, name: str) -> int | None:
 def switch(flags: Flags, name: str) -> bool:
     """Whether a switch is on."""
     return flags.get(name) is True
+
+
+def one_operand(operands: list[str]) -> str:
+    """The container's id, where a command takes nothing else."""
+    if len(operands) != 1:
+        raise InvalidArgument(
+            f"takes exactly one argument, the container's id, not {len(operands)}"
+        )
+    return operands[0]

@@ -5,11 +5,9 @@ What must not be here: what the answers to its questions are (oci_create, oci_ex
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import signal
-import socket
 import struct
 from collections.abc import Callable
 
@@ -19,6 +17,7 @@ from scow.native import plan as p
 from scow.native.errors import CommandNotFound, ScowError, SetupError
 from scow.native.fd import OwnedFd
 from scow.native.spawn import launch_direct
+from scow.native.unix import receive
 from scow.runtime.spec import Hook, Process
 
 _MESSAGE = struct.Struct("<IiIiII")
@@ -81,22 +80,6 @@ def spawn(plan: p.Plan, stdio: tuple[int, int, int]) -> Child:
     return Child(plan, control, binary)
 
 
-def _receive(fd: int) -> tuple[bytes, OwnedFd | None]:
-    sock = socket.socket(fileno=os.dup(fd))
-    try:
-        data, ancillary, _, _ = sock.recvmsg(_MESSAGE.size, socket.CMSG_SPACE(4))
-    except ConnectionResetError:
-        return b"", None
-    finally:
-        sock.close()
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds = array.array("i", content)
-            os.set_inheritable(fds[0], False)
-            return data, OwnedFd(fds[0])
-    return data, None
-
-
 def follow(child: Child, on_wait: Callable[[Child, int], None]) -> bool:
     """Listen until it is READY (True) or closes the socket, which execve does (False).
 
@@ -104,7 +87,7 @@ def follow(child: Child, on_wait: Callable[[Child, int], None]) -> bool:
     failure stands for; then the child is ended.
     """
     while True:
-        data, fd = _receive(child.control.fileno())
+        data, fd = receive(child.control.fileno(), _MESSAGE.size)
         if not data:
             return False
         kind, pid, *failure = _MESSAGE.unpack(data)
@@ -138,7 +121,7 @@ def _born(child: Child, pid: int, pidfd: OwnedFd | None) -> None:
 def _await_birth(child: Child) -> None:
     """The binary and its child write to one socket: the child can be first."""
     while child.pid == 0:
-        data, fd = _receive(child.control.fileno())
+        data, fd = receive(child.control.fileno(), _MESSAGE.size)
         if not data:
             raise ScowError("the container's first process went away without a word")
         kind, pid, *failure = _MESSAGE.unpack(data)

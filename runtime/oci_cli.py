@@ -126,8 +126,10 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
     if switch(flags, "systemd-cgroup") or text(flags, "cgroup-manager") == "systemd":
         own["systemd-cgroup"] = True
     _import_codec()
-    if command in ("create", "run", "start", "exec"):
-        from scow.runtime import oci_process as commands
+    if command == "start":
+        from scow.runtime import oci_start as commands
+    elif command in ("create", "run", "exec"):
+        from scow.runtime import oci_process as commands  # type: ignore[no-redef]  # the same shape
     elif command in ("update", "events", "features", "spec", "checkpoint", "restore"):
         from scow.runtime import oci_extra as commands  # type: ignore[no-redef]  # the same shape
     else:

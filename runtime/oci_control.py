@@ -12,7 +12,7 @@ import msgspec
 
 from scow.native.errors import InvalidArgument, InvalidState, NotFound, ScowError
 from scow.runtime import oci_state
-from scow.runtime.oci_args import Flags, switch, text
+from scow.runtime.oci_args import Flags, one_operand, switch, text
 from scow.runtime.oci_state import ContainerDir, StateRecord
 
 if TYPE_CHECKING:
@@ -21,21 +21,13 @@ if TYPE_CHECKING:
 Tell = Callable[[str, str], None]
 
 
-def _one(operands: list[str]) -> str:
-    if len(operands) != 1:
-        raise InvalidArgument(
-            f"takes exactly one argument, the container's id, not {len(operands)}"
-        )
-    return operands[0]
-
-
 def _print_json(value: object) -> None:
     data = msgspec.json.format(msgspec.json.encode(value), indent=2)
     os.write(1, data + b"\n")
 
 
 def _state(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    directory = ContainerDir(root, _one(operands))
+    directory = ContainerDir(root, one_operand(operands))
     _print_json(oci_state.state_document(directory, directory.load()))
     return 0
 
@@ -109,7 +101,7 @@ def _kill_all(record: StateRecord, number: int) -> int:
 
 def _delete(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     force = switch(flags, "force")
-    name = _one(operands)
+    name = one_operand(operands)
     if name.startswith(".") and force:
         raise InvalidArgument(f"invalid container ID format: {name!r}")
     directory = ContainerDir(root, name)
@@ -206,7 +198,7 @@ def _ps(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 
 def _pause(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    directory = ContainerDir(root, _one(operands))
+    directory = ContainerDir(root, one_operand(operands))
     directory.lock()
     record = directory.load()
     status = oci_state.status_of(directory, record)
@@ -217,7 +209,7 @@ def _pause(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 
 def _resume(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    directory = ContainerDir(root, _one(operands))
+    directory = ContainerDir(root, one_operand(operands))
     directory.lock()
     record = directory.load()
     if not oci_state.is_paused(record):

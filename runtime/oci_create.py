@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from contextlib import ExitStack
 
 import msgspec
@@ -16,6 +15,7 @@ import msgspec
 from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cgroups.resources import DeviceRule, Resources, decode_resources
 from scow.native import sys as kernel
+from scow.native import unix
 from scow.native.errors import InvalidArgument, InvalidState, NotFound, ScowError, Unsupported
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
@@ -203,11 +203,7 @@ class _Creation:
         return cgroup
 
     def _listen(self) -> int:
-        with OwnedFd(os.open(self.directory.path, os.O_PATH | os.O_CLOEXEC)) as at:
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            listener.bind(f"/proc/self/fd/{at.fileno()}/start.sock")
-            listener.listen(8)
-        return self.hold(OwnedFd(listener.detach()))
+        return self.hold(unix.listen(self.directory.start_socket))
 
     def _on_wait(self, child: Child, moment: int) -> None:
         if moment == MOMENT_MAPS:
@@ -327,12 +323,11 @@ def _check_terminal(process: Process, options: CreateOptions) -> None:
 
 def send_terminal(path: str, master: OwnedFd) -> None:
     """Send the pty's master to who listens at `path`."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
-            sock.connect(path)
-            socket.send_fds(sock, [b"/dev/ptmx"], [master.fileno()])
-        except OSError as error:
-            raise ScowError(f"cannot use console socket '{path}': {error.strerror}") from error
+    try:
+        with unix.connect(path, unix.STREAM) as sock:
+            unix.send_with(sock.fileno(), b"/dev/ptmx", master.fileno())
+    except OSError as error:
+        raise ScowError(f"cannot use console socket '{path}': {error.strerror}") from error
 
 
 def write_pid_file(path: str, pid: int) -> None:

@@ -13,7 +13,7 @@ from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cgroups.resources import BlockIO, Cpu, Memory, Pids, Resources, decode_resources
 from scow.native.errors import AlreadyExists, InvalidArgument, InvalidState, Unsupported
 from scow.runtime import oci_state
-from scow.runtime.oci_args import Flags, number, switch, text
+from scow.runtime.oci_args import Flags, number, one_operand, switch, text
 from scow.runtime.oci_state import ContainerDir, StateRecord
 
 Tell = Callable[[str, str], None]
@@ -21,11 +21,7 @@ _FIXED_LINES = 1 << 20
 
 
 def _running(root: str, operands: list[str]) -> tuple[StateRecord, Cgroup]:
-    if len(operands) != 1:
-        raise InvalidArgument(
-            f"takes exactly one argument, the container's id, not {len(operands)}"
-        )
-    directory = ContainerDir(root, operands[0])
+    directory = ContainerDir(root, one_operand(operands))
     record = directory.load()
     if not oci_state.is_running(record):
         raise InvalidState("container not running")

@@ -1,10 +1,9 @@
-"""create, run, start and exec: the commands that make processes."""
+"""create, run and exec: the commands that make processes."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -13,21 +12,20 @@ import msgspec
 from scow.native.errors import InvalidArgument, InvalidState, ScowError, Unsupported
 from scow.native.fd import OwnedFd
 from scow.runtime import oci_state
-from scow.runtime.hooks import run_hooks
-from scow.runtime.oci_args import Flags, number, switch, text, texts
-from scow.runtime.oci_child import Child, explain_packet, follow, spawn
+from scow.runtime.oci_args import Flags, number, one_operand, switch, text, texts
+from scow.runtime.oci_child import Child, follow, spawn
 from scow.runtime.oci_create import (
     Created,
     CreateOptions,
     create,
     destroy,
     kept_descriptors,
-    kill_and_wait,
     seccomp_filter,
     send_terminal,
     standard_descriptors,
     write_pid_file,
 )
+from scow.runtime.oci_start import release
 from scow.runtime.oci_state import ContainerDir, StateRecord
 from scow.runtime.spec import Capabilities, Process, Spec, decode_process, decode_spec
 
@@ -50,16 +48,8 @@ def _options(flags: Flags, *, detach: bool) -> CreateOptions:
     )
 
 
-def _one(operands: list[str]) -> str:
-    if len(operands) != 1:
-        raise InvalidArgument(
-            f"takes exactly one argument, the container's id, not {len(operands)}"
-        )
-    return operands[0]
-
-
 def _create(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    made = create(root, _one(operands), _options(flags, detach=True))
+    made = create(root, one_operand(operands), _options(flags, detach=True))
     for warning in made.warnings:
         tell("warning", warning)
     made.directory.unlock()
@@ -70,7 +60,7 @@ def _run(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     detach = switch(flags, "detach")
     if not detach:
         _hold_signals()
-    made = create(root, _one(operands), _options(flags, detach=detach))
+    made = create(root, one_operand(operands), _options(flags, detach=detach))
     for warning in made.warnings:
         tell("warning", warning)
     try:
@@ -94,42 +84,6 @@ def _delete_after(made: Created, tell: Tell) -> None:
         return  # somebody has deleted it already
     for warning in destroy(made.directory, made.record):
         tell("warning", warning)
-
-
-def _start(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    directory = ContainerDir(root, _one(operands))
-    directory.lock()
-    record = directory.load()
-    status = oci_state.status_of(directory, record)
-    if status == "stopped":
-        raise InvalidState("cannot start a container that has stopped")
-    if status != "created":
-        raise InvalidState("cannot start an already running container")
-    release(directory, record, decode_spec(directory.config(), "config.json"))
-    return 0
-
-
-def release(directory: ContainerDir, record: StateRecord, spec: Spec) -> None:
-    """Let the created process execute its program; returns when it does."""
-    if spec.process is None:
-        raise InvalidState("cannot start a container without 'process' in its configuration")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        with OwnedFd(os.open(directory.path, os.O_PATH | os.O_CLOEXEC)) as at:
-            try:
-                sock.connect(f"/proc/self/fd/{at.fileno()}/start.sock")
-            except ConnectionRefusedError:
-                raise InvalidState("cannot start an already running container") from None
-        sock.send(b"s")
-        packet = sock.recv(64)
-    os.unlink(directory.start_socket)
-    if packet:
-        raise explain_packet(packet, spec.process, spec.hooks.start_container)
-    if spec.hooks.poststart:
-        try:
-            run_hooks("poststart", spec.hooks.poststart, oci_state.hook_state(record, "running"))
-        except ScowError:
-            kill_and_wait(record)
-            raise
 
 
 # --- waiting --------------------------------------------------------------------------------------
@@ -329,6 +283,5 @@ def _exec_user(base: Process, flags: Flags) -> object:
 COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {
     "create": _create,
     "run": _run,
-    "start": _start,
     "exec": _exec,
 }

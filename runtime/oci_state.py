@@ -12,10 +12,8 @@ import time
 
 import msgspec
 
-from scow.native import fs
 from scow.native.errors import AlreadyExists, InvalidArgument, NotFound
 from scow.native.fd import OwnedFd
-from scow.runtime.spec import IntelRdt
 
 DEFAULT_ROOT = "/run/scow-oci"
 OCI_VERSION = "1.3.0"
@@ -38,7 +36,6 @@ class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, str] = {}
     has_pid_namespace: bool = True
     umask: int = 0o022
-    intel_rdt: IntelRdt | None = None
 
 
 def check_id(name: str) -> str:
@@ -111,6 +108,8 @@ class ContainerDir:
 
     def remove(self) -> None:
         """Remove it with all that is in it; gone already is fine."""
+        from scow.native import fs
+
         with OwnedFd(os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as parent:
             fs.remove_tree(parent.fileno(), self.name)
         self.unlock()
@@ -119,6 +118,8 @@ class ContainerDir:
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file in one step; it dies with the boot, so it is not synced."""
+        from scow.native import fs
+
         fs.write_atomic(self.path, name, data, durable=False)
 
     def save(self, record: StateRecord) -> None:
