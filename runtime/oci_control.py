@@ -68,7 +68,7 @@ def _kill(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
         except ProcessLookupError:
             raise InvalidState("container not running") from None
     if number == signal.SIGKILL:
-        from scow.runtime.oci_create import thaw
+        from scow.runtime.oci_destroy import thaw
 
         thaw(record)
     if number == signal.SIGKILL and not record.has_pid_namespace:
@@ -111,7 +111,7 @@ def _delete(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
         if force:
             return 0
         raise
-    from scow.runtime.oci_create import destroy
+    from scow.runtime.oci_destroy import destroy
 
     record: StateRecord | None = None
     missing: ScowError | None = None

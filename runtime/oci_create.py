@@ -1,13 +1,12 @@
-"""`create`: from a bundle to a process that waits for `start`. `delete`: all of it undone.
+"""`create`: from a bundle to a process that waits for `start`.
 
 Everything is taken in order and given back in reverse when a step fails, so that a failed create
-leaves nothing; `destroy` needs the container's directory alone, whatever is in it.
+leaves nothing.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import ExitStack
 
 import msgspec
@@ -16,7 +15,7 @@ from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cgroups.resources import DeviceRule, Resources, decode_resources
 from scow.native import sys as kernel
 from scow.native import unix
-from scow.native.errors import InvalidArgument, InvalidState, NotFound, ScowError, Unsupported
+from scow.native.errors import InvalidArgument, NotFound, ScowError, Unsupported
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.runtime import oci_state
@@ -30,12 +29,12 @@ from scow.runtime.oci_compile import (
     complete,
     root_propagation,
 )
+from scow.runtime.oci_destroy import end_cgroup, try_poststop
 from scow.runtime.oci_state import ContainerDir, StateRecord
 from scow.runtime.security import DEFAULT_DEVICE_RULES
 from scow.runtime.spec import CONFIG_LIMIT, Process, Spec, decode_spec
 
 CGROUP_TOP = "scow-oci"
-KILL_WAIT_MS = 10_000
 
 
 class CreateOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,7 +198,7 @@ class _Creation:
         resources = resources_of(self.spec)
         cgroup = open_cgroup(self.record.cgroup, foreign=True)
         cgroup.create(resources)
-        self.undo.callback(_end_cgroup, cgroup)
+        self.undo.callback(end_cgroup, cgroup)
         return cgroup
 
     def _listen(self) -> int:
@@ -213,7 +212,7 @@ class _Creation:
             record = msgspec.structs.replace(self.record, pid=child.pid)
             state = oci_state.hook_state(record, "creating")
             # From here on something of the hooks' may have to be undone: poststop runs after.
-            self.undo.callback(_try_poststop, self.spec, self.record)
+            self.undo.callback(try_poststop, self.spec, self.record)
             run_hooks("prestart", self.spec.hooks.prestart, state)
             run_hooks("createRuntime", self.spec.hooks.create_runtime, state)
 
@@ -354,65 +353,3 @@ def _write_oom_score(pid: int, process: Process | None) -> None:
     if process is not None and process.oom_score_adj is not None:
         with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
             file.write(str(process.oom_score_adj))
-
-
-# --- undoing --------------------------------------------------------------------------------------
-
-
-def _end_cgroup(cgroup: Cgroup) -> None:
-    if cgroup.exists():
-        if cgroup.pids():
-            cgroup.kill()
-        cgroup.remove()
-
-
-def _try_poststop(spec: Spec, record: StateRecord) -> list[str]:
-    """poststop hooks: all of them run, failures are warnings."""
-    warnings: list[str] = []
-    state = oci_state.hook_state(record, "stopped")
-    for hook in spec.hooks.poststop:
-        try:
-            run_hooks("poststop", (hook,), state)
-        except ScowError as error:
-            warnings.append(str(error))
-    return warnings
-
-
-def destroy(directory: ContainerDir, record: StateRecord | None) -> list[str]:
-    """Remove everything of a container that has ended or is to end; gives warnings."""
-    warnings: list[str] = []
-    if record is not None:
-        kill_and_wait(record)
-        _end_cgroup(open_cgroup(record.cgroup, foreign=True))
-        try:
-            spec = decode_spec(directory.config(), "config.json")
-            warnings += _try_poststop(spec, record)
-        except (OSError, ScowError) as error:
-            warnings.append(str(error))
-    directory.remove()
-    return warnings
-
-
-def thaw(record: StateRecord) -> None:
-    """Let a paused container take the signal that ends it: v1 holds even SIGKILL back."""
-    if oci_state.is_paused(record):
-        open_cgroup(record.cgroup, foreign=True).thaw()
-
-
-def kill_and_wait(record: StateRecord) -> None:
-    """SIGKILL the first process and wait until it is gone or a zombie."""
-    fd = oci_state.open_pidfd(record)
-    if fd is None:
-        return
-    import select
-
-    with fd:
-        try:
-            signal.pidfd_send_signal(fd.fileno(), signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        thaw(record)
-        poller = select.poll()
-        poller.register(fd.fileno(), select.POLLIN)
-        if not poller.poll(KILL_WAIT_MS):
-            raise InvalidState(f"process {record.pid} does not end")

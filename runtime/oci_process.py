@@ -18,13 +18,13 @@ from scow.runtime.oci_create import (
     Created,
     CreateOptions,
     create,
-    destroy,
     kept_descriptors,
     seccomp_filter,
     send_terminal,
     standard_descriptors,
     write_pid_file,
 )
+from scow.runtime.oci_destroy import destroy
 from scow.runtime.oci_start import release
 from scow.runtime.oci_state import ContainerDir, StateRecord
 from scow.runtime.spec import Capabilities, Process, Spec, decode_process, decode_spec

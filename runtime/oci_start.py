@@ -45,7 +45,7 @@ def release(directory: ContainerDir, record: StateRecord, spec: Spec) -> None:
         raise explain_packet(packet, spec.process, spec.hooks.start_container)
     if spec.hooks.poststart:
         from scow.runtime.hooks import run_hooks
-        from scow.runtime.oci_create import kill_and_wait
+        from scow.runtime.oci_destroy import kill_and_wait
 
         try:
             run_hooks("poststart", spec.hooks.poststart, oci_state.hook_state(record, "running"))
