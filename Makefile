@@ -2,6 +2,7 @@
 #
 #   make demo      install what it needs, build, and run one container that tells what isolates it
 #   make test      install what the tests need, and run all of them
+#   make stress    the long loops: races, kills, many clients
 #   make test-vm   the part that needs a cgroup v2 host, in a QEMU guest
 #   make bench     scow beside the other runtimes that are installed
 #   make venv      .venv with scow (editable) and everything a developer needs
@@ -19,7 +20,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=SCOW_CI,SCOW_TEST_C
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test test-vm bench venv types hello lint clean packages-run packages-test packages-vm packages-bench
+.PHONY: demo test stress test-vm bench venv types hello lint clean packages-run packages-test packages-vm packages-bench
 
 demo: $(VENV)/.stamp-run $(HELLO)
 	@[ -e /usr/local/bin/scow ] || { $(SUDO) ln -sfn $(abspath $(BIN))/scow /usr/local/bin/scow && \
@@ -28,7 +29,11 @@ demo: $(VENV)/.stamp-run $(HELLO)
 		-e SCOW_HOST_NS="$$(readlink /proc/self/ns/* | tr '\n' ' ')" scow/hello
 
 test: packages-test venv types
-	$(SUDO) $(BIN)/python -m pytest $(TESTS) $(ARGS)
+	$(SUDO) $(BIN)/python -m pytest -m "not slow" $(TESTS) $(ARGS)
+
+# Long loops: races, kills, clients that get in each other's way.
+stress: packages-test venv types
+	$(SUDO) $(BIN)/python -m pytest -m slow $(TESTS) $(ARGS)
 
 test-vm: packages-vm venv
 	$(SUDO) $(BIN)/python tests/vm/run.py $(ARGS)

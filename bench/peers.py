@@ -31,10 +31,14 @@ PRIVATE = 'mount --bind "$(mktemp -d)" /sys/fs/cgroup/unified; exec "$@"'
 
 @dataclass
 class Yard:
-    """Where the runtimes are set up; `stack` takes everything down again."""
+    """Where the runtimes are set up; `stack` takes everything down again.
+
+    `work` is a disk; `run` is memory, as /run is on every ordinary host (here it may be a disk).
+    """
 
     stack: ExitStack
     work: Path
+    run: Path
 
     def worker(self, *prefix: str, **more: Any) -> Worker:
         """A worker that ends with the run."""
@@ -76,7 +80,7 @@ def scow(yard: Yard) -> list[Runtime]:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     pip = [sys.executable, "-m", "pip", "--python", f"{venv}/bin/python", "install", "-q"]
     subprocess.run([*pip, checkout.build_wheel(yard.work)], check=True)
-    root, run = f"{yard.work}/scow", f"{yard.work}/scow-run"
+    root, run = f"{yard.work}/scow", f"{yard.run}/scow"
     command = Runtime(
         "scow",
         [f"{venv}/bin/scow"],
@@ -99,8 +103,8 @@ def podman(yard: Yard) -> Runtime:
         '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
         f'runtime = "{"crun" if shutil.which("crun") else "runc"}"\n'
     )
-    program = ["podman", "--root", f"{yard.work}/podman", "--runroot", f"{yard.work}/podman-run"]
-    program += ["--tmpdir", f"{yard.work}/podman-tmp", "--storage-driver", "overlay"]
+    program = ["podman", "--root", f"{yard.work}/podman", "--runroot", f"{yard.run}/podman"]
+    program += ["--tmpdir", f"{yard.run}/podman-tmp", "--storage-driver", "overlay"]
     environment = {"CONTAINERS_CONF": str(configuration)}
     found = Runtime("podman", program, yard.private, environment=environment, monitor="conmon")
     yard.stack.callback(lambda: found.output("rm", "-fa"))
@@ -125,7 +129,7 @@ def ctr(yard: Yard) -> Runtime:
 
 def low_level(name: str, yard: Yard) -> Runtime:
     """crun or runc alone, on a bundle with the distribution's seccomp profile and our limits."""
-    program = [name, "--root", f"{yard.work}/{name}-state"]
+    program = [name, "--root", f"{yard.run}/{name}-state"]
     found = Bundle(name, program, yard.private, networks=())
     found.bundle = yard.work / "bundle"
     if not found.bundle.exists():
@@ -175,9 +179,9 @@ def oci_seccomp(capabilities: set[str]) -> dict[str, Any]:
     }
 
 
-def take_part(stack: ExitStack, work: Path, wanted: list[str] | None) -> list[Runtime]:
+def take_part(stack: ExitStack, work: Path, run: Path, wanted: list[str] | None) -> list[Runtime]:
     """Every runtime that is installed, ready to run the images."""
-    yard = Yard(stack, work)
+    yard = Yard(stack, work, run)
     found = scow(yard)
     makers: dict[str, Callable[[], Runtime]] = {
         "crun": lambda: low_level("crun", yard),

@@ -59,7 +59,10 @@ def main() -> None:
         work = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="scow-bench.", dir="/var/tmp"))
         )
-        taking_part = peers.take_part(stack, work, chosen.peers)
+        run = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="scow-bench.", dir="/dev/shm"))
+        )
+        taking_part = peers.take_part(stack, work, run, chosen.peers)
         head = [*report.machine(), *report.versions(taking_part)]
         head.append(f"- rounds: {chosen.rounds}")
         results = measure(Cases(taking_part, chosen.rounds, chosen.containers), tuple(chosen.only))

@@ -16,11 +16,14 @@ CLOSED_OUTPUT_STATUS = 141  # as if SIGPIPE (13) had ended us
 _GLOBAL = {"--root": "root", "--run-root": "run"}
 
 
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP came while something was half-made; unwinding cleans it up."""
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP came while something was half-made; unwinding cleans it up.
+
+    A SystemExit, because asyncio (below pyroute2) lets only that and KeyboardInterrupt through.
+    """
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
+        super().__init__(128 + number)
         self.number = number
 
 
@@ -43,8 +46,8 @@ def run(words: list[str]) -> int:
         return status
     except ScowError as error:
         return _report(error)
-    except BrokenPipeError as error:
-        return _closed_output(error)
+    except BrokenPipeError:
+        return _closed_output()
     except KeyboardInterrupt:
         return 130
     except Terminated as error:
@@ -56,6 +59,8 @@ def run(words: list[str]) -> int:
         reported.__cause__ = error
         return _report(reported)
     except Exception as error:  # the last line of defence: a fault of ours is one line, too
+        if (signalled := _status_of_signal(error)) is not None:
+            return signalled
         if session.debug:
             raise
         _say(f"scow: internal error: {type(error).__name__}: {error}")
@@ -76,6 +81,17 @@ def _import_msgspec() -> None:
         __import__("msgspec")
     finally:
         del sys.modules["typing_extensions"]
+
+
+def _status_of_signal(error: BaseException | None) -> int | None:
+    """The status when a signal was behind an error: a library's clean-up may fail and hide it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return 130
+        if isinstance(error, Terminated):
+            return 128 + error.number
+        error = error.__context__
+    return None
 
 
 def _raise_terminated(number: int, _frame: object) -> None:
@@ -209,17 +225,17 @@ def _report(error: ScowError) -> int:
         traceback.print_exception(error)
     try:
         sys.stdout.flush()
-    except BrokenPipeError as broken:
-        _closed_output(broken)
+    except OSError:
+        _closed_output()
     _say(f"scow: {error}")
     if error.hint:
         _say(f"hint: {error.hint}")
     return error.exit_code
 
 
-def _closed_output(_error: BrokenPipeError) -> int:
-    # The reader has what it wanted (`scow ps | head -1`). Python would complain once more when
-    # it flushes at exit, so stdout must lead somewhere.
+def _closed_output() -> int:
+    # The reader has what it wanted (`scow ps | head -1`), or the disk is full. Python would complain
+    # once more when it flushes at exit, so stdout must lead somewhere.
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
     except OSError:

@@ -7,21 +7,23 @@ than the container has (CVE-2022-29162); nothing of the host is open in it (CVE-
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
 from scow.cri.launch import Surroundings, container_cgroup, own_monitor, seccomp_filter
 from scow.cri.options import ExecOptions
-from scow.cri.records import Record
+from scow.cri.records import Record, RecordStore
 from scow.cri.specgen import build_capabilities, build_process
+from scow.cri.status import is_process
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import ScowError
+from scow.native.errors import InvalidState, ScowError
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.native.spawn import launch
 from scow.runtime.compile import Handles, compile_exec
 from scow.runtime.failures import explain_failure
-from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started
+from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started, StatusRecord
 from scow.runtime.security import combine_capabilities
 from scow.runtime.spec import ConsoleSize, Process, ProcessUser
 from scow.runtime.users import resolve_user
@@ -37,24 +39,22 @@ _KINDS = (
 
 
 def run_exec(
-    record: Record, pid: int, around: Surroundings, options: ExecOptions
+    record: Record, run: StatusRecord | None, around: Surroundings, options: ExecOptions
 ) -> MonitorConnection:
-    """Start a process in the container whose first process is `pid`; returns when it runs."""
+    """Start a process in the container that `run` tells of; returns when it runs."""
+    if run is None:
+        raise _ended(record)
     with ExitStack() as held:
 
         def hold(fd: OwnedFd) -> int:
             return held.enter_context(fd).fileno()
 
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        root = Root(hold(OwnedFd(os.open(f"/proc/{pid}/root", flags))))
+        root_fd, namespaces = _open_container(record, run, hold)
+        root = Root(root_fd)
         process = _process(record, root, options)
         joins: tuple[p.Operation, ...] = tuple(
-            p.JoinNamespace(
-                hold(OwnedFd(os.open(f"/proc/{pid}/ns/{file}", os.O_RDONLY | os.O_CLOEXEC))),
-                kind,
-                why=f"the container's {file} namespace",
-            )
-            for kind, file in _KINDS
+            p.JoinNamespace(fd, kind, why=f"the container's {file} namespace")
+            for (kind, file), fd in zip(_KINDS, namespaces, strict=True)
         )
         cgroup = container_cgroup(record)
         into = cgroup.dir_fd()
@@ -70,9 +70,12 @@ def run_exec(
         own_monitor(launched.pid)
         launched.pidfd.close()
         connection = MonitorConnection(launched.control.steal())
-        if not options.detach:
-            connection.attach(stdout=True, stderr=True, stdin=options.open_stdin, lossless=True)
         try:
+            if not options.detach:
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    connection.attach(
+                        stdout=True, stderr=True, stdin=options.open_stdin, lossless=True
+                    )
             _wait_started(connection, plan, root)
         except BaseException:
             connection.close()
@@ -80,11 +83,45 @@ def run_exec(
         return connection
 
 
+def _open_container(
+    record: Record, run: StatusRecord, hold: Callable[[OwnedFd], int]
+) -> tuple[int, list[int]]:
+    """Open root and namespaces of the first process, and of no other that has got its pid."""
+    try:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        root = hold(OwnedFd(os.open(f"/proc/{run.pid}/root", flags)))
+        namespaces = [
+            hold(OwnedFd(os.open(f"/proc/{run.pid}/ns/{file}", os.O_RDONLY | os.O_CLOEXEC)))
+            for _, file in _KINDS
+        ]
+    except (FileNotFoundError, ProcessLookupError):
+        raise _ended(record) from None
+    # It still is the process that was recorded, so it was while these were opened.
+    if not is_process(run.pid, run.start_time):
+        raise _ended(record)
+    return root, namespaces
+
+
+def _ended(record: Record, verb: str = "execute in") -> InvalidState:
+    return InvalidState(f"cannot {verb} container '{record.name}': it has just ended")
+
+
+def attach_to(record: Record, store: RecordStore, *, stdin: bool) -> MonitorConnection:
+    """Connect to the streams of a running container."""
+    try:
+        connection = MonitorConnection.connect(f"{store.run_dir(record.id)}/monitor.sock")
+        connection.attach(stdout=True, stderr=True, stdin=stdin and record.options.open_stdin)
+    except (FileNotFoundError, ConnectionError):
+        raise _ended(record, "attach to") from None
+    return connection
+
+
 def _wait_started(connection: MonitorConnection, plan: p.Plan, root: Root) -> None:
     while True:
         event = connection.recv()
         if isinstance(event, Ready):
-            connection.start()
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.start()
         elif isinstance(event, Started):
             return
         elif isinstance(event, Failed):

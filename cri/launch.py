@@ -11,7 +11,7 @@ import errno
 import os
 import select
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,8 +25,7 @@ from scow.native import plan as p
 from scow.native.errors import NotFound, ScowError
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root, remove_tree
-from scow.native.spawn import launch
-from scow.native.sys import AT_FDCWD
+from scow.native.spawn import launch_controlled
 from scow.runtime.compile import Handles, compile_run
 from scow.runtime.failures import explain_failure
 from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started
@@ -85,7 +84,9 @@ def _base_layer(store: RecordStore) -> str:
     path = f"{store.root}/base"
     if os.path.isdir(path):
         return path
-    attempt = f"{store.root}/base.{os.urandom(8).hex()}"
+    # In the trash, where what a kill leaves is swept.
+    fresh = f"base.{os.urandom(8).hex()}"
+    attempt = f"{store.root}/trash/{fresh}"
     for name in ("", *_BASE_DIRECTORIES):
         os.mkdir(f"{attempt}/{name}", 0o755)
     for name in _BASE_FILES:
@@ -95,7 +96,7 @@ def _base_layer(store: RecordStore) -> str:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        remove_tree(AT_FDCWD, attempt)
+        store.empty_trash(fresh)
     return path
 
 
@@ -241,21 +242,25 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
             os.unlink(f"{around.store.container_dir(record.id)}/exit.json")
         except FileNotFoundError:
             pass
-        launched = launch(prepared.plan)
-        own_monitor(launched.pid)
-        connection = MonitorConnection(launched.control.steal())
-        undo.callback(_see_off, connection, launched.pidfd)
+        connection, theirs = MonitorConnection.pair()
+        undo.callback(connection.close)
+        with theirs:
+            pid, pidfd = launch_controlled(prepared.plan, theirs.fileno())
+        undo.callback(_see_off, connection, pidfd)
+        own_monitor(pid)
         _until(connection, Ready, prepared)
         if prepared.sandbox.attachment is not None:
             around.network().settle(prepared.sandbox.attachment)
             around.network().open_ports(prepared.sandbox.attachment)
-        if attach:
-            connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
-            connection.watch()
-        connection.start()
+        # Where the process was killed meanwhile its monitor is gone, and what it said last tells so.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            if attach:
+                connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
+                connection.watch()
+            connection.start()
         _until(connection, Started, prepared)
         undo.pop_all()
-        launched.pidfd.close()
+        pidfd.close()
     return connection
 
 

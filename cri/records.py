@@ -25,7 +25,7 @@ from scow.native.errors import (
     NotFound,
     ScowError,
 )
-from scow.native.fd import OwnedFd
+from scow.native.fd import OwnedFd, close_surely
 from scow.native.fs import remove_tree, write_atomic
 
 ID_LENGTH = 64
@@ -178,7 +178,7 @@ class RecordStore:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(fd)
+            close_surely(fd)
 
     @contextmanager
     def making(self, container_id: str) -> Iterator[None]:
@@ -188,11 +188,12 @@ class RecordStore:
         have no record yet. So the directory gets its name when it is locked already.
         """
         hidden = f"{self._containers}/.{container_id}"
-        os.mkdir(hidden, 0o700)
-        fd = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = -1
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
             try:
+                os.mkdir(hidden, 0o700)
+                fd = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(fd, fcntl.LOCK_EX)
                 # The upper's mode and owner show as those of `/` in the container: 0755, as in images.
                 os.mkdir(f"{hidden}/upper", 0o755)
                 os.mkdir(f"{hidden}/work", 0o700)
@@ -202,7 +203,8 @@ class RecordStore:
                 raise
             yield
         finally:
-            os.close(fd)
+            if fd >= 0:
+                close_surely(fd)
 
     def _remove_hidden(self, entry: str) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -318,7 +320,7 @@ class RecordStore:
                 raise NotFound(f"no such container: '{container_id}'")
             yield fd
         finally:
-            os.close(fd)
+            close_surely(fd)
 
     def discard(self, container_id: str, name: str | None) -> None:
         """Remove all that is kept: record (by renaming to the trash), then name, then data.

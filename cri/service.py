@@ -149,13 +149,16 @@ class Service:
             exposed_ports=image.config.exposed_ports,
         )
         self._check_references(record)
-        with self.store.making(container_id), ExitStack() as undo:
-            undo.callback(self.store.discard, container_id, name)
-            self.store.claim_name(name, container_id)
-            record = self._with_volumes(record, image)
-            self.store.write(record)
-            launching.adopt_volumes(record, self._around)
-            undo.pop_all()
+        try:
+            with self.store.making(container_id):
+                self.store.claim_name(name, container_id)
+                record = self._with_volumes(record, image)
+                self.store.write(record)
+                launching.adopt_volumes(record, self._around)
+        except BaseException:
+            # Nobody has heard of it yet, so nobody else would remove it.
+            self._discard(record, volumes=True)
+            raise
         return container_id
 
     def _check_references(self, record: Record) -> None:
@@ -368,11 +371,11 @@ class Service:
 
     def attach(self, container_id: str, *, stdin: bool = True) -> MonitorConnection:
         """Connect to the input and output of a running container."""
+        from scow.cri.execute import attach_to
+
         record = self.store.read(container_id)
         require(record.name, self.status(record).state, Operation.ATTACH)
-        connection = MonitorConnection.connect(f"{self.store.run_dir(container_id)}/monitor.sock")
-        connection.attach(stdout=True, stderr=True, stdin=stdin and record.options.open_stdin)
-        return connection
+        return attach_to(record, self.store, stdin=stdin)
 
     def exec(self, container_id: str, options: ExecOptions) -> MonitorConnection:
         """Start a further process in a running container."""
@@ -381,7 +384,7 @@ class Service:
         record = self.store.read(container_id)
         status = self.status(record)
         require(record.name, status.state, Operation.EXEC)
-        return run_exec(record, status.pid, self._around, options)
+        return run_exec(record, state_of.read_run(self.store, container_id), self._around, options)
 
     def logs(
         self,

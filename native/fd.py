@@ -6,6 +6,7 @@ holds it (house style, section 6).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from types import TracebackType
 
@@ -61,3 +62,18 @@ class OwnedFd:
 
     def __repr__(self) -> str:
         return f"OwnedFd({self._fd})"
+
+
+def close_surely(fd: int) -> None:
+    """Close a descriptor that holds a lock, also when a signal's exception comes at this moment.
+
+    Left open it would keep the lock from our own clean-up, which then waits for itself.
+    """
+    try:
+        os.close(fd)
+    except OSError:
+        raise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+        raise

@@ -157,6 +157,7 @@ _STEPS: Final = {
     1101: "open the monitor's socket",
     1102: "write the status record",
     1103: "watch for signals",
+    1104: "reserve the exit record",
 }
 
 
@@ -276,16 +277,27 @@ def _reason(error: int) -> str:
     return f"{os.strerror(error).lower()} ({errnos.errorcode.get(error, error)})"
 
 
+def _monitor_path(config: MonitorConfig, step: int) -> str:
+    paths = {1100: config.log_path, 1101: config.socket_path, 1102: config.status_path}
+    return {**paths, 1104: config.exit_path}.get(step, "")
+
+
 def setup_error(plan: Plan, step: int, error: int, index: int, detail: int = 0) -> SetupError:
     """The error for a record of the child or the monitor (`struct failure`)."""
     at = -1 if index == NONE else index
     if step in _STEPS or not 0 <= at < len(plan.ops) or plan.ops[at].code != step:
         name = _STEPS.get(step, f"step {step}")
+        path = _monitor_path(plan.monitor, step)
+        about = f" '{path}'" if path else ""
         where = (
             f", byte {detail}" if step == 1000 else f", message {detail}" if step == 1004 else ""
         )
         return SetupError(
-            f"cannot {name}: {_reason(error)}{where}", step=name, errno=error, index=at
+            f"cannot {name}{about}: {_reason(error)}{where}",
+            step=name,
+            errno=error,
+            index=at,
+            path=path,
         )
     op = plan.ops[at]
     subject = op.subject()

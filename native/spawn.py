@@ -36,9 +36,8 @@ class Launched(msgspec.Struct, frozen=True):
 def monitor_memfd() -> int:
     """The sealed executable, made once per process; borrowed."""
     global _cached_memfd
-    with (
-        _cache_lock
-    ):  # layers are unpacked by several threads; the second must not replace the first
+    # Layers are unpacked by several threads; the second must not replace what the first one uses.
+    with _cache_lock:
         if _cached_memfd is None:
             fd = lib.scow_monitor_memfd()
             if fd < 0:
@@ -68,17 +67,26 @@ def _start(
 
 def launch(plan: Plan) -> Launched:
     """Start a monitor with this plan; what comes of it is told over `control`."""
+    control, theirs = pair()
+    with theirs:
+        pid, pidfd = launch_controlled(plan, theirs.fileno())
+    return Launched(pid, pidfd, control)
+
+
+def launch_controlled(plan: Plan, control_fd: int) -> tuple[int, OwnedFd]:
+    """Start a monitor whose end of the control socket is given (borrowed); its pid and pidfd.
+
+    The caller has the other end before there is a monitor: a signal that interrupts us at any point
+    cannot lose it, and a monitor whose control socket is closed before the start ends by itself.
+    """
     block, fds = plan.build()
     with OwnedFd(os.memfd_create("scow-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)) as memfd:
         view = memoryview(block)
         while view:
             view = view[os.write(memfd.fileno(), view) :]
         fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, _PLAN_SEALS)
-        control, theirs = pair()
-        with theirs:
-            targets = (memfd.fileno(), theirs.fileno(), *fds)
-            pid = _start(("scow-monitor",), (), (-1, -1, -1), targets)
-    return Launched(pid, OwnedFd(os.pidfd_open(pid)), control)
+        pid = _start(("scow-monitor",), (), (-1, -1, -1), (memfd.fileno(), control_fd, *fds))
+    return pid, OwnedFd(os.pidfd_open(pid))
 
 
 def launch_direct(plan: Plan, stdio: tuple[int, int, int]) -> tuple[int, OwnedFd]:

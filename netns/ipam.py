@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import msgspec
 
 from scow.native.errors import AlreadyExists, InvalidArgument, ResourceExhausted
+from scow.native.fd import close_surely
 
 # Wide private ranges that home routers, VPNs and clouds seldom use first. The low 24 bits of all of
 # them differ, which veth.host_index relies on.
@@ -111,7 +112,7 @@ def locked(path: str) -> Generator[None, None, None]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(fd)
+        close_surely(fd)
 
 
 class LeaseStore:

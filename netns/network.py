@@ -184,6 +184,9 @@ class BridgeNetwork:
         ]
         if self._records.networks() and not nft.is_in_place(self._networks()):
             found.append("the firewall table is missing or was changed")
+        mine = any(record.network == self.name for record in self._records.attachments())
+        if mine and self._bridge_index() is None:
+            found.append(f"the bridge '{self.name}' is missing or was changed")
         return found
 
     def remove(self) -> None:

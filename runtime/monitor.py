@@ -164,6 +164,14 @@ class MonitorConnection(OwnedFd):
     __slots__ = ()
 
     @classmethod
+    def pair(cls) -> tuple[MonitorConnection, OwnedFd]:
+        """A control socket for a monitor that is to be started: our end, and its end."""
+        import socket
+
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(ours.detach()), OwnedFd(theirs.detach())
+
+    @classmethod
     def connect(cls, path: str) -> MonitorConnection:
         """Connect to the monitor's path socket.
 

@@ -600,13 +600,13 @@ def test_sysctls_of_its_own(scow: Scow) -> None:
     assert seen == list(OWN.values())
 
 
-@pytest.mark.parametrize("setting", REFUSED)
-def test_sysctls_of_the_host(scow: Scow, setting: str) -> None:
+def test_sysctls_of_the_host(scow: Scow) -> None:
     before = Path("/proc/sys/kernel/core_pattern").read_text()
-    done = scow("run", "--rm", "--network", "none", "--sysctl", setting, "probe", "true")
-    assert done.code == 125, done
-    assert done.err.startswith("scow: ")
-    assert len(done.err.splitlines()) <= 2
+    for setting in REFUSED:
+        done = scow("run", "--rm", "--network", "none", "--sysctl", setting, "probe", "true")
+        assert done.code == 125, (setting, done)
+        assert done.err.startswith("scow: ")
+        assert len(done.err.splitlines()) <= 2
     assert Path("/proc/sys/kernel/core_pattern").read_text() == before
 
 

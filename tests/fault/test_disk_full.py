@@ -41,7 +41,7 @@ def state(disk: Disk, tmp_path: Path, busybox_root: Path) -> Iterator[State]:
     """State on the disk, busybox in it."""
     subprocess.run(["cp", "-a", busybox_root / "root", disk.path / "root"], check=True)
     state = State(str(disk.path / "root"), str(tmp_path / "run"))
-    state._log = str(tmp_path / "victim.log")
+    state.log = str(tmp_path / "victim.log")
     yield state
     disk.free()
     state.scow.remove_all()

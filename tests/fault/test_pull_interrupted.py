@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +29,7 @@ def test_pull_says_so_and_can_be_repeated(tmp_path: Path, images: ImageFactory) 
     try:
         victim.preload()
         state = State(str(disk.path / "root"), str(tmp_path / "run"))
-        state._log = str(tmp_path / "victim.log")
+        state.log = str(tmp_path / "victim.log")
         state.ok("images")
         disk.fill()
         with open(disk.path / "ballast", "r+b") as file:
@@ -31,6 +39,88 @@ def test_pull_says_so_and_can_be_repeated(tmp_path: Path, images: ImageFactory) 
         disk.free()
         state.ok("pull", reference)
         state.ok("run", "--rm", "--network", "none", reference, "true")
-        state.ok("system", "check")
+        state.ok("system", "check", "--repair")
+        assert state.ok("system", "check") == "nothing damaged, nothing left behind\n"
     finally:
         disk.close()
+
+
+class SlowWay:
+    """A TCP relay to a registry that lets so many bytes a second through."""
+
+    def __init__(self, port: int, bytes_per_s: int) -> None:
+        self._target = port
+        self._pause_s = 4096 / bytes_per_s
+        self._ended = threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while select.select([self._server], [], [], 0.1)[0] or not self._ended.is_set():
+            if self._ended.is_set():
+                return
+            self._server.settimeout(0.1)
+            with suppress(TimeoutError):
+                client, _ = self._server.accept()
+                thread = threading.Thread(target=self._relay, args=(client,))
+                self._threads.append(thread)
+                thread.start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with (
+            client,
+            socket.create_connection(("127.0.0.1", self._target)) as server,
+            suppress(OSError),
+        ):
+            while not self._ended.is_set():
+                for source in select.select([client, server], [], [], 0.1)[0]:
+                    data = source.recv(4096)
+                    if not data:
+                        return
+                    (server if source is client else client).sendall(data)
+                    self._ended.wait(self._pause_s if source is server else 0)
+
+    def close(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        self._server.close()
+
+
+@contextmanager
+def slow_way(reference: str, bytes_per_s: int) -> Iterator[str]:
+    host, _, rest = reference.partition("/")
+    way = SlowWay(int(host.rpartition(":")[2]), bytes_per_s)
+    try:
+        yield f"127.0.0.1:{way.port}/{rest}"
+    finally:
+        way.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+    ids=str,
+)
+def test_a_pull_that_gets_a_signal(
+    tmp_path: Path, images: ImageFactory, number: signal.Signals, status: int
+) -> None:
+    state = State(str(tmp_path / "root"), str(tmp_path / "run"))
+    with slow_way(images.busybox(), 500_000) as reference:
+        for words in (("pull", reference), ("run", "--rm", "--network", "none", reference, "true")):
+            process = state.scow.spawn(*words, stderr=subprocess.PIPE)
+            time.sleep(0.8)
+            process.send_signal(number)
+            began = time.monotonic()
+            _, errors = process.communicate(timeout=10)
+            assert time.monotonic() - began < 2
+            assert process.returncode == status, errors
+            assert b"Traceback" not in errors
+            assert len(state.scow.ok("images").splitlines()) == 1
+            assert state.scow.ok("ps", "-aq") == ""
+    state.scow.ok("pull", images.busybox())
+    state.scow.ok("run", "--rm", "--network", "none", images.busybox(), "true")
+    state.scow.ok("system", "check", "--repair")
+    assert state.scow.ok("system", "check") == "nothing damaged, nothing left behind"

@@ -1,0 +1,72 @@
+"""The firewall table and the bridge taken away by others: seen, mended, or made anew by the next start."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import urllib.request
+
+import pytest
+
+from fixtures.state import State
+
+pytestmark = pytest.mark.root
+
+SERVER = (
+    "busybox",
+    "sh",
+    "-c",
+    "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www",
+)
+TAKEN = {
+    "flush ruleset": ("/usr/sbin/nft", "flush", "ruleset"),
+    "flush table": ("/usr/sbin/nft", "flush", "table", "ip", "scow"),
+    "delete table": ("/usr/sbin/nft", "delete", "table", "ip", "scow"),
+    "delete bridge": ("/usr/sbin/ip", "link", "delete", "scow0"),
+}
+
+
+def fetch(port: int, patience_s: float = 5.0) -> bytes | None:
+    """What the server says, None when it cannot be reached."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1) as answer:
+                return bytes(answer.read())
+        except OSError:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", TAKEN)
+def test_repair_puts_it_back(state: State, how: str) -> None:
+    state.ok("run", "-d", "--name", "web", "-p", "18084:80", *SERVER)
+    assert fetch(18084) == b"hello\n"
+    subprocess.run(TAKEN[how], check=True)
+    assert fetch(18084, 0.2) is None
+    assert state.forked("system", "check").status == 1
+    state.ok("system", "check", "--repair")
+    assert fetch(18084) == b"hello\n"
+    assert state.ok("system", "check") == "nothing damaged, nothing left behind\n"
+    state.ok("rm", "-f", "web")
+
+
+@pytest.mark.parametrize("how", TAKEN)
+def test_the_next_start_puts_it_back(state: State, how: str) -> None:
+    state.ok("run", "-d", "--name", "web", "-p", "18084:80", *SERVER)
+    assert fetch(18084) == b"hello\n"
+    subprocess.run(TAKEN[how], check=True)
+    state.ok("run", "-d", "--name", "other", "-p", "18085:80", *SERVER)
+    assert fetch(18085) == b"hello\n"
+    assert fetch(18084) == b"hello\n"
+    state.ok("rm", "-f", "web", "other")
+
+
+@pytest.mark.parametrize("how", TAKEN)
+def test_stop_and_remove_without_it(state: State, how: str) -> None:
+    state.ok("run", "-d", "--name", "web", "-p", "18084:80", *SERVER)
+    subprocess.run(TAKEN[how], check=True)
+    state.ok("stop", "-t", "0", "web")
+    state.ok("rm", "web")
+    state.expect_clean()
