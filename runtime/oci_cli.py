@@ -53,9 +53,9 @@ class Log:
     def _line(self, level: str, message: str) -> bytes:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self._format == "json":
-            import msgspec
+            from scow.runtime import smalljson
 
-            return msgspec.json.encode({"level": level, "msg": message, "time": now}) + b"\n"
+            return f"{smalljson.encode({'level': level, 'msg': message, 'time': now})}\n".encode()
         quoted = message.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         return f'time="{now}" level={level} msg="{quoted}"\n'.encode(errors="replace")
 
@@ -125,7 +125,8 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
     root = text(flags, "root") or "/run/scow-oci"
     if switch(flags, "systemd-cgroup") or text(flags, "cgroup-manager") == "systemd":
         own["systemd-cgroup"] = True
-    _import_codec()
+    if command in ("create", "run", "exec", "update", "events", "features", "spec"):
+        _import_codec()
     if command == "start":
         from scow.runtime import oci_start as commands
     elif command in ("create", "run", "exec"):

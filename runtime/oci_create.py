@@ -209,7 +209,7 @@ class _Creation:
             _write_maps(child)
             _write_oom_score(child.pid, self.spec.process)
         elif moment == MOMENT_HOOKS:
-            record = msgspec.structs.replace(self.record, pid=child.pid)
+            record = self.record.born(child.pid, 0)
             state = oci_state.hook_state(record, "creating")
             # From here on something of the hooks' may have to be undone: poststop runs after.
             self.undo.callback(try_poststop, self.spec, self.record)
@@ -220,9 +220,7 @@ class _Creation:
         found = oci_state.process_start_time(child.pid)
         if found is None:
             raise ScowError("the container's first process is gone")
-        self.record = msgspec.structs.replace(
-            self.record, pid=child.pid, start_time=found[0], created=oci_state.now_text()
-        )
+        self.record = self.record.born(child.pid, found[0])
         master = child.master
         if master is not None and self.options.console_socket:
             send_terminal(self.options.console_socket, master)

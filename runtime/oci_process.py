@@ -64,7 +64,7 @@ def _run(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     for warning in made.warnings:
         tell("warning", warning)
     try:
-        release(made.directory, made.record, made.spec)
+        release(made.directory, made.record)
     except BaseException:
         destroy(made.directory, made.record)
         raise

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from scow.native import unix
 from scow.native.errors import InvalidState, ScowError
 from scow.runtime import oci_state
 from scow.runtime.oci_args import Flags, one_operand
 from scow.runtime.oci_state import ContainerDir, StateRecord
-from scow.runtime.spec import Spec, decode_spec
 
-Tell = Callable[[str, str], None]
+TYPE_CHECKING = False  # importing it from typing would cost half of what `state` takes
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scow.runtime.spec import Spec
+
+    Tell = Callable[[str, str], None]
 
 
 def _start(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
@@ -24,13 +28,15 @@ def _start(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
         raise InvalidState("cannot start a container that has stopped")
     if status != "created":
         raise InvalidState("cannot start an already running container")
-    release(directory, record, decode_spec(directory.config(), "config.json"))
+    release(directory, record)
     return 0
 
 
-def release(directory: ContainerDir, record: StateRecord, spec: Spec) -> None:
+def release(directory: ContainerDir, record: StateRecord) -> None:
     """Let the created process execute its program; returns when it does."""
-    if spec.process is None:
+    config = directory.config()
+    # Decoding costs more than all the rest: only when there is something to be known.
+    if b'"process"' not in config:
         raise InvalidState("cannot start a container without 'process' in its configuration")
     try:
         with unix.connect(directory.start_socket) as connection:
@@ -42,16 +48,26 @@ def release(directory: ContainerDir, record: StateRecord, spec: Spec) -> None:
     if packet:
         from scow.runtime.oci_child import explain_packet
 
+        spec = _decode(config)
+        if spec.process is None:
+            raise InvalidState("cannot start a container without 'process' in its configuration")
         raise explain_packet(packet, spec.process, spec.hooks.start_container)
-    if spec.hooks.poststart:
+    if b'"poststart"' in config:
         from scow.runtime.hooks import run_hooks
         from scow.runtime.oci_destroy import kill_and_wait
 
+        spec = _decode(config)
         try:
             run_hooks("poststart", spec.hooks.poststart, oci_state.hook_state(record, "running"))
         except ScowError:
             kill_and_wait(record)
             raise
+
+
+def _decode(config: bytes) -> Spec:
+    from scow.runtime.spec import decode_spec
+
+    return decode_spec(config, "config.json")
 
 
 COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {"start": _start}

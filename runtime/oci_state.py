@@ -10,10 +10,9 @@ import fcntl
 import os
 import time
 
-import msgspec
-
 from scow.native.errors import AlreadyExists, InvalidArgument, NotFound
 from scow.native.fd import OwnedFd
+from scow.runtime import smalljson
 
 DEFAULT_ROOT = "/run/scow-oci"
 OCI_VERSION = "1.3.0"
@@ -22,20 +21,66 @@ CACHE = ".cache"  # beside the containers, below --root
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
 
-class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """state.json. A pid counts only together with its start time (proc(5), field 22)."""
+class StateRecord:
+    """state.json. A pid counts only together with its start time (proc(5), field 22).
 
-    id: str
-    bundle: str
-    rootfs: str
-    pid: int
-    start_time: int
-    created: str
-    cgroup: str
-    oci_version: str
-    annotations: dict[str, str] = {}
-    has_pid_namespace: bool = True
-    umask: int = 0o022
+    Neither a dataclass nor a struct: what makes those costs more than `state` may take.
+    """
+
+    __slots__ = (
+        "annotations", "bundle", "cgroup", "created", "has_pid_namespace", "id", "oci_version",
+        "pid", "rootfs", "start_time", "umask",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        bundle: str,
+        rootfs: str,
+        pid: int,
+        start_time: int,
+        created: str,
+        cgroup: str,
+        oci_version: str,
+        annotations: dict[str, str],
+        has_pid_namespace: bool,
+        umask: int,
+    ) -> None:
+        self.id = id
+        self.bundle = bundle
+        self.rootfs = rootfs
+        self.pid = pid
+        self.start_time = start_time
+        self.created = created
+        self.cgroup = cgroup
+        self.oci_version = oci_version
+        self.annotations = annotations
+        self.has_pid_namespace = has_pid_namespace
+        self.umask = umask
+
+    def document(self) -> dict[str, object]:
+        """What is written."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def born(self, pid: int, start_time: int) -> StateRecord:
+        """The same with a process."""
+        changed = {**self.document(), "pid": pid, "start_time": start_time, "created": now_text()}
+        return record_of(changed)
+
+
+def record_of(document: object) -> StateRecord:
+    """The record of a document. ValueError when it is none of ours."""
+    if not isinstance(document, dict):
+        raise ValueError("state.json is no object")
+    try:
+        record = StateRecord(**document)  # pyright: ignore[reportUnknownArgumentType]  # of our own
+    except TypeError as error:
+        raise ValueError(f"state.json is damaged: {error}") from error
+    numbers = (record.pid, record.start_time, record.umask)
+    if not all(type(value) is int for value in numbers):
+        raise ValueError("state.json is damaged: a number is none")
+    return record
 
 
 def check_id(name: str) -> str:
@@ -124,13 +169,13 @@ class ContainerDir:
 
     def save(self, record: StateRecord) -> None:
         """Write state.json."""
-        self.write("state.json", msgspec.json.encode(record))
+        self.write("state.json", smalljson.encode(record.document()).encode())
 
     def load(self) -> StateRecord:
         """Read state.json. NotFound when the container does not exist or was never made."""
         try:
             with open(f"{self.path}/state.json", "rb") as file:
-                return msgspec.json.decode(file.read(), type=StateRecord)
+                return record_of(smalljson.decode(file.read()))
         except FileNotFoundError:
             raise NotFound("container does not exist") from None
 
@@ -221,7 +266,7 @@ def hook_state(record: StateRecord, status: str) -> bytes:
         document["pid"] = record.pid
     if record.annotations:
         document["annotations"] = record.annotations
-    return msgspec.json.encode(document)
+    return smalljson.encode(document).encode()
 
 
 def list_ids(root: str) -> list[str]:
