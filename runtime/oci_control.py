@@ -68,7 +68,7 @@ def _kill(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
             signal.pidfd_send_signal(fd.fileno(), number)
         except ProcessLookupError:
             raise InvalidState("container not running") from None
-    if number == signal.SIGKILL:
+    if number == signal.SIGKILL and oci_state.is_paused(record):
         from scow.runtime.oci_destroy import thaw
 
         thaw(record)

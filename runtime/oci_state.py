@@ -213,6 +213,11 @@ def is_paused(record: StateRecord) -> bool:
     """Whether the cgroup is frozen."""
     if not record.cgroup:
         return False
+    from scow.cgroups.frozen import is_frozen
+
+    answer = is_frozen(record.cgroup)
+    if answer is not None:
+        return answer
     from scow.cgroups.cgroup import open_cgroup
     from scow.native.errors import ScowError
 
