@@ -145,6 +145,9 @@ def runtimes(tmp_path: Path) -> Iterator[dict[str, Runtime]]:
     yield found
     for runtime in found.values():
         runtime("delete", "--force", "x")
+    # The parents that runc and crun have made, which they leave.
+    for parent in Path("/sys/fs/cgroup").glob(f"*/scow-oci-diff-{os.getpid()}"):
+        parent.rmdir()
 
 
 @pytest.fixture
