@@ -93,20 +93,24 @@ class Cgroup(Protocol):
         ...
 
 
-def open_cgroup(path: str, *, hierarchies: detect.Hierarchies | None = None) -> Cgroup:
+def open_cgroup(
+    path: str, *, hierarchies: detect.Hierarchies | None = None, foreign: bool = False
+) -> Cgroup:
     """The cgroup at `path` (like `scow/<id>`, from the hierarchy's root), made or not.
 
+    With `foreign` another program chose the path (an OCI configuration's cgroupsPath): it may be at
+    the top, its parents are made as needed, and an empty cgroup that is there already is adopted.
     Raises InvalidArgument for a path that could mean something of the host.
     """
-    tree.check_path(path)
+    tree.check_path(path, foreign=foreign)
     host = hierarchies or detect.hierarchies()
     if host.mode is detect.Mode.V2:
         from scow.cgroups.v2 import V2Cgroup
 
-        return V2Cgroup(path, host)
+        return V2Cgroup(path, host, foreign=foreign)
     from scow.cgroups.v1 import V1Cgroup
 
-    return V1Cgroup(path, host)
+    return V1Cgroup(path, host, foreign=foreign)
 
 
 def container_path(container_id: str, parent: str | None = None) -> str:

@@ -29,16 +29,17 @@ _MAX_PATH = 3000
 REMOVE_TIMEOUT_S = 2.0
 
 
-def check_path(path: str) -> str:
+def check_path(path: str, *, foreign: bool = False) -> str:
     """Give `path` back when it may name a container's cgroup; raises InvalidArgument.
 
     Relative to the hierarchy's root, at least two components, so that an empty path, a root and a
-    top-level cgroup (a slice of the host) can never be meant.
+    top-level cgroup (a slice of the host) can never be meant. A `foreign` path may be at the top:
+    there `adopt` looks closer.
     """
     if len(path) > _MAX_PATH:
         raise InvalidArgument(f"cgroup path is longer than {_MAX_PATH} characters")
     parts = path.split("/")
-    if len(parts) < 2:
+    if len(parts) < 2 and not foreign:
         raise InvalidArgument(f"cgroup path '{path}' is not 'parent/container'")
     for part in parts:
         check_component(part, path)
@@ -83,6 +84,28 @@ def require_ours(directory: str) -> bool:
     if mark is None and is_own_parent(os.path.dirname(directory)):
         return True
     raise PermissionDenied(f"cgroup '{directory}' was not made by scow, leaving it alone")
+
+
+def adopt(directory: str) -> bool:
+    """Make an empty cgroup that somebody else made a container's; False when it is one already.
+
+    Whoever configures a container may have made its cgroup before. Refuses (InvalidState) one with
+    processes or with cgroups below: that is a slice of the host, or another's container.
+    """
+    if read_mark(directory) == CONTAINER:
+        return False
+    if pids := list_pids(directory):
+        raise InvalidState(
+            f"container's cgroup is not empty: '{directory}' has processes {pids[:8]}"
+        )
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if names := child_names(fd):
+            raise InvalidState(f"cgroup '{directory}' holds other cgroups: {names[:4]}")
+    finally:
+        os.close(fd)
+    set_mark(directory, CONTAINER)
+    return True
 
 
 def require_parent(roots: Iterable[str], path: str) -> None:

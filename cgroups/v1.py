@@ -32,10 +32,11 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class V1Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_host", "_primary", "_unified", "path")
+    __slots__ = ("_foreign", "_host", "_primary", "_unified", "path")
 
-    def __init__(self, path: str, hierarchies: Hierarchies) -> None:
-        self.path = tree.check_path(path)
+    def __init__(self, path: str, hierarchies: Hierarchies, *, foreign: bool = False) -> None:
+        self.path = tree.check_path(path, foreign=foreign)
+        self._foreign = foreign
         self._host = hierarchies
         self._primary = f"{hierarchies.v1[0].directory}/{path}"
         self._unified = f"{hierarchies.unified}/{path}" if hierarchies.unified else None
@@ -89,6 +90,8 @@ class V1Cgroup:
                 tree.set_mark(self._primary, tree.CONTAINER)
                 return
             except FileExistsError:
+                if self._foreign and tree.adopt(self._primary):
+                    return
                 if attempt == 2:
                     raise tree.already_exists(self._primary) from None
                 self._clear_leftover()
@@ -106,7 +109,8 @@ class V1Cgroup:
                 with contextlib.suppress(FileNotFoundError):
                     os.mkdir(directory, 0o755)
                     return
-                tree.require_parent((h.directory for h in self._host.v1), self.path)
+                if not self._foreign:
+                    tree.require_parent((h.directory for h in self._host.v1), self.path)
                 root = directory.removesuffix(f"/{self.path}")
                 # The last container below a parent removes it, perhaps before we are in it.
                 with contextlib.suppress(FileNotFoundError):
@@ -116,6 +120,8 @@ class V1Cgroup:
         except FileExistsError:
             if directory == self._primary:
                 raise
+            if self._foreign and not tree.list_pids(directory):
+                return
             # The primary directory was free, so this is not a leftover of ours.
             raise tree.already_exists(directory) from None
 

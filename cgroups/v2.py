@@ -39,12 +39,13 @@ _USUAL_CONTROLLERS = ("cpu", "memory", "pids", "io", "cpuset")
 class V2Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_directory", "_root", "path")
+    __slots__ = ("_directory", "_foreign", "_root", "path")
 
-    def __init__(self, path: str, hierarchies: Hierarchies) -> None:
+    def __init__(self, path: str, hierarchies: Hierarchies, *, foreign: bool = False) -> None:
         if hierarchies.unified is None:
             raise Unsupported("cgroup2 is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
-        self.path = tree.check_path(path)
+        self.path = tree.check_path(path, foreign=foreign)
+        self._foreign = foreign
         self._root = hierarchies.unified
         self._directory = f"{self._root}/{path}"
 
@@ -83,6 +84,8 @@ class V2Cgroup:
                 tree.set_mark(self._directory, tree.CONTAINER)
                 return
             except FileExistsError:
+                if self._foreign and tree.adopt(self._directory):
+                    return
                 if attempt == 2:
                     raise tree.already_exists(self._directory) from None
                 self._clear_leftover()
@@ -105,7 +108,8 @@ class V2Cgroup:
             if not any(c in offered or c in needed for c in missing) and parent != self._root:
                 return
         except FileNotFoundError:
-            tree.require_parent((self._root,), self.path)
+            if not self._foreign:
+                tree.require_parent((self._root,), self.path)
             tree.make_parents(self._root, self.path)
         directory = self._root
         for part in ("", *self.path.split("/")[:-1]):

@@ -78,7 +78,7 @@ static _Noreturn void fail(struct child *child, uint32_t step, uint32_t index, i
 }
 
 /* One byte from the monitor. Its end of file means that it died: then nobody wants us. */
-static int await(struct child *child, char wanted) {
+int child_await(struct child *child, char wanted) {
     for (;;) {
         char byte;
         ssize_t n = read(child->ends.sock, &byte, 1);
@@ -105,9 +105,17 @@ static int op_join_cgroups(struct child *child, const struct plan_op *op) {
 }
 
 static int op_join_namespace(struct child *child, const struct plan_op *op) {
+    if (child->plan->direct && child->plan->mode == PLAN_RUN)
+        return 0; /* direct.c joined them all, while it had the rights */
     if (op->num[0] & CLONE_NEWPID)
         child->must_move = true; /* pid_namespaces(7): only children live in it */
     return sys_setns(plan_fd(op->fd), (int)op->num[0]);
+}
+
+/* direct.c made it: only those who are born later are in it. */
+static int op_new_time_namespace(struct child *child, const struct plan_op *op) {
+    (void)op;
+    return child->plan->direct ? 0 : -EINVAL;
 }
 
 static int op_unshare(struct child *child, const struct plan_op *op) {
@@ -125,9 +133,13 @@ static int op_set_domainname(struct child *child, const struct plan_op *op) {
     return setdomainname(name, strlen(name)) < 0 ? -errno : 0;
 }
 
+/* num[0]: what to call the moment, for who has several things to do for us; 0: tell nothing */
 static int op_await_parent(struct child *child, const struct plan_op *op) {
-    (void)op;
-    return await(child, CHILD_PARENT_READY);
+    struct child_msg msg = {.type = CHILD_WAITS, .pid = (int32_t)op->num[0]};
+    int r = op->num[0] ? child_tell(child, &msg, -1) : 0;
+    if (r < 0)
+        return r;
+    return child_await(child, CHILD_PARENT_READY);
 }
 
 static int op_netlink(struct child *child, const struct plan_op *op) {
@@ -144,7 +156,7 @@ static int op_set_umask(struct child *child, const struct plan_op *op) {
 static int op_await_start(struct child *child, const struct plan_op *op) {
     (void)op;
     int r = child_tell_ready(child);
-    return r < 0 ? r : await(child, CHILD_START);
+    return r < 0 ? r : child_await(child, CHILD_START);
 }
 
 static int op_enter_pid_namespace(struct child *child, const struct plan_op *op);
@@ -189,6 +201,19 @@ static const op_function FUNCTIONS[OP_END] = {
     [OP_SET_MOUNT_ATTRIBUTES] = op_set_mount_attributes,
     [OP_ENTER_PID_NAMESPACE] = op_enter_pid_namespace,
     [OP_MOUNT_JOINED_PROC] = op_mount_joined_proc,
+    [OP_AWAIT_START_SOCKET] = op_await_start_socket,
+    [OP_STDIO_INHERIT] = op_stdio_inherit,
+    [OP_KEEP_FDS] = op_keep_fds,
+    [OP_PROBE_COMMAND] = op_probe_command,
+    [OP_RUN_HOOK] = op_run_hook,
+    [OP_BECOME_ROOT] = op_become_root,
+    [OP_NEW_TIME_NAMESPACE] = op_new_time_namespace,
+    [OP_SET_PERSONALITY] = op_set_personality,
+    [OP_SET_SCHEDULER] = op_set_scheduler,
+    [OP_SET_IO_PRIORITY] = op_set_io_priority,
+    [OP_SET_AFFINITY] = op_set_affinity,
+    [OP_SET_MEMORY_POLICY] = op_set_memory_policy,
+    [OP_SET_LABEL] = op_set_label,
 };
 
 /* The monitor's log, sockets and signalfd came along with the clone. Only the plan's descriptors stay
@@ -213,12 +238,26 @@ static int drop_monitor_fds(struct child *child) {
     return sys_close_range((unsigned)(first + count), UINT_MAX, 0);
 }
 
+static bool is_kept(const struct plan *plan, uint32_t fd) {
+    for (uint32_t i = 0; i < plan->n_ops; i++) {
+        const struct plan_op *op = &plan->ops[i];
+        const uint32_t *fds = (const uint32_t *)(const void *)(plan->block + op->blob);
+        for (uint32_t k = 0; op->code == OP_KEEP_FDS && k < op->count; k++)
+            if (fds[k] == fd)
+                return true;
+    }
+    return false;
+}
+
 /* Closes what the plan brought, and lets go of the host's /dev/null that the monitor has for stdio:
  * through /proc/PID/fd its inode could be opened and its mode changed. */
 static int forget_host(struct child *child) {
     int ends[2];
-    if (child->plan->n_fds)
-        sys_close_range(FD_FIRST, (unsigned)plan_fd(child->plan->n_fds) - 1, 0);
+    for (uint32_t i = 0; i < child->plan->n_fds; i++)
+        if (!is_kept(child->plan, i))
+            close(plan_fd(i));
+    if (child->plan->direct)
+        return 0; /* stdio is the caller's own, and meant for the program */
     if (pipe2(ends, O_CLOEXEC) < 0)
         return -errno;
     for (int i = 0; i < 3; i++)
@@ -258,7 +297,7 @@ static int op_enter_pid_namespace(struct child *child, const struct plan_op *op)
         _exit(child_tell(child, &msg, pidfd) < 0 ? 127 : 0);
     }
     child->must_move = false;
-    return await(child, CHILD_PARENT_READY);
+    return child_await(child, CHILD_PARENT_READY);
 }
 
 static int prepare(struct child *child) {

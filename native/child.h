@@ -16,9 +16,11 @@ struct child {
     int root;       /* O_PATH of the container's root, -1 until it is known */
     int proc;       /* private procfs, -1 until somebody needs it */
     int cover;      /* private tmpfs with an empty directory and file, for masks */
+    bool covers_root; /* the cover lies on the old root, and stays on top of it */
     int master;     /* of the pty, until it is sent */
     bool told_ready;
     bool sealed; /* nothing of ours survives the execve any more */
+    unsigned kept; /* descriptors from 3 on that the program gets */
     bool must_move; /* joined a pid namespace that only a new process enters: EnterPidNamespace */
     uint32_t detail;
 };
@@ -39,6 +41,7 @@ int child_root(struct child *child);
 int child_proc(struct child *child);
 int child_tell(struct child *child, const struct child_msg *msg, int fd);
 int child_tell_ready(struct child *child);
+int child_await(struct child *child, char wanted);
 void child_warn(struct child *child, const struct plan_op *op, int error);
 
 /* Operations: 0 or -errno. child_mount.c */
@@ -73,5 +76,24 @@ int op_set_capabilities(struct child *child, const struct plan_op *op);
 int op_no_new_privileges(struct child *child, const struct plan_op *op);
 int op_load_seccomp(struct child *child, const struct plan_op *op);
 int op_execute(struct child *child, const struct plan_op *op);
+/* child_direct.c */
+int op_await_start_socket(struct child *child, const struct plan_op *op);
+int op_stdio_inherit(struct child *child, const struct plan_op *op);
+int op_keep_fds(struct child *child, const struct plan_op *op);
+int op_probe_command(struct child *child, const struct plan_op *op);
+int op_run_hook(struct child *child, const struct plan_op *op);
+int op_become_root(struct child *child, const struct plan_op *op);
+/* child_sched.c */
+int op_set_personality(struct child *child, const struct plan_op *op);
+int op_set_scheduler(struct child *child, const struct plan_op *op);
+int op_set_io_priority(struct child *child, const struct plan_op *op);
+int op_set_affinity(struct child *child, const struct plan_op *op);
+int op_set_memory_policy(struct child *child, const struct plan_op *op);
+int op_set_label(struct child *child, const struct plan_op *op);
+
+#define CHILD_DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+const char *child_find_variable(char **env, const char *name);
+/* Below a private procfs; `path` has no links. */
+int child_write_proc(struct child *child, const char *path, const char *value);
 
 #endif

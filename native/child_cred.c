@@ -132,7 +132,7 @@ static int before_the_filter(struct child *child) {
     if (fcntl(child->ends.sock, F_SETFL, O_NONBLOCK) < 0) /* for die_with_monitor */
         return -errno;
     /* last barrier against a descriptor of the host in the container (CVE-2024-21626) */
-    return sys_close_range(3, UINT_MAX, CLOSE_RANGE_CLOEXEC);
+    return sys_close_range(3 + child->kept, UINT_MAX, CLOSE_RANGE_CLOEXEC);
 }
 
 /* num[0]: SECCOMP_FILTER_FLAG_* */
@@ -147,7 +147,7 @@ int op_load_seccomp(struct child *child, const struct plan_op *op) {
     return (int)sys_result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, (unsigned)op->num[0], &program));
 }
 
-static const char *find_variable(char **env, const char *name) {
+const char *child_find_variable(char **env, const char *name) {
     size_t n = strlen(name);
     for (; *env; env++)
         if (strncmp(*env, name, n) == 0 && (*env)[n] == '=')
@@ -199,7 +199,7 @@ int op_execute(struct child *child, const struct plan_op *op) {
     char **argv = (char **)(void *)(child->plan->block + op->blob);
     char **env = argv + op->num[0] + 1;
     int r = before_the_filter(child);
-    if (r < 0 || (r = die_with_monitor(child)) < 0)
+    if (r < 0 || (!child->plan->direct && (r = die_with_monitor(child)) < 0))
         return r;
     if (argv[0][0] == '\0')
         return -ENOENT;
@@ -209,7 +209,6 @@ int op_execute(struct child *child, const struct plan_op *op) {
         execve(argv[0], argv, env);
         return -errno;
     }
-    const char *path = find_variable(env, "PATH");
-    return execute_in_path(argv[0], path ? path : "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", argv,
-                           env);
+    const char *path = child_find_variable(env, "PATH");
+    return execute_in_path(argv[0], path ? path : CHILD_DEFAULT_PATH, argv, env);
 }

@@ -54,7 +54,7 @@ int op_make_symlink(struct child *child, const struct plan_op *op) {
     return symlinkat(op_text(child, op, 0), parent, name) < 0 && errno != EEXIST ? -errno : 0;
 }
 
-static int write_proc(struct child *child, const char *path, const char *value) {
+int child_write_proc(struct child *child, const char *path, const char *value) {
     const uint64_t beneath =
         RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS;
     int proc = child_proc(child);
@@ -74,7 +74,7 @@ int op_set_sysctl(struct child *child, const struct plan_op *op) {
         return -ENAMETOOLONG;
     memcpy(path, "sys/", 4);
     memcpy(path + 4, key, n + 1);
-    return write_proc(child, path, op_text(child, op, 1));
+    return child_write_proc(child, path, op_text(child, op, 1));
 }
 
 /* Decimal, at the end of the buffer. */
@@ -96,7 +96,7 @@ int op_set_oom_score_adj(struct child *child, const struct plan_op *op) {
     size_t n = strlen(pid);
     memcpy(path, pid, n);
     memcpy(path + n, "/oom_score_adj", sizeof "/oom_score_adj");
-    return write_proc(child, path, number(value + sizeof value, (int64_t)op->num[0]));
+    return child_write_proc(child, path, number(value + sizeof value, (int64_t)op->num[0]));
 }
 
 int op_set_cwd(struct child *child, const struct plan_op *op) {

@@ -12,7 +12,7 @@
 
 int op_mount_propagation(struct child *child, const struct plan_op *op) {
     (void)child;
-    return sys_mount(NULL, "/", NULL, MS_REC | op->num[0], NULL);
+    return sys_mount(NULL, "/", NULL, (op->num[1] ? 0 : MS_REC) | op->num[0], NULL);
 }
 
 static int make_filesystem(const char *fstype, const char *source, unsigned attributes,
@@ -57,6 +57,7 @@ static int attach_cover(struct child *child, const char *at) {
     if (r < 0)
         return r;
     child->cover = steal_fd(&cover);
+    child->covers_root = at[0] == '/' && at[1] == '\0';
     return 0;
 }
 
@@ -181,6 +182,12 @@ int op_mount_tree(struct child *child, const struct plan_op *op) {
         .attr_set = op->num[0], .attr_clr = op->num[1], .propagation = op->num[2]};
     unsigned recursive = op->num[3] & 1 ? AT_RECURSIVE : 0;
     int tree = plan_fd(op->fd), r;
+    if (op->num[3] & 4 && attr.propagation) { /* of the whole tree, the attributes of its top alone */
+        struct mount_attr whole = {.propagation = attr.propagation};
+        attr.propagation = 0;
+        if ((r = sys_mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &whole)) < 0)
+            return r;
+    }
     if (attr.attr_set || attr.attr_clr || attr.propagation) {
         r = sys_mount_setattr(tree, "", AT_EMPTY_PATH | recursive, &attr);
         if (r < 0)
@@ -250,6 +257,15 @@ static void make_cwd(struct child *child) {
     }
 }
 
+/* Nothing may be left on top of the new root. Our own "/" would not show it, but "/.." does, and so does
+ * every setns into this mount namespace. */
+static int check_alone(void) {
+    struct stat root, above;
+    if (stat("/", &root) < 0 || stat("/..", &above) < 0)
+        return -errno;
+    return root.st_dev == above.st_dev && root.st_ino == above.st_ino ? 0 : -EXDEV;
+}
+
 int op_pivot_root(struct child *child, const struct plan_op *op) {
     (void)op;
     if (child->root < 0)
@@ -261,10 +277,10 @@ int op_pivot_root(struct child *child, const struct plan_op *op) {
     int r = sys_pivot_root(".", ".");
     if (r < 0)
         return r;
-    r = sys_umount2(".", MNT_DETACH);
-    if (r < 0)
-        return r;
-    return chdir("/") < 0 ? -errno : 0;
+    for (int i = child->covers_root ? 2 : 1; i > 0; i--)
+        if ((r = sys_umount2(".", MNT_DETACH)) < 0)
+            return r;
+    return chdir("/") < 0 ? -errno : check_alone();
 }
 
 int op_remount_root_read_only(struct child *child, const struct plan_op *op) {

@@ -31,6 +31,19 @@ static int run_monitor(void) {
     return monitor_main(&plan, NULL);
 }
 
+static int run_direct(void) {
+    struct plan plan;
+    struct failure failure = {.step = STEP_PLAN, .index = PLAN_NONE};
+    prctl(PR_SET_NAME, "scow-init");
+    if (prctl(PR_SET_DUMPABLE, 0) < 0) {
+        failure.error = errno;
+        return direct_main(NULL, &failure);
+    }
+    if (plan_load(FD_PLAN, &plan, &failure) < 0)
+        return direct_main(NULL, &failure);
+    return direct_main(&plan, NULL);
+}
+
 int main(int argc, char **argv) {
     const char *slash, *name = argc > 0 ? argv[0] : "";
     reset_signals();
@@ -38,6 +51,8 @@ int main(int argc, char **argv) {
     name = slash ? slash + 1 : name;
     if (strcmp(name, "scow-monitor") == 0)
         return run_monitor();
+    if (strcmp(name, "scow-init") == 0)
+        return run_direct();
     if (strcmp(name, "scow-untar") == 0 && untar_main) {
         prctl(PR_SET_NAME, "scow-untar");
         return untar_main(argc, argv);

@@ -37,12 +37,14 @@ class MountPropagation(Operation, frozen=True):
     code = 4
     step = "set mount propagation"
     flags: int = sys.MS_SLAVE
+    top_only: bool = False
 
     def describe(self) -> str:
-        return f"mount(/, MS_REC|{flag_names(self.flags, _PROPAGATION_NAMES)})"
+        recursive = "" if self.top_only else "MS_REC|"
+        return f"mount(/, {recursive}{flag_names(self.flags, _PROPAGATION_NAMES)})"
 
     def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(self.code, numbers=(self.flags,))
+        return writer.record(self.code, numbers=(self.flags, self.top_only))
 
 
 class AttachRoot(Operation, frozen=True):
@@ -135,6 +137,8 @@ class MountTree(Operation, frozen=True):
     recursive: bool = False
     propagation: int = 0
     is_dir: bool = True
+    propagate_below: bool = False
+    """Propagation is of the whole tree, also where the attributes are of its top alone."""
 
     def describe(self) -> str:
         words = f"move_mount({show(self.dest)})"
@@ -153,7 +157,7 @@ class MountTree(Operation, frozen=True):
         return show(self.dest)
 
     def encode(self, writer: BlockWriter) -> bytes:
-        shape = int(self.recursive) | int(self.is_dir) << 1
+        shape = int(self.recursive) | int(self.is_dir) << 1 | int(self.propagate_below) << 2
         numbers = (self.attr_set, self.attr_clr, self.propagation, shape)
         return writer.record(self.code, fd=self.fd, texts=(self.dest,), numbers=numbers)
 

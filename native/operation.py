@@ -46,6 +46,10 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         """The path or name it is about, for error messages."""
         return None
 
+    def vectors_size(self) -> int:
+        """The bytes that it takes in the region of arrays."""
+        return 0
+
     def encode(self, writer: BlockWriter) -> bytes:
         """The record of 64 bytes."""
         return writer.record(self.code)

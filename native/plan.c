@@ -35,6 +35,14 @@ static const struct op_shape SHAPES[OP_END] = {
     [OP_EXECUTE] = {false, 0, BLOB_VECTORS},
     [OP_SET_MOUNT_ATTRIBUTES] = {false, 1, BLOB_NONE},
     [OP_MOUNT_JOINED_PROC] = {false, 1, BLOB_FDS},
+    [OP_AWAIT_START_SOCKET] = {true, 0, BLOB_NONE},
+    [OP_KEEP_FDS] = {false, 0, BLOB_FDS},
+    [OP_RUN_HOOK] = {false, 7, BLOB_VECTORS},
+    [OP_NEW_TIME_NAMESPACE] = {false, 1, BLOB_NONE},
+    [OP_SET_SCHEDULER] = {false, 0, BLOB_BYTES},
+    [OP_SET_AFFINITY] = {false, 0, BLOB_BYTES},
+    [OP_SET_MEMORY_POLICY] = {false, 0, BLOB_BYTES},
+    [OP_SET_LABEL] = {false, 3, BLOB_NONE},
 };
 
 static int refuse(struct failure *ret, uint32_t index, size_t where) {
@@ -130,6 +138,12 @@ static bool numbers_ok(const struct plan_op *op) {
         return op->num[0] < UINT32_MAX && op->num[1] < UINT32_MAX && op->count <= 65536;
     case OP_MOUNT_JOINED_PROC:
         return op->count == 2;
+    case OP_KEEP_FDS:
+        return op->count <= PLAN_MAX_FDS;
+    case OP_SET_SCHEDULER: /* struct sched_attr, its first version or a later one */
+        return op->blob_len >= 48 && op->blob_len <= 4096;
+    case OP_SET_MEMORY_POLICY: /* a mask of nodes in whole words; may be empty */
+        return op->blob_len % 8 == 0 && op->blob_len <= 4096;
     case OP_TERMINAL:
         return op->num[0] <= UINT16_MAX && op->num[1] <= UINT16_MAX;
     default:
@@ -210,6 +224,7 @@ static int parse_monitor(struct plan *plan, const struct plan_header *head, stru
     plan->terminal = head->flags & PLAN_TERMINAL;
     plan->open_stdin = head->flags & PLAN_OPEN_STDIN;
     plan->stdin_once = head->flags & PLAN_STDIN_ONCE;
+    plan->direct = head->flags & PLAN_DIRECT;
     plan->oom_fd = plan_fd(head->oom_fd);
     plan->lock_fd = plan_fd(head->lock_fd);
     plan->oom_baseline = head->oom_baseline;

@@ -54,6 +54,19 @@ enum op_code {
     OP_SET_MOUNT_ATTRIBUTES,
     OP_ENTER_PID_NAMESPACE,
     OP_MOUNT_JOINED_PROC,
+    OP_AWAIT_START_SOCKET,
+    OP_STDIO_INHERIT,
+    OP_KEEP_FDS,
+    OP_PROBE_COMMAND,
+    OP_RUN_HOOK,
+    OP_BECOME_ROOT,
+    OP_NEW_TIME_NAMESPACE,
+    OP_SET_PERSONALITY,
+    OP_SET_SCHEDULER,
+    OP_SET_IO_PRIORITY,
+    OP_SET_AFFINITY,
+    OP_SET_MEMORY_POLICY,
+    OP_SET_LABEL,
     OP_END,
 };
 
@@ -107,6 +120,7 @@ struct plan_header {
 #define PLAN_TERMINAL 1u
 #define PLAN_OPEN_STDIN 2u
 #define PLAN_STDIN_ONCE 4u
+#define PLAN_DIRECT 8u /* no monitor: see direct.c */
 
 /* A validated plan. Strings point into the block; absent strings are "", absent fds are -1. */
 struct plan {
@@ -132,7 +146,7 @@ struct plan {
     const char *status_path;
     uint64_t log_max_bytes;
     uint32_t log_max_files;
-    bool terminal, open_stdin, stdin_once;
+    bool terminal, open_stdin, stdin_once, direct;
     int oom_fd;
     int lock_fd; /* held until the program runs or the monitor is gone */
     uint64_t oom_baseline;

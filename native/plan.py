@@ -15,6 +15,21 @@ from typing import Final, Literal
 import msgspec
 
 from scow.native.block import NONE, RECORD, BlockWriter, Region, Text
+from scow.native.direct_operations import (
+    AwaitStartSocket,
+    BecomeRoot,
+    KeepFds,
+    NewTimeNamespace,
+    ProbeCommand,
+    RunHook,
+    SetAffinity,
+    SetIoPriority,
+    SetLabel,
+    SetMemoryPolicy,
+    SetPersonality,
+    SetScheduler,
+    StdioInherit,
+)
 from scow.native.errors import (
     CommandNotExecutable,
     CommandNotFound,
@@ -69,11 +84,14 @@ __all__ = [
     "AttachRoot",
     "AwaitParent",
     "AwaitStart",
+    "AwaitStartSocket",
+    "BecomeRoot",
     "DropBounding",
     "EnterPidNamespace",
     "Execute",
     "JoinCgroups",
     "JoinNamespace",
+    "KeepFds",
     "LoadSeccomp",
     "MakeDevice",
     "MakeDirectory",
@@ -86,24 +104,34 @@ __all__ = [
     "MountTree",
     "Netlink",
     "NewSessionKeyring",
+    "NewTimeNamespace",
     "NoNewPrivileges",
     "Operation",
     "PivotRoot",
     "Plan",
+    "ProbeCommand",
     "ReadOnlyPath",
     "RemountRootReadOnly",
     "ResetAffinity",
+    "RunHook",
+    "SetAffinity",
     "SetCapabilities",
     "SetCwd",
     "SetDomainname",
     "SetHostname",
+    "SetIoPriority",
+    "SetLabel",
+    "SetMemoryPolicy",
     "SetMountAttributes",
     "SetOomScoreAdj",
+    "SetPersonality",
     "SetRlimit",
+    "SetScheduler",
     "SetSysctl",
     "SetUmask",
     "SetUser",
     "StdioFromMonitor",
+    "StdioInherit",
     "Terminal",
     "Unshare",
     "setup_error",
@@ -113,7 +141,7 @@ MAX_BYTES: Final = 16 << 20  # PLAN_MAX_BYTES
 MAX_FDS: Final = 512
 _MAGIC: Final = b"SCOWPLN1"
 _HEADER: Final = struct.Struct("<8sIIQ 4I 4I 2I 6I Q 2I Q 4I 4I")
-_TERMINAL, _OPEN_STDIN, _STDIN_ONCE = 1, 2, 4
+_TERMINAL, _OPEN_STDIN, _STDIN_ONCE, _DIRECT = 1, 2, 4, 8
 
 # enum step of plan.h and enum monitor_step of protocol.h
 _STEPS: Final = {
@@ -166,6 +194,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     uid_map: str = ""
     gid_map: str = ""
     monitor: MonitorConfig = MonitorConfig()
+    direct: bool = False
+    """Without a monitor: the process is a child of ours, and talks over the control socket itself."""
 
     def encode(self) -> bytes:
         """The block alone."""
@@ -190,8 +220,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         vectors_len = 8 * (len(config.cleanup_argv) + len(config.cleanup_env) + 2)
         monitor_end = head.end + vectors_len
         for op in self.ops:
-            if isinstance(op, Execute):
-                vectors_len += 8 * (len(op.argv) + len(op.env) + 2)
+            vectors_len += op.vectors_size()
         ops_at = head.end + vectors_len
         writer = BlockWriter(head.end, ops_at + RECORD.size * len(self.ops))
         cgroup_fd = NONE if self.cgroup_fd is None else writer.fd(self.cgroup_fd)
@@ -215,6 +244,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             (_TERMINAL if config.terminal else 0)
             | (_OPEN_STDIN if config.open_stdin else 0)
             | (_STDIN_ONCE if config.stdin_once else 0)
+            | (_DIRECT if self.direct else 0)
         )
         header = _HEADER.pack(
             *(_MAGIC, size, int(self.mode == "exec"), self.namespaces),

@@ -130,13 +130,20 @@ class SetSysctl(Operation, frozen=True):
 
 
 class AwaitParent(Operation, frozen=True):
-    """Wait until the monitor has made the host's part of the network and the id maps."""
+    """Wait until the monitor has made the host's part of the network and the id maps.
+
+    In a direct plan the starter is told so, with `moment`, and answers.
+    """
 
     code = 16
     step = "wait for the monitor"
+    moment: int = 0
 
     def describe(self) -> str:
         return "wait for the host's end of the network"
+
+    def encode(self, writer: BlockWriter) -> bytes:
+        return writer.record(self.code, numbers=(self.moment,))
 
 
 class Netlink(Operation, frozen=True):
@@ -405,6 +412,9 @@ class Execute(Operation, frozen=True):
 
     def subject(self) -> str | None:
         return show(self.argv[0])
+
+    def vectors_size(self) -> int:
+        return 8 * (len(self.argv) + len(self.env) + 2)
 
     def encode(self, writer: BlockWriter) -> bytes:
         if not self.argv:

@@ -22,6 +22,8 @@ enum child_msg_type {
     CHILD_FAILED = 2,  /* `failure` says where; the child is about to _exit(127 or 126) */
     CHILD_WARNING = 3, /* a step failed that may; the child goes on */
     CHILD_MOVED = 4,   /* inside spawn_child only (exec mode): SCM_RIGHTS pidfd of the new process */
+    CHILD_CLONED = 5,  /* direct.c: `pid` exists; SCM_RIGHTS its pidfd */
+    CHILD_WAITS = 6,   /* direct plans: AwaitParent waits, `pid` is what the operation calls itself */
 };
 
 struct child_msg {
@@ -45,6 +47,10 @@ int child_receive(int sock, struct child_msg *ret, int *ret_fd);
 
 /* Sends CHILD_START. 0 or -errno. */
 int child_release(int sock);
+
+/* The whole life of the binary when there is no monitor (direct.c). plan is NULL when the block was
+ * refused. The exit code of the process. */
+int direct_main(const struct plan *plan, const struct failure *refused);
 
 /* The monitor's entry (monitor.c). plan is NULL when the block was refused: then only the failure is
  * told on FD_CONTROL. The exit code of the process. */

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 from _thread import allocate_lock  # `threading` costs every start a millisecond
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +17,7 @@ from scow.native._scow import ffi, lib
 from scow.native.block import Text, encode_text
 from scow.native.fd import OwnedFd
 from scow.native.plan import Plan
+from scow.native.unix import pair
 
 # From linux/fcntl.h; Python 3.11 has them in `fcntl` on Linux.
 _PLAN_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -67,9 +67,8 @@ def _start(
 
 def launch(plan: Plan) -> Launched:
     """Start a monitor with this plan; what comes of it is told over `control`."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control, theirs = pair()
     with theirs:
-        control = OwnedFd(ours.detach())
         pid, pidfd = launch_controlled(plan, theirs.fileno())
     return Launched(pid, pidfd, control)
 
@@ -88,6 +87,21 @@ def launch_controlled(plan: Plan, control_fd: int) -> tuple[int, OwnedFd]:
         fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, _PLAN_SEALS)
         pid = _start(("scow-monitor",), (), (-1, -1, -1), (memfd.fileno(), control_fd, *fds))
     return pid, OwnedFd(os.pidfd_open(pid))
+
+
+def launch_direct(plan: Plan, stdio: tuple[int, int, int]) -> tuple[int, OwnedFd]:
+    """Start the binary with a direct plan; its pid (the caller reaps it), and the socket that the
+    container's first process will be heard on. -1 for a standard descriptor is /dev/null.
+    """
+    block, fds = plan.build()
+    with OwnedFd(os.memfd_create("scow-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)) as memfd:
+        view = memoryview(block)
+        while view:
+            view = view[os.write(memfd.fileno(), view) :]
+        control, theirs = pair()
+        with theirs:
+            pid = _start(("scow-init",), (), stdio, (memfd.fileno(), theirs.fileno(), *fds))
+    return pid, control
 
 
 def run_applet(

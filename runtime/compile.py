@@ -20,7 +20,7 @@ from scow.runtime.mounts import mount_operations
 from scow.runtime.security import CAPABILITY_NAMES, mask_of
 from scow.runtime.spec import Process, Spec
 
-_NAMESPACE_FLAGS = {
+NAMESPACE_FLAGS = {
     "mount": kernel.CLONE_NEWNS,
     "pid": kernel.CLONE_NEWPID,
     "network": kernel.CLONE_NEWNET,
@@ -30,9 +30,9 @@ _NAMESPACE_FLAGS = {
     "cgroup": kernel.CLONE_NEWCGROUP,
 }
 # The user namespace gives the right to join the others; the mount namespace takes away the paths.
-_JOIN_ORDER = ("user", "pid", "network", "ipc", "uts", "cgroup", "mount")
+JOIN_ORDER = ("user", "pid", "network", "ipc", "uts", "cgroup", "mount")
 
-_DEVICE_MODES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
+DEVICE_MODES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 
 UNLIMITED = 2**64 - 1
 
@@ -61,7 +61,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
     process = spec.process
     if process is None:
         raise InvalidArgument("cannot run a container without 'process' in its configuration")
-    new, joins = _namespaces(spec, handles.hold)
+    new, joins = namespace_operations(spec, handles.hold)
     holder = _pid_namespace_holder(spec, joins, handles.hold)
     ops: list[p.Operation] = []
     # First of all, before anything is allocated on its behalf, the child is under its limits.
@@ -84,21 +84,21 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
         ops.append(
             p.Netlink(handles.network_inside, why="bring up lo and eth0, add address, route")
         )
-    ops += _names_and_sysctls(spec)
+    ops += name_operations(spec)
     if holder is None:
         ops.append(_stdio(process))
     ops.append(p.PivotRoot(why="from here on the host's files are out of reach"))
     if spec.root.readonly:
         ops.append(p.RemountRootReadOnly(why="--read-only"))
-    ops += _limits(process)
+    ops += limit_operations(process)
     if holder is not None:
         # The session and the terminal are of the process that stays, so they come after the move;
         # binding /dev/console then still needs the right to mount.
-        ops += _enter_pid_namespace(process, handles.seccomp, mounts_console=process.terminal)
+        ops += enter_pid_namespace(process, handles.seccomp, mounts_console=process.terminal)
         ops.append(_stdio(process))
     ops.append(p.AwaitStart(why="everything is ready: wait for 'start'"))
-    ops += _identity(process, handles.seccomp)
-    ops.append(_execute(process, handles.run_init))
+    ops += identity_operations(process, handles.seccomp)
+    ops.append(execute_operation(process, handles.run_init))
     return p.Plan(
         mode="run",
         namespaces=new & ~kernel.CLONE_NEWCGROUP,
@@ -121,7 +121,7 @@ def _file_tree(spec: Spec, handles: Handles, holder: tuple[int, int] | None) -> 
     ]
     mounts = mount_operations(spec.mounts, handles.hold, handles.mount_reasons, handles.bundle)
     ops += mounts if holder is None else [_shared_proc(op, *holder) for op in mounts]
-    return ops + _devices(spec) + _covers(spec)
+    return ops + _devices(spec) + cover_operations(spec)
 
 
 def compile_exec(
@@ -136,13 +136,13 @@ def compile_exec(
     if handles.cgroup_tasks:
         ops.append(p.JoinCgroups(handles.cgroup_tasks, why="be under the container's limits"))
     ops += joins
-    ops += _limits(process)
+    ops += limit_operations(process)
     if any(isinstance(op, p.JoinNamespace) and op.kind & kernel.CLONE_NEWPID for op in joins):
-        ops += _enter_pid_namespace(process, handles.seccomp, mounts_console=False)
+        ops += enter_pid_namespace(process, handles.seccomp, mounts_console=False)
     ops.append(_stdio(process))
     ops.append(p.AwaitStart(why="wait for 'start'"))
-    ops += _identity(process, handles.seccomp)
-    ops.append(_execute(process, run_init=False))
+    ops += identity_operations(process, handles.seccomp)
+    ops.append(execute_operation(process, run_init=False))
     return p.Plan(
         mode="exec",
         namespaces=0,
@@ -154,25 +154,27 @@ def compile_exec(
     )
 
 
-def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p.Operation]]:
+def namespace_operations(
+    spec: Spec, hold: Callable[[OwnedFd], int]
+) -> tuple[int, list[p.Operation]]:
     """Give the CLONE_NEW* mask of new namespaces and the operations that join existing ones."""
     new = 0
     paths: dict[str, str] = {}
     for namespace in spec.linux.namespaces:
-        if namespace.type not in _NAMESPACE_FLAGS:
+        if namespace.type not in NAMESPACE_FLAGS:
             raise InvalidArgument(f"unknown namespace type '{namespace.type}'")
-        if namespace.type in paths or new & _NAMESPACE_FLAGS[namespace.type]:
+        if namespace.type in paths or new & NAMESPACE_FLAGS[namespace.type]:
             raise InvalidArgument(f"namespace type '{namespace.type}' is given twice")
         if namespace.path:
             paths[namespace.type] = namespace.path
         else:
-            new |= _NAMESPACE_FLAGS[namespace.type]
+            new |= NAMESPACE_FLAGS[namespace.type]
     joins: list[p.Operation] = []
-    for kind in _JOIN_ORDER:
+    for kind in JOIN_ORDER:
         if kind in paths:
             fd = hold(OwnedFd(os.open(paths[kind], os.O_RDONLY | os.O_CLOEXEC)))
             joins.append(
-                p.JoinNamespace(fd, _NAMESPACE_FLAGS[kind], why=f"share the {kind} namespace")
+                p.JoinNamespace(fd, NAMESPACE_FLAGS[kind], why=f"share the {kind} namespace")
             )
     return new, joins
 
@@ -211,7 +213,7 @@ def _shared_proc(op: p.Operation, mount_fd: int, pid_fd: int) -> p.Operation:
 _KEPT_TO_ENTER = ("SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE")
 
 
-def _enter_pid_namespace(
+def enter_pid_namespace(
     process: Process, seccomp: tuple[bytes, int] | None, *, mounts_console: bool
 ) -> list[p.Operation]:
     """Give up what can be given up, then become visible to whoever may trace in the namespace."""
@@ -232,9 +234,9 @@ def _enter_pid_namespace(
 def _devices(spec: Spec) -> list[p.Operation]:
     found: list[p.Operation] = []
     for device in spec.linux.devices:
-        if device.type not in _DEVICE_MODES:
+        if device.type not in DEVICE_MODES:
             raise InvalidArgument(f"invalid type '{device.type}' of device '{device.path}'")
-        mode = _DEVICE_MODES[device.type] | (
+        mode = DEVICE_MODES[device.type] | (
             0o666 if device.file_mode is None else device.file_mode & 0o7777
         )
         found.append(
@@ -251,7 +253,7 @@ def _devices(spec: Spec) -> list[p.Operation]:
     return found
 
 
-def _covers(spec: Spec) -> list[p.Operation]:
+def cover_operations(spec: Spec) -> list[p.Operation]:
     found: list[p.Operation] = [
         p.ReadOnlyPath(path, why="the host's kernel settings are not the container's to change")
         for path in spec.linux.readonly_paths
@@ -260,14 +262,14 @@ def _covers(spec: Spec) -> list[p.Operation]:
     return found
 
 
-def _names_and_sysctls(spec: Spec) -> list[p.Operation]:
+def name_operations(spec: Spec) -> list[p.Operation]:
     found: list[p.Operation] = []
     if spec.hostname:
         found.append(p.SetHostname(spec.hostname))
     if spec.domainname:
         found.append(p.SetDomainname(spec.domainname))
     for key, value in spec.linux.sysctl.items():
-        found.append(p.SetSysctl(_checked_sysctl(key, spec), value))
+        found.append(p.SetSysctl(checked_sysctl(key, spec), value))
     return found
 
 
@@ -277,7 +279,7 @@ _SYSCTL_IPC = frozenset({
 })  # fmt: skip
 
 
-def _checked_sysctl(key: str, spec: Spec) -> str:
+def checked_sysctl(key: str, spec: Spec) -> str:
     """Give a sysctl's path below /proc/sys if the container owns the namespace it belongs to.
 
     CVE-2022-0811, CVE-2022-0532: the key is checked part by part, and only *new* namespaces count.
@@ -319,11 +321,11 @@ def _stdio(process: Process) -> p.Operation:
     )
 
 
-def _limits(process: Process) -> list[p.Operation]:
-    found: list[p.Operation] = [
-        p.NewSessionKeyring("scow", why="no keys of the host's session"),
-        p.ResetAffinity(why="all processors that the cpuset allows"),
-    ]
+def limit_operations(process: Process, keyring: str = "scow") -> list[p.Operation]:
+    found: list[p.Operation] = []
+    if keyring:
+        found.append(p.NewSessionKeyring(keyring, why="no keys of the host's session"))
+    found.append(p.ResetAffinity(why="all processors that the cpuset allows"))
     for limit in process.rlimits:
         number = getattr(resource, limit.type, None)
         if not limit.type.startswith("RLIMIT_") or not isinstance(number, int):
@@ -336,7 +338,7 @@ def _limits(process: Process) -> list[p.Operation]:
     return found
 
 
-def _identity(process: Process, seccomp: tuple[bytes, int] | None) -> list[p.Operation]:
+def identity_operations(process: Process, seccomp: tuple[bytes, int] | None) -> list[p.Operation]:
     """Give up rights, in the only order that works (capabilities(7), seccomp(2))."""
     capabilities = process.capabilities
     bounding = mask_of(capabilities.bounding) if capabilities else 0
@@ -370,7 +372,7 @@ def _identity(process: Process, seccomp: tuple[bytes, int] | None) -> list[p.Ope
     return found
 
 
-def _execute(process: Process, run_init: bool) -> p.Operation:
+def execute_operation(process: Process, run_init: bool) -> p.Operation:
     argv = tuple(os.fsencode(arg) for arg in process.args)
     env = tuple(os.fsencode(entry) for entry in process.env)
     return p.Execute(argv, env, run_init)

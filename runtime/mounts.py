@@ -66,15 +66,19 @@ _PROC_FILES = frozenset({
 _FILESYSTEMS = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"})
 
 
-class _Options:
+class Options:
     """The options of one mount, sorted into what each system call wants."""
 
-    __slots__ = ("bind", "clear", "data", "propagation", "recursive", "recursive_attributes", "set")
+    __slots__ = (
+        "bind", "clear", "data", "propagation", "recursive", "recursive_attributes",
+        "recursive_propagation", "set", "tree_clear", "tree_set",
+    )  # fmt: skip
 
     def __init__(self, mount: SpecMount) -> None:
         self.set = self.clear = self.propagation = 0
         self.bind = mount.type == "bind"
-        self.recursive = self.recursive_attributes = False
+        self.recursive = self.recursive_attributes = self.recursive_propagation = False
+        self.tree_set = self.tree_clear = 0  # what the r-forms (rro, ...) ask for
         self.data: list[tuple[str, str | None]] = []
         for option in mount.options:
             self._take(option)
@@ -87,10 +91,14 @@ class _Options:
             self._attribute(option)
         elif option[:1] == "r" and option[1:] in _ATTRIBUTES:
             self._attribute(option[1:])
+            to_set, to_clear = _ATTRIBUTES[option[1:]]
+            self.tree_set = (self.tree_set & ~to_clear) | to_set
+            self.tree_clear = (self.tree_clear & ~to_set) | to_clear
             self.recursive_attributes = True
         elif option in _PROPAGATION:
             self.propagation, recursive = _PROPAGATION[option]
             self.recursive_attributes = self.recursive_attributes or recursive
+            self.recursive_propagation = self.recursive_propagation or recursive
         elif option not in _IGNORED:
             key, equals, value = option.partition("=")
             self.data.append((key, value if equals else None))
@@ -114,13 +122,13 @@ def mount_operations(
     """
     found: list[Operation] = []
     for index, mount in enumerate(mounts):
-        _check_destination(index, mount)
-        options = _Options(mount)
+        check_destination(index, mount)
+        options = Options(mount)
         why = reasons.get(mount.destination, "")
         if options.bind:
             found.append(_bind(index, mount, options, hold, relative_to, why))
         elif mount.type == "cgroup":
-            found += _cgroup_mounts(mount.destination, options.set, why)
+            found += cgroup_mounts(mount.destination, options.set, why)
         elif mount.type in _FILESYSTEMS:
             data = tuple(options.data)
             attributes = options.set
@@ -142,7 +150,7 @@ def mount_operations(
     return found
 
 
-def _cgroup_mounts(dest: str, attributes: int, why: str) -> list[Operation]:
+def cgroup_mounts(dest: str, attributes: int, why: str) -> list[Operation]:
     """Mount the cgroup file systems as the host has them.
 
     Inside a cgroup namespace each shows the container's own cgroup as its root
@@ -183,7 +191,7 @@ def _cgroup_mounts(dest: str, attributes: int, why: str) -> list[Operation]:
     return found
 
 
-def _check_destination(index: int, mount: SpecMount) -> None:
+def check_destination(index: int, mount: SpecMount) -> None:
     path = os.path.normpath(mount.destination)
     if not mount.destination.startswith("/") or path == "/":
         raise InvalidArgument(
@@ -201,7 +209,7 @@ def _check_destination(index: int, mount: SpecMount) -> None:
 def _bind(
     index: int,
     mount: SpecMount,
-    options: _Options,
+    options: Options,
     hold: Callable[[OwnedFd], int],
     relative_to: str,
     why: str,

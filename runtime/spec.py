@@ -8,6 +8,8 @@ because the spec's camelCase names are mapped by the codec (`rename="camel"`).
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from scow.native.errors import InvalidArgument
@@ -45,6 +47,26 @@ class Rlimit(_Document, frozen=True):
     hard: int
 
 
+class Scheduler(_Document, frozen=True):
+    policy: str
+    nice: int = 0
+    priority: int = 0
+    flags: tuple[str, ...] = ()
+    runtime: int = 0
+    deadline: int = 0
+    period: int = 0
+
+
+class IoPriority(_Document, frozen=True):
+    cls: str = msgspec.field(name="class")
+    priority: int = 0
+
+
+class CpuAffinity(_Document, frozen=True):
+    initial: str = ""
+    final: str = ""
+
+
 class Process(_Document, frozen=True):
     cwd: str
     args: tuple[str, ...] = ()
@@ -56,6 +78,11 @@ class Process(_Document, frozen=True):
     rlimits: tuple[Rlimit, ...] = ()
     no_new_privileges: bool = False
     oom_score_adj: int | None = None
+    scheduler: Scheduler | None = None
+    io_priority: IoPriority | None = None
+    exec_cpu_affinity: CpuAffinity | None = msgspec.field(default=None, name="execCPUAffinity")
+    apparmor_profile: str = ""
+    selinux_label: str = ""
 
 
 class RootFilesystem(_Document, frozen=True):
@@ -63,11 +90,19 @@ class RootFilesystem(_Document, frozen=True):
     readonly: bool = False
 
 
+class IdMapping(_Document, frozen=True):
+    container_id: int = msgspec.field(name="containerID")
+    host_id: int = msgspec.field(name="hostID")
+    size: int = 0
+
+
 class SpecMount(_Document, frozen=True):
     destination: str
     type: str = ""
     source: str = ""
     options: tuple[str, ...] = ()
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
 
 
 class Namespace(_Document, frozen=True):
@@ -85,21 +120,70 @@ class Device(_Document, frozen=True):
     gid: int = 0
 
 
+class TimeOffset(_Document, frozen=True):
+    secs: int = 0
+    nanosecs: int = 0
+
+
+class Personality(_Document, frozen=True):
+    domain: str = ""
+    flags: tuple[str, ...] = ()
+
+
+class IntelRdt(_Document, frozen=True):
+    clos_id: str = msgspec.field(default="", name="closID")
+    l3_cache_schema: str = ""
+    mem_bw_schema: str = ""
+    schemata: tuple[str, ...] = ()
+    enable_monitoring: bool = False
+
+
+class MemoryPolicy(_Document, frozen=True):
+    mode: str = ""
+    nodes: str = ""
+    flags: tuple[str, ...] = ()
+
+
 class Linux(_Document, frozen=True):
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+    time_offsets: dict[str, TimeOffset] = {}
+    mount_label: str = ""
+    personality: Personality | None = None
+    intel_rdt: IntelRdt | None = None
+    memory_policy: MemoryPolicy | None = None
+    net_devices: dict[str, dict[str, str]] = {}
     namespaces: tuple[Namespace, ...] = ()
     devices: tuple[Device, ...] = ()
     cgroups_path: str = ""
-    resources: msgspec.Raw | None = None  # scow.cgroups.resources.resources_from_oci reads it
+    resources: msgspec.Raw = msgspec.Raw()  # scow.cgroups.resources.decode_resources reads it
     sysctl: dict[str, str] = {}
     masked_paths: tuple[str, ...] = ()
     readonly_paths: tuple[str, ...] = ()
     rootfs_propagation: str = ""
-    seccomp: msgspec.Raw | None = None
+    seccomp: msgspec.Raw = msgspec.Raw()
+
+
+class Hook(_Document, frozen=True):
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int | None = None
+
+
+class Hooks(_Document, frozen=True):
+    prestart: tuple[Hook, ...] = ()
+    create_runtime: tuple[Hook, ...] = ()
+    create_container: tuple[Hook, ...] = ()
+    start_container: tuple[Hook, ...] = ()
+    poststart: tuple[Hook, ...] = ()
+    poststop: tuple[Hook, ...] = ()
 
 
 class Spec(_Document, frozen=True):
     oci_version: str
     root: RootFilesystem
+    hooks: Hooks = Hooks()
     process: Process | None = None
     hostname: str = ""
     domainname: str = ""
@@ -108,16 +192,42 @@ class Spec(_Document, frozen=True):
     linux: Linux = Linux()
 
 
-_DECODER = msgspec.json.Decoder(Spec)
 _ENCODER = msgspec.json.Encoder()
 
 
 def decode_spec(data: bytes, origin: str) -> Spec:
     """Decode config.json; `origin` names it in the error, which tells the field (`$.process.cwd`)."""
+    return _decode(data, Spec, origin)
+
+
+_T = TypeVar("_T")
+
+
+def _decode(data: bytes, kind: type[_T], origin: str) -> _T:
     try:
-        return _DECODER.decode(data)
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError as error:
+            if "null" not in str(error):
+                raise
+            # Go writes an empty list as null in places, and means: unset.
+            plain = _without_nulls(msgspec.json.decode(data))
+            return msgspec.json.decode(msgspec.json.encode(plain), type=kind)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise InvalidArgument(f"invalid configuration in '{origin}': {error}") from error
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def decode_process(data: bytes, origin: str) -> Process:
+    """Decode the `process` of an exec."""
+    return _decode(data, Process, origin)
 
 
 def encode_spec(spec: Spec) -> bytes:

@@ -77,7 +77,10 @@ def test_package_files_hold_nothing_but_a_docstring() -> None:
             assert not rest, f"{path.relative_to(ROOT)} holds code"
 
 
-@pytest.mark.parametrize("module", ["scow.cli.main", "scow.cri.service"])
+@pytest.mark.parametrize(
+    "module",
+    ["scow.cli.main", "scow.cri.service", "scow.runtime.oci_cli", "scow.runtime.oci_process"],
+)
 def test_the_hot_path_imports_nothing_heavy(module: str) -> None:
     room, name = module.split(".")[1:]
     if (

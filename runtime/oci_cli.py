@@ -1,0 +1,142 @@
+"""scow-oci: an OCI runtime with runc's command line, for engines that start containers by one.
+
+What belongs here: global flags, the choice of the command, how an error is told. Commands import
+what they need themselves: the interpreter's start is most of what a short one costs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from scow.native.errors import InvalidArgument, ScowError
+from scow.runtime.oci_args import COMMANDS, GLOBAL, Flags, read_flags, switch, text
+
+VERSION = "0.1.0"
+_USAGE = """usage: scow-oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND ...
+
+commands: """
+
+
+class Log:
+    """Where errors and warnings go: standard error, and --log for the engine."""
+
+    def __init__(self, flags: Flags) -> None:
+        self._path = text(flags, "log")
+        self._format = text(flags, "log-format", "text")
+        self._debug = switch(flags, "debug")
+        if self._format not in ("text", "json"):
+            raise InvalidArgument(f'invalid log-format "{self._format}"')
+
+    def tell(self, level: str, message: str) -> None:
+        """One line, in the form that conmon and containerd's shim read."""
+        if level == "debug" and not self._debug:
+            return
+        line = self._line(level, message)
+        path = self._path.removeprefix("file:")
+        if path:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            try:
+                fd = os.open(path, flags, 0o644)
+            except OSError:
+                pass  # the error itself still reaches standard error
+            else:
+                os.write(fd, line)
+                os.close(fd)
+        if not path or level == "error":
+            try:
+                os.write(2, line if not path else f"{message}\n".encode(errors="replace"))
+            except OSError:
+                pass  # nobody listens
+
+    def _line(self, level: str, message: str) -> bytes:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if self._format == "json":
+            from scow.runtime import smalljson
+
+            return f"{smalljson.encode({'level': level, 'msg': message, 'time': now})}\n".encode()
+        quoted = message.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'time="{now}" level={level} msg="{quoted}"\n'.encode(errors="replace")
+
+
+def main() -> None:
+    """The entry point of the command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out one command line; gives the exit status."""
+    try:
+        flags, operands = read_flags(arguments, GLOBAL, strict_order=True)
+        log = Log(flags)
+    except ScowError as error:
+        os.write(2, f"{error}\n".encode(errors="replace"))
+        return 1
+    if switch(flags, "version"):
+        from scow.runtime.oci_state import OCI_VERSION
+
+        print(f"scow-oci version {VERSION}\nspec: {OCI_VERSION}")
+        return 0
+    if switch(flags, "help") or not operands or operands[0] in ("help", "h"):
+        print(_USAGE + " ".join(COMMANDS))
+        return 0
+    command = operands[0]
+    try:
+        return _dispatch(command, operands[1:], flags, log)
+    except (ScowError, OSError) as error:
+        log.tell("error", _words(command, error))
+        return 255 if command == "exec" else 1
+
+
+def _words(command: str, error: ScowError | OSError) -> str:
+    message = str(error)
+    if isinstance(error, OSError):
+        name = f" '{os.fsdecode(error.filename)}'" if error.filename else ""
+        message = f"{(error.strerror or str(error)).lower()}{name}"
+    elif error.hint:
+        message += f" ({error.hint})"
+    if command in ("create", "run", "start"):
+        return f"scow-oci {command} failed: unable to start container process: {message}"
+    if command == "exec":
+        return f"exec failed: unable to start container process: {message}"
+    return message
+
+
+def _import_codec() -> None:
+    """Import msgspec without typing_extensions, which it prefers where it is installed.
+
+    That would bring inspect, ast and tokenize: 6 ms of every start (cli/main.py does the same).
+    """
+    if "msgspec" in sys.modules or "typing_extensions" in sys.modules:
+        return
+    sys.modules["typing_extensions"] = None  # type: ignore[assignment]  # import system: "not there"
+    try:
+        __import__("msgspec")
+    finally:
+        del sys.modules["typing_extensions"]
+
+
+def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int:
+    table = COMMANDS.get(command)
+    if table is None:
+        raise InvalidArgument(f"No help topic for '{command}'")
+    own, operands = read_flags(arguments, table, strict_order=command == "exec")
+    root = text(flags, "root") or "/run/scow-oci"
+    if switch(flags, "systemd-cgroup") or text(flags, "cgroup-manager") == "systemd":
+        own["systemd-cgroup"] = True
+    if command in ("create", "run", "exec", "update", "events", "features", "spec"):
+        _import_codec()
+    if command == "start":
+        from scow.runtime import oci_start as commands
+    elif command in ("create", "run", "exec"):
+        from scow.runtime import oci_process as commands  # type: ignore[no-redef]  # the same shape
+    elif command in ("update", "events", "features", "spec", "checkpoint", "restore"):
+        from scow.runtime import oci_extra as commands  # type: ignore[no-redef]  # the same shape
+    else:
+        from scow.runtime import oci_control as commands  # type: ignore[no-redef]  # the same shape
+    return commands.COMMANDS[command](root, own, operands, log.tell)
+
+
+if __name__ == "__main__":
+    main()

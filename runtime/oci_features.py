@@ -1,0 +1,137 @@
+"""What `features` says scow-oci can do, and the example that `spec` writes."""
+
+from __future__ import annotations
+
+import os
+
+from scow.runtime.oci_state import OCI_VERSION
+from scow.runtime.security import CAPABILITY_NAMES, READONLY_PATHS
+
+_HOOKS = (
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+)
+_MOUNT_OPTIONS = (
+    "async atime bind defaults dev diratime dirsync exec idmap iversion lazytime loud mand "
+    "noatime nodev nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid "
+    "nosymfollow private ratime rbind rdev rdiratime relatime remount rexec ridmap rnoatime rnodev "
+    "rnodiratime rnoexec rnorelatime rnostrictatime rnosuid rnosymfollow ro rprivate rrelatime "
+    "rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw shared silent slave "
+    "strictatime suid symfollow sync tmpcopyup unbindable"
+)
+
+
+def features() -> dict[str, object]:
+    """The document of runtime-spec features.md."""
+    return {
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": OCI_VERSION,
+        "hooks": list(_HOOKS),
+        "mountOptions": _MOUNT_OPTIONS.split(),
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "capabilities": [f"CAP_{name}" for name in CAPABILITY_NAMES],
+            "cgroup": {
+                "v1": True,
+                "v2": True,
+                "systemd": False,
+                "systemdUser": False,
+                "rdma": True,
+            },
+            "seccomp": _seccomp(),
+            "apparmor": {"enabled": False},
+            "selinux": {"enabled": False},
+            "intelRdt": {"enabled": False},
+            "mountExtensions": {"idmap": {"enabled": True}},
+            "netDevices": {"enabled": False},
+        },
+        "annotations": {"io.github.scow.version": OCI_VERSION},
+    }
+
+
+def _seccomp() -> dict[str, object]:
+    actions = "ALLOW ERRNO KILL KILL_PROCESS KILL_THREAD LOG TRACE TRAP"
+    operators = "EQ GE GT LE LT MASKED_EQ NE"
+    flags = [
+        "SECCOMP_FILTER_FLAG_LOG",
+        "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+        "SECCOMP_FILTER_FLAG_TSYNC",
+    ]
+    return {
+        "enabled": True,
+        "actions": [f"SCMP_ACT_{name}" for name in actions.split()],
+        "operators": [f"SCMP_CMP_{name}" for name in operators.split()],
+        "archs": ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
+        "knownFlags": flags,
+        "supportedFlags": flags,
+    }
+
+
+def example_spec() -> dict[str, object]:
+    """A configuration that runs `sh` in the bundle's `rootfs`, confined as runc's example is."""
+    caps = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
+    return {
+        "ociVersion": OCI_VERSION,
+        "process": {
+            "terminal": os.isatty(0),
+            "user": {"uid": 0, "gid": 0},
+            "args": ["sh"],
+            "env": [
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "TERM=xterm",
+            ],
+            "cwd": "/",
+            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+            "noNewPrivileges": True,
+        },
+        "root": {"path": "rootfs", "readonly": True},
+        "hostname": "scow",
+        "mounts": _example_mounts(),
+        "linux": {
+            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            "namespaces": [
+                {"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")
+            ],
+            "maskedPaths": [
+                "/proc/acpi",
+                "/proc/asound",
+                "/proc/kcore",
+                "/proc/keys",
+                "/proc/latency_stats",
+                "/proc/timer_list",
+                "/proc/timer_stats",
+                "/proc/sched_debug",
+                "/sys/firmware",
+                "/proc/scsi",
+            ],
+            "readonlyPaths": list(READONLY_PATHS),
+        },
+    }
+
+
+def _example_mounts() -> list[dict[str, object]]:
+    def mount(where: str, kind: str, source: str, options: str) -> dict[str, object]:
+        document: dict[str, object] = {"destination": where, "type": kind, "source": source}
+        if options:
+            document["options"] = options.split()
+        return document
+
+    return [
+        mount("/proc", "proc", "proc", ""),
+        mount("/dev", "tmpfs", "tmpfs", "nosuid strictatime mode=755 size=65536k"),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            "nosuid noexec newinstance ptmxmode=0666 mode=0620 gid=5",
+        ),
+        mount("/dev/shm", "tmpfs", "shm", "nosuid noexec nodev mode=1777 size=65536k"),
+        mount("/dev/mqueue", "mqueue", "mqueue", "nosuid noexec nodev"),
+        mount("/sys", "sysfs", "sysfs", "nosuid noexec nodev ro"),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid noexec nodev relatime ro"),
+    ]
