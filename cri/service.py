@@ -27,12 +27,8 @@ from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Record, RecordStore, Vol
 from scow.cri.status import Status, read_status
 from scow.cri.validate import validate
 from scow.cri.volumes import VolumeStore
-from scow.cri.watcher import Watcher
-from scow.native.errors import (
-    DeadlineExceeded,
-    InvalidState,
-    NotFound,
-)
+from scow.cri.watcher import Watcher, goes_on
+from scow.native.errors import DeadlineExceeded, InvalidState, NotFound
 from scow.native.fs import Root
 from scow.runtime.monitor import MonitorConnection
 from scow.runtime.state import Operation, State, require
@@ -222,7 +218,7 @@ class Service:
         try:
             with self.store.locked(container_id):
                 record = self.store.read(container_id)
-                if self.status(record).state in (State.RUNNING, State.PAUSED):
+                if self._goes_on(record):
                     return
                 launching.release(record, self._around)
                 if record.options.auto_remove:
@@ -231,6 +227,11 @@ class Service:
             return
 
     cleanup = finish
+
+    def _goes_on(self, record: Record) -> bool:
+        """Whether the container runs, and is not just losing its monitor."""
+        path = f"{self.store.run_dir(record.id)}/monitor.sock"
+        return goes_on(lambda: not self._has_ended(record), path)
 
     def remove(self, container_id: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a container that does not run; with `force`, kill it first."""

@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Callable
 
 from scow.native.errors import ScowError
 from scow.runtime.monitor import Exited, MonitorConnection
+
+# Between the end of a killed monitor's sockets and its own are microseconds, on a busy host more.
+MONITOR_GONE_S = 2.0
+
+
+def goes_on(is_running: Callable[[], bool], path: str) -> bool:
+    """Whether a container runs, and is not just losing the monitor whose socket is at `path`.
+
+    A process that is killed closes its sockets a moment before it is gone from /proc: who saw that
+    end may be faster than the kernel.
+    """
+    deadline = time.monotonic() + MONITOR_GONE_S
+    while is_running():
+        with Watcher(path, cleans=False) as watcher:
+            if watcher.is_connected or time.monotonic() > deadline:
+                return True
+        time.sleep(0.005)
+    return False
 
 
 class Watcher:
@@ -23,6 +42,11 @@ class Watcher:
                 self._connection.watch()
         except (OSError, ScowError):
             self._connection = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a monitor answers."""
+        return self._connection is not None
 
     def __enter__(self) -> Watcher:
         return self

@@ -301,12 +301,10 @@ static int op_enter_pid_namespace(struct child *child, const struct plan_op *op)
 }
 
 static int prepare(struct child *child) {
-    struct sigaction standard = {.sa_handler = SIG_DFL};
     sigset_t none;
     if (prctl(PR_SET_DUMPABLE, 0) < 0)
         return -errno;
-    for (int sig = 1; sig < _NSIG; sig++)
-        sigaction(sig, &standard, NULL); /* the monitor's handlers and ignored ones */
+    sys_default_signals(); /* the monitor's handlers and ignored ones */
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     umask(0); /* every mode in the plan is meant exactly */

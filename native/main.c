@@ -9,10 +9,8 @@ int untar_main(int argc, char **argv) __attribute__((weak));
 
 /* The starter left every signal blocked over the exec (launch.c), and Python ignores SIGPIPE. */
 static void reset_signals(void) {
-    struct sigaction standard = {.sa_handler = SIG_DFL};
     sigset_t none;
-    for (int sig = 1; sig < _NSIG; sig++)
-        sigaction(sig, &standard, NULL);
+    sys_default_signals();
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }

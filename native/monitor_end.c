@@ -1,6 +1,8 @@
 /* What is left to do when the process has ended: find out why, write it down, tell, clean up. */
 #include "monitor.h"
 
+#include "sys.h"
+
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -59,10 +61,8 @@ static void call_cleanup(struct monitor *m) {
     if (!argv || !argv[0]) return;
     pid_t pid = vfork();
     if (pid != 0) return;
-    struct sigaction standard = {.sa_handler = SIG_DFL};
     sigset_t none;
-    for (int sig = 1; sig < NSIG; sig++)
-        (void)sigaction(sig, &standard, NULL);
+    sys_default_signals();
     sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
     (void)syscall(SYS_close_range, 3u, ~0u, 0u);

@@ -60,6 +60,19 @@ static inline long sys_result(long value) {
     return value < 0 ? -errno : value;
 }
 
+/* Every signal to its default. By the raw call: libc keeps the numbers from 32 on to itself and refuses
+ * them, and a caller may have left them ignored, which an execve would hand on. */
+static inline void sys_default_signals(void) {
+    const struct {
+        void *handler;
+        unsigned long flags;
+        void *restorer;
+        uint64_t mask;
+    } standard = {0};
+    for (int sig = 1; sig <= 64; sig++)
+        (void)syscall(SYS_rt_sigaction, sig, &standard, NULL, sizeof standard.mask);
+}
+
 static inline int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
     struct open_how how = {.flags = flags | O_CLOEXEC, .mode = mode, .resolve = resolve};
     return (int)sys_result(syscall(SYS_openat2, dirfd, path, &how, sizeof how));
