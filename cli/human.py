@@ -64,12 +64,6 @@ def local_time(at_ns: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z %Z", time.localtime(at_ns // SECOND_NS))
 
 
-def rfc3339(at_ns: int) -> str:
-    """`2026-11-20T18:02:01.123456789Z`."""
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_ns // SECOND_NS))
-    return f"{whole}.{at_ns % SECOND_NS:09d}Z"
-
-
 def short_id(digest_or_id: str) -> str:
     """The first 12 hexadecimal digits."""
     return digest_or_id.rpartition(":")[2][:12]

@@ -249,14 +249,6 @@ def parse_signal(option: str, text: str) -> int:
     raise invalid(option, text, "a signal is a name (TERM, SIGKILL, RTMIN+3) or a number 1 to 64")
 
 
-def signal_name(number: int) -> str:
-    """`SIGTERM` for 15; real-time signals by their number."""
-    for name, value in SIGNALS.items():
-        if value == number:
-            return "SIG" + name
-    return f"SIG{number}"
-
-
 def parse_timeout(option: str, text: str) -> int:
     """Seconds; -1 waits for ever."""
     return parse_int(option, text, low=-1, high=2**31 - 1, note="seconds, or -1 to wait for ever")

@@ -440,10 +440,6 @@ class Service:
         record = self.store.read(container_id)
         return describe(record, self.status(record), self.store, self.volumes)
 
-    def plan_of(self, container_id: str) -> Plan:
-        """Compile the plan that a start of the container carries out, without taking anything."""
-        return self.explain(container_id)[1]
-
     def explain(self, container_id: str) -> tuple[Steps, Plan]:
         """Give the steps before the plan, as (call, why), and the plan; nothing is taken."""
         from scow.cri.preface import preface

@@ -53,10 +53,6 @@ class Reference(msgspec.Struct, frozen=True):
         """The whole reference in its shortest form."""
         return self.familiar_repository + self._suffix()
 
-    def with_tag(self, tag: str) -> Reference:
-        """The same repository under another tag and no digest."""
-        return Reference(self.host, self.path, tag, None)
-
     def with_digest(self, digest: Digest) -> Reference:
         """The same repository at exactly this content."""
         return Reference(self.host, self.path, None, digest)

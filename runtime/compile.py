@@ -17,7 +17,7 @@ from scow.native import sys as kernel
 from scow.native.errors import InvalidArgument
 from scow.native.fd import OwnedFd
 from scow.runtime.mounts import mount_operations
-from scow.runtime.security import CAPABILITY_NAMES, mask_of
+from scow.runtime.security import mask_of
 from scow.runtime.spec import Process, Spec
 
 NAMESPACE_FLAGS = {
@@ -376,8 +376,3 @@ def execute_operation(process: Process, run_init: bool) -> p.Operation:
     argv = tuple(os.fsencode(arg) for arg in process.args)
     env = tuple(os.fsencode(entry) for entry in process.env)
     return p.Execute(argv, env, run_init)
-
-
-def all_capabilities() -> tuple[str, ...]:
-    """Give every capability name with its prefix, in bit order."""
-    return tuple(f"CAP_{name}" for name in CAPABILITY_NAMES)

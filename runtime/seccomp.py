@@ -126,11 +126,6 @@ def default_profile() -> bytes:
         return file.read()
 
 
-def default_program(cache_dir: str, capabilities: frozenset[str]) -> bytes:
-    """The program of the default profile, from the cache when it is there."""
-    return cached_program(cache_dir, default_profile(), capabilities)
-
-
 def parse_profile(document: bytes) -> SeccompProfile:
     """Read a profile. Raises InvalidArgument that names the property."""
     if len(document) > PROFILE_LIMIT:

@@ -192,9 +192,6 @@ class Spec(_Document, frozen=True):
     linux: Linux = Linux()
 
 
-_ENCODER = msgspec.json.Encoder()
-
-
 def decode_spec(data: bytes, origin: str) -> Spec:
     """Decode config.json; `origin` names it in the error, which tells the field (`$.process.cwd`)."""
     return _decode(data, Spec, origin)
@@ -228,8 +225,3 @@ def _without_nulls(value: object) -> object:
 def decode_process(data: bytes, origin: str) -> Process:
     """Decode the `process` of an exec."""
     return _decode(data, Process, origin)
-
-
-def encode_spec(spec: Spec) -> bytes:
-    """Encode for config.json; the inverse of `decode_spec` for what scow knows."""
-    return _ENCODER.encode(spec)
