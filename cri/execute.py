@@ -11,20 +11,25 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-from scow.cri.launch import Surroundings, container_cgroup, own_monitor, seccomp_filter
+from scow.cri.launch import (
+    Surroundings,
+    container_cgroup,
+    own_monitor,
+    seccomp_filter,
+    wait_for,
+)
 from scow.cri.options import ExecOptions
 from scow.cri.records import Record, RecordStore
 from scow.cri.specgen import build_capabilities, build_process
 from scow.cri.status import is_process
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidState, ScowError, SetupError
+from scow.native.errors import InvalidState, SetupError
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.native.spawn import launch
 from scow.runtime.compile import Handles, compile_exec
-from scow.runtime.failures import explain_failure
-from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started, StatusRecord
+from scow.runtime.monitor import MonitorConnection, Ready, Started, StatusRecord
 from scow.runtime.security import combine_capabilities
 from scow.runtime.spec import ConsoleSize, Process, ProcessUser
 from scow.runtime.users import resolve_user
@@ -77,7 +82,10 @@ def run_exec(
                     connection.attach(
                         stdout=True, stderr=True, stdin=options.open_stdin, lossless=True
                     )
-            _wait_started(connection, plan, root)
+            wait_for(connection, Ready, plan, root, verb="execute")
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.start()
+            wait_for(connection, Started, plan, root, verb="execute")
         except SetupError as error:
             connection.close()
             # pid_namespaces(7): ENOMEM where the namespace's first process is ending.
@@ -121,20 +129,6 @@ def attach_to(record: Record, store: RecordStore, *, stdin: bool) -> MonitorConn
     except (FileNotFoundError, ConnectionError):
         raise _ended(record, "attach to") from None
     return connection
-
-
-def _wait_started(connection: MonitorConnection, plan: p.Plan, root: Root) -> None:
-    while True:
-        event = connection.recv()
-        if isinstance(event, Ready):
-            with suppress(BrokenPipeError, ConnectionResetError):
-                connection.start()
-        elif isinstance(event, Started):
-            return
-        elif isinstance(event, Failed):
-            raise explain_failure(plan, event.failure, root)
-        elif event is None:
-            raise ScowError("cannot execute: the monitor went away without a word")
 
 
 def _monitor(record: Record, options: ExecOptions) -> p.MonitorConfig:

@@ -57,7 +57,6 @@ class Prepared(msgspec.Struct):
     plan: p.Plan
     root: Root
     sandbox: Sandbox
-    user: User
     generated: specgen.Generated
 
 
@@ -158,7 +157,7 @@ def prepare_launch(
         mount_reasons=generated.reasons,
     )
     plan = compile_run(generated.spec, handles, _monitor_config(record, around, oom, lock_fd))
-    return Prepared(plan, root, sandbox, user, generated)
+    return Prepared(plan, root, sandbox, generated)
 
 
 def _monitor_config(
@@ -248,7 +247,7 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
             pid, pidfd = launch_controlled(prepared.plan, theirs.fileno())
         undo.callback(_see_off, connection, pidfd)
         own_monitor(pid)
-        _until(connection, Ready, prepared)
+        wait_for(connection, Ready, prepared.plan, prepared.root, verb="start the container")
         if prepared.sandbox.attachment is not None:
             around.network().settle(prepared.sandbox.attachment)
             around.network().open_ports(prepared.sandbox.attachment)
@@ -258,7 +257,7 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
                 connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
                 connection.watch()
             connection.start()
-        _until(connection, Started, prepared)
+        wait_for(connection, Started, prepared.plan, prepared.root, verb="start the container")
         undo.pop_all()
         pidfd.close()
     return connection
@@ -294,16 +293,18 @@ def _see_off(connection: MonitorConnection, pidfd: OwnedFd) -> None:
         poller.poll(int(MONITOR_END_S * 1000))
 
 
-def _until(connection: MonitorConnection, wanted: type, prepared: Prepared) -> None:
+def wait_for(
+    connection: MonitorConnection, wanted: type, plan: p.Plan, root: Root, *, verb: str
+) -> None:
     """Read events until the wanted one; a failure becomes the error it stands for."""
     while True:
         event = connection.recv()
         if isinstance(event, wanted):
             return
         if isinstance(event, Failed):
-            raise explain_failure(prepared.plan, event.failure, prepared.root)
+            raise explain_failure(plan, event.failure, root)
         if event is None:
-            raise ScowError("cannot start the container: its monitor went away without a word")
+            raise ScowError(f"cannot {verb}: its monitor went away without a word")
 
 
 def _make_shm(path: str, record: Record) -> None:
