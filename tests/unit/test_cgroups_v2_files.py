@@ -72,10 +72,12 @@ class FakeKernel:
         self._fill(Path(path))
 
     def _remove(self, path: str) -> None:
-        if any(entry.is_dir() for entry in os.scandir(path)):
+        with os.scandir(path) as entries:
+            files = [entry.path for entry in entries if not entry.is_dir()]
+        if len(files) < len(os.listdir(path)):
             raise OSError(errno.EBUSY, "busy", path)
-        for entry in list(os.scandir(path)):
-            os.unlink(entry.path)
+        for file in files:
+            os.unlink(file)
         self._rmdir(path)
 
     def _mark(self, path: str) -> bytes | None:
