@@ -196,7 +196,9 @@ class _Creation:
 
     def _make_cgroup(self) -> Cgroup:
         resources = resources_of(self.spec)
-        cgroup = open_cgroup(self.record.cgroup, foreign=True)
+        cgroup = open_cgroup(
+            self.record.cgroup, foreign=True, owner=os.path.abspath(self.directory.path)
+        )
         cgroup.create(resources)
         self.undo.callback(end_cgroup, cgroup)
         return cgroup
