@@ -7,6 +7,7 @@ request changes (directory, environment, descriptors, modules) is its own. docs/
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
@@ -105,8 +106,9 @@ def main(directory: str, name: str, front: str) -> None:
             _live(life)
         finally:
             if os.getpid() == life.pid:
-                os.unlink(life.path)
-                os.unlink(f"{life.path}.lock")
+                for path in (life.path, f"{life.path}.lock"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
 
 
 def _is_at_home(ours: Nature) -> bool:
