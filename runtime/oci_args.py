@@ -55,6 +55,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "events": _table("interval", "stats"),
     "features": _table(),
     "spec": _table("bundle/b", "rootless"),
+    "warm": _table("", "stop"),
     "checkpoint": _table("image-path work-path"),
     "restore": _table("image-path work-path bundle/b"),
 }

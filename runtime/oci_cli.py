@@ -61,11 +61,18 @@ class Log:
 
 
 def main() -> None:
-    """The entry point of the command."""
+    """The entry point without a front: `python -m scow.runtime.oci_cli`."""
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
+def start_cold(reason: str, arguments: list[str]) -> None:
+    """The entry point of an interpreter that the front had to start (native/front.c)."""
+    code = run(arguments, cold=reason)
+    sys.stdout.flush()
+    os._exit(code)  # taking the interpreter apart costs 3 ms and tells nobody anything
+
+
+def run(arguments: list[str], cold: str = "") -> int:
     """Carry out one command line; gives the exit status."""
     try:
         flags, operands = read_flags(arguments, GLOBAL, strict_order=True)
@@ -82,6 +89,8 @@ def run(arguments: list[str]) -> int:
         print(_USAGE + " ".join(COMMANDS))
         return 0
     command = operands[0]
+    if cold:
+        log.tell("debug", f"no warm process does this: {cold}")
     try:
         return _dispatch(command, operands[1:], flags, log)
     except (ScowError, OSError) as error:
@@ -103,7 +112,7 @@ def _words(command: str, error: ScowError | OSError) -> str:
     return message
 
 
-def _import_codec() -> None:
+def import_codec() -> None:
     """Import msgspec without typing_extensions, which it prefers where it is installed.
 
     That would bring inspect, ast and tokenize: 6 ms of every start (cli/main.py does the same).
@@ -126,11 +135,13 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
     if switch(flags, "systemd-cgroup") or text(flags, "cgroup-manager") == "systemd":
         own["systemd-cgroup"] = True
     if command in ("create", "run", "exec", "update", "events", "features", "spec"):
-        _import_codec()
+        import_codec()
     if command == "start":
         from scow.runtime import oci_start as commands
     elif command in ("create", "run", "exec"):
         from scow.runtime import oci_process as commands  # type: ignore[no-redef]  # the same shape
+    elif command == "warm":
+        from scow.runtime import oci_warm as commands  # type: ignore[no-redef]  # the same shape
     elif command in ("update", "events", "features", "spec", "checkpoint", "restore"):
         from scow.runtime import oci_extra as commands  # type: ignore[no-redef]  # the same shape
     else:

@@ -18,6 +18,7 @@ from scow.native import unix
 from scow.native.errors import InvalidArgument, NotFound, ScowError, Unsupported
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
+from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
 from scow.runtime.hooks import check_hook, run_hooks
 from scow.runtime.oci_child import Child, follow, spawn
@@ -100,6 +101,8 @@ def create(root: str, name: str, options: CreateOptions) -> Created:
     bundle = os.path.abspath(options.bundle)
     spec, data = read_bundle(bundle)
     check_spec(spec)
+    if spec.process is not None and spec.process.terminal and not options.console_socket:
+        parent.current().need_terminal()
     directory = ContainerDir(root, name)
     directory.create()
     with ExitStack() as undo, ExitStack() as held:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -11,6 +10,7 @@ import msgspec
 
 from scow.native.errors import InvalidArgument, InvalidState, ScowError, Unsupported
 from scow.native.fd import OwnedFd
+from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
 from scow.runtime.oci_args import Flags, number, one_operand, switch, text, texts
 from scow.runtime.oci_child import Child, follow, spawn
@@ -59,7 +59,7 @@ def _create(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 def _run(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     detach = switch(flags, "detach")
     if not detach:
-        _hold_signals()
+        parent.current().hold_signals()
     made = create(root, one_operand(operands), _options(flags, detach=detach))
     for warning in made.warnings:
         tell("warning", warning)
@@ -89,36 +89,10 @@ def _delete_after(made: Created, tell: Tell) -> None:
 # --- waiting --------------------------------------------------------------------------------------
 
 
-_IGNORED = {signal.SIGCHLD, signal.SIGPIPE, signal.SIGURG, signal.SIGKILL, signal.SIGSTOP}
-
-
-def _hold_signals() -> None:
-    """What comes before there is a process to pass it on to waits until there is one."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _IGNORED)
-
-
 def wait(child: Child, master: OwnedFd | None) -> int:
-    """Stay until the process ends, pass signals on to it; its exit status as a shell has it."""
+    """Stay until the process ends; its exit status as a shell has it."""
     assert child.pidfd is not None
-    pidfd = child.pidfd.fileno()
-
-    def forward(received: int, frame: object) -> None:
-        try:
-            signal.pidfd_send_signal(pidfd, received)
-        except ProcessLookupError:
-            pass
-
-    for received in signal.valid_signals() - _IGNORED:
-        try:
-            signal.signal(received, forward)
-        except (OSError, ValueError):
-            continue  # of the kernel or libc
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if master is not None:
-        from scow.runtime.oci_tty import relay
-
-        relay(master, pidfd)
-    _, status = os.waitpid(child.pid, 0)
+    status = parent.current().wait(child.pid, child.pidfd.fileno(), master)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
@@ -139,8 +113,10 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     spec = decode_spec(directory.config(), "config.json")
     process = _exec_process(spec, flags, operands[1:])
     detach, console = switch(flags, "detach"), text(flags, "console-socket")
+    if process.terminal and not console:
+        parent.current().need_terminal()
     if not detach:
-        _hold_signals()
+        parent.current().hold_signals()
     if process.terminal and detach and not console:
         raise InvalidArgument(
             "cannot allocate tty if runc will detach without setting console socket"
