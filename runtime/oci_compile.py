@@ -14,7 +14,7 @@ import msgspec
 
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidArgument, ScowError, Unsupported
+from scow.native.errors import InvalidArgument, Unsupported
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.runtime.compile import (
@@ -85,10 +85,12 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
     ops += cover_operations(spec)
     ops += _names(spec)
     ops.append(_stdio(process))
+    ops += _labels(process, ends)
     ops.append(p.PivotRoot(why="from here on the host's files are out of reach"))
     ops += _root_options(spec)
     ops += _scheduling(spec, process)
     ops += limit_operations(_in_user_namespace(spec, process), ends.keyring)
+    ops += _labels_done(process, ends)
     ops.append(p.ProbeCommand(strict=_minds_modes(process), why="say now what cannot be executed"))
     ops.append(p.AwaitStartSocket(ends.start_socket, why="created: wait for 'start'"))
     before, after = ends.state
@@ -122,6 +124,10 @@ def compile_exec(
     kinds = 0
     for item in spec.linux.namespaces:
         kinds |= _flag(item.type)
+    # What needs a procfs that no container has touched comes before anything is joined.
+    ops += _labels(process, ends)
+    if process.oom_score_adj is not None and _has(spec, "user"):
+        ops.append(p.SetOomScoreAdj(process.oom_score_adj, why="lowered from outside only"))
     if kinds:
         ops.append(p.JoinNamespace(pidfd, kinds, why="be where the first process is"))
     if _has(spec, "user"):
@@ -294,6 +300,22 @@ def _in_user_namespace(spec: Spec, process: Process) -> Process:
     return msgspec.structs.replace(process, oom_score_adj=None) if _has(spec, "user") else process
 
 
+def _labels(process: Process, ends: Ends) -> list[p.Operation]:
+    if not (process.apparmor_profile or process.selinux_label):
+        return []
+    from scow.runtime.oci_labels import label_operations
+
+    return label_operations(process, keyring=bool(ends.keyring))
+
+
+def _labels_done(process: Process, ends: Ends) -> list[p.Operation]:
+    if not (process.selinux_label and ends.keyring):
+        return []
+    from scow.runtime.oci_labels import unlabel_keys
+
+    return unlabel_keys(process)
+
+
 def _minds_modes(process: Process) -> bool:
     capabilities = process.capabilities or Capabilities()
     return process.user.uid == 0 or "CAP_DAC_OVERRIDE" not in capabilities.ambient
@@ -317,12 +339,10 @@ def complete(spec: Spec, process: Process, root: Root, umask: int) -> tuple[Proc
     names = [limit.type for limit in process.rlimits]
     if len(names) != len(set(names)):
         raise InvalidArgument("a rlimit is given twice")
-    if process.apparmor_profile and not os.path.isdir("/sys/kernel/security/apparmor"):
-        raise ScowError(
-            f"apparmor profile '{process.apparmor_profile}' set, but AppArmor is not enabled"
-        )
-    if process.selinux_label and not os.path.isdir("/sys/fs/selinux"):
-        raise ScowError("selinux label is specified in config, but selinux is disabled")
+    if process.apparmor_profile or process.selinux_label or spec.linux.mount_label:
+        from scow.runtime.oci_labels import check_labels
+
+        check_labels(process, spec.linux.mount_label)
     capabilities, warnings = _usable(process.capabilities)
     user = process.user
     if user.umask is None:

@@ -150,6 +150,10 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     child = _spawn_exec(directory, record, spec, process, flags, tell)
     try:
         master = _finish_exec(child, console, text(flags, "pid-file"))
+        if process.apparmor_profile or process.selinux_label:
+            from scow.runtime.oci_labels import check_applied
+
+            check_applied(child.pid, process)
     except BaseException:
         child.kill()
         raise
@@ -231,9 +235,13 @@ def _exec_process(spec: Spec, flags: Flags, arguments: list[str]) -> Process:
     if path:
         with open(path, "rb") as file:
             process = decode_process(file.read(), path)
-        if process.exec_cpu_affinity is None and base.exec_cpu_affinity is not None:
-            process = msgspec.structs.replace(process, exec_cpu_affinity=base.exec_cpu_affinity)
-        return process
+        # What confines the container confines all that runs in it, unless it says otherwise.
+        return msgspec.structs.replace(
+            process,
+            exec_cpu_affinity=process.exec_cpu_affinity or base.exec_cpu_affinity,
+            apparmor_profile=process.apparmor_profile or base.apparmor_profile,
+            selinux_label=process.selinux_label or base.selinux_label,
+        )
     if not arguments:
         raise InvalidArgument("process args cannot be empty")
     changes: dict[str, object] = {"args": tuple(arguments), "terminal": switch(flags, "tty")}

@@ -52,6 +52,8 @@ def release(directory: ContainerDir, record: StateRecord) -> None:
         if spec.process is None:
             raise InvalidState("cannot start a container without 'process' in its configuration")
         raise explain_packet(packet, spec.process, spec.hooks.start_container)
+    if b'"apparmorProfile"' in config or b'"selinuxLabel"' in config:
+        _check_labels(record, config)
     if b'"poststart"' in config:
         from scow.runtime.hooks import run_hooks
         from scow.runtime.oci_destroy import kill_and_wait
@@ -62,6 +64,19 @@ def release(directory: ContainerDir, record: StateRecord) -> None:
         except ScowError:
             kill_and_wait(record)
             raise
+
+
+def _check_labels(record: StateRecord, config: bytes) -> None:
+    from scow.runtime.oci_destroy import kill_and_wait
+    from scow.runtime.oci_labels import check_applied
+
+    spec = _decode(config)
+    assert spec.process is not None
+    try:
+        check_applied(record.pid, spec.process)
+    except ScowError:
+        kill_and_wait(record)
+        raise
 
 
 def _decode(config: bytes) -> Spec:
