@@ -14,7 +14,7 @@ import msgspec
 
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidArgument
+from scow.native.errors import InvalidArgument, Unsupported
 from scow.native.fd import OwnedFd
 from scow.runtime.mounts import mount_operations
 from scow.runtime.security import mask_of
@@ -35,6 +35,7 @@ JOIN_ORDER = ("user", "pid", "network", "ipc", "uts", "cgroup", "mount")
 DEVICE_MODES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 
 UNLIMITED = 2**64 - 1
+SECCOMP_NEW_LISTENER = 8  # SECCOMP_FILTER_FLAG_NEW_LISTENER, of a filter that asks an agent
 
 
 class Handles(msgspec.Struct, frozen=True):
@@ -61,6 +62,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
     process = spec.process
     if process is None:
         raise InvalidArgument("cannot run a container without 'process' in its configuration")
+    _check_filter(handles.seccomp)
     new, joins = namespace_operations(spec, handles.hold)
     holder = _pid_namespace_holder(spec, joins, handles.hold)
     ops: list[p.Operation] = []
@@ -132,6 +134,7 @@ def compile_exec(
     `joins` are the namespaces of the container's first process; its limits come first here too,
     and no part of the host is open or dumpable when they are entered (CVE-2016-9962).
     """
+    _check_filter(handles.seccomp)
     ops: list[p.Operation] = []
     if handles.cgroup_tasks:
         ops.append(p.JoinCgroups(handles.cgroup_tasks, why="be under the container's limits"))
@@ -152,6 +155,11 @@ def compile_exec(
         pid_offsets=(),
         monitor=monitor,
     )
+
+
+def _check_filter(seccomp: tuple[bytes, int] | None) -> None:
+    if seccomp is not None and seccomp[1] & SECCOMP_NEW_LISTENER:
+        raise Unsupported("seccomp action 'SCMP_ACT_NOTIFY' is not supported: there is no agent")
 
 
 def namespace_operations(

@@ -54,12 +54,13 @@ def features() -> dict[str, object]:
 
 
 def _seccomp() -> dict[str, object]:
-    actions = "ALLOW ERRNO KILL KILL_PROCESS KILL_THREAD LOG TRACE TRAP"
+    actions = "ALLOW ERRNO KILL KILL_PROCESS KILL_THREAD LOG NOTIFY TRACE TRAP"
     operators = "EQ GE GT LE LT MASKED_EQ NE"
     flags = [
         "SECCOMP_FILTER_FLAG_LOG",
         "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
         "SECCOMP_FILTER_FLAG_TSYNC",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
     ]
     return {
         "enabled": True,

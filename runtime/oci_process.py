@@ -216,7 +216,17 @@ def _spawn_exec(
             keyring="",
         )
         plan = compile_exec(spec, process, pidfd, ends, _affinity(process))
-        return spawn(plan, standard_descriptors())
+        child = spawn(plan, standard_descriptors())
+        child.on_listener = lambda child, number: _pass_listener(spec, record, child, number)
+        return child
+
+
+def _pass_listener(spec: Spec, record: StateRecord, child: Child, number: int) -> None:
+    from scow.runtime.oci_listener import pass_listener
+
+    assert child.pidfd is not None
+    seccomp = bytes(spec.linux.seccomp)
+    pass_listener(seccomp, record, "running", child.pid, (child.pidfd.fileno(), number))
 
 
 def _affinity(process: Process) -> tuple[bytes, bytes]:
