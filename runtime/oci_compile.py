@@ -32,7 +32,7 @@ from scow.runtime.oci_mounts import MountCompiler, map_text
 from scow.runtime.security import CAPABILITY_NAMES, DEFAULT_DEVICES, held_capabilities
 from scow.runtime.spec import Capabilities, Device, Hook, Process, Spec
 
-MOMENT_MAPS, MOMENT_HOOKS = 1, 2
+MOMENT_MAPS, MOMENT_HOOKS, MOMENT_DEVICES = 1, 2, 3
 PASSWD_LIMIT = 10 << 20
 _NS_GET_NSTYPE = 0xB703
 _LINKS = (
@@ -75,6 +75,8 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
     if new & kernel.CLONE_NEWCGROUP:
         ops.append(p.Unshare(kernel.CLONE_NEWCGROUP, why="after joining: its own is the root"))
+    if spec.linux.net_devices:
+        ops.append(p.AwaitParent(MOMENT_DEVICES, why="network devices come from the host's side"))
     ops.append(p.MountPropagation(kernel.MS_PRIVATE, why="no mount made here shows on the host"))
     ops.append(p.AttachRoot(root_fd, at="/", why="root.path of the bundle"))
     ops += MountCompiler(spec, root_fd, ends.hold, bundle=bundle, cgroup=ends.cgroup).operations()
