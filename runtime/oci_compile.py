@@ -32,7 +32,7 @@ from scow.runtime.oci_mounts import MountCompiler, map_text
 from scow.runtime.security import CAPABILITY_NAMES, DEFAULT_DEVICES, held_capabilities
 from scow.runtime.spec import Capabilities, Device, Hook, Process, Spec
 
-MOMENT_MAPS, MOMENT_HOOKS, MOMENT_DEVICES = 1, 2, 3
+MOMENT_MAPS, MOMENT_HOOKS, MOMENT_DEVICES, MOMENT_GROUPS = 1, 2, 3, 4
 PASSWD_LIMIT = 10 << 20
 _NS_GET_NSTYPE = 0xB703
 _LINKS = (
@@ -71,6 +71,8 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         ops.append(p.AwaitParent(MOMENT_MAPS, why="ids must mean something first"))
     if ends.cgroup_tasks:
         ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the limits before all else"))
+    if spec.linux.intel_rdt is not None:
+        ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
     if has_user or _has(spec, "user"):
         ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
     if new & kernel.CLONE_NEWCGROUP:
@@ -123,6 +125,8 @@ def compile_exec(
         ops.append(p.SetAffinity(initial, why="execCPUAffinity.initial"))
     if ends.cgroup_tasks:
         ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the container's limits"))
+    if spec.linux.intel_rdt is not None:
+        ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
     kinds = 0
     for item in spec.linux.namespaces:
         kinds |= _flag(item.type)

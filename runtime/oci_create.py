@@ -23,6 +23,7 @@ from scow.runtime.hooks import check_hook, run_hooks
 from scow.runtime.oci_child import Child, follow, spawn
 from scow.runtime.oci_compile import (
     MOMENT_DEVICES,
+    MOMENT_GROUPS,
     MOMENT_HOOKS,
     MOMENT_MAPS,
     Ends,
@@ -93,7 +94,9 @@ def check_spec(spec: Spec) -> None:
 
         check_devices(spec)
     if spec.linux.intel_rdt is not None:
-        raise Unsupported("linux.intelRdt is not supported")
+        from scow.runtime.oci_rdt import groups_of, mount_point
+
+        groups_of(spec.linux.intel_rdt, "x", mount_point())
 
 
 def create(root: str, name: str, options: CreateOptions) -> Created:
@@ -211,6 +214,11 @@ class _Creation:
         if moment == MOMENT_MAPS:
             _write_maps(child)
             _write_oom_score(child.pid, self.spec.process)
+        elif moment == MOMENT_GROUPS and self.spec.linux.intel_rdt is not None:
+            from scow.runtime.oci_rdt import join, mount_point, prepare
+
+            intel, undo = self.spec.linux.intel_rdt, self.undo.callback
+            join(prepare(intel, self.directory, mount_point(), undo), child.pid)
         elif moment == MOMENT_DEVICES:
             from scow.runtime.oci_netdevices import move_devices
 

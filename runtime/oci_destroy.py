@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,10 @@ def destroy(directory: ContainerDir, record: StateRecord | None) -> list[str]:
     if record is not None:
         kill_and_wait(record)
         end_cgroup(open_cgroup(record.cgroup, foreign=True))
+        if os.path.exists(f"{directory.path}/rdt"):
+            from scow.runtime.oci_rdt import remove_own
+
+            remove_own(directory)
         try:
             config = directory.config()
             if b'"poststop"' in config:

@@ -24,6 +24,8 @@ _MOUNT_OPTIONS = (
     "strictatime suid symfollow sync tmpcopyup unbindable"
 )
 
+_MEMORY_MODES = "DEFAULT BIND INTERLEAVE WEIGHTED_INTERLEAVE PREFERRED PREFERRED_MANY LOCAL"
+
 
 def features() -> dict[str, object]:
     """The document of runtime-spec features.md."""
@@ -45,7 +47,12 @@ def features() -> dict[str, object]:
             "seccomp": _seccomp(),
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
-            "intelRdt": {"enabled": False},
+            "intelRdt": {"enabled": True, "schemata": True, "monitoring": True},
+            "memoryPolicy": {
+                "modes": [f"MPOL_{name}" for name in _MEMORY_MODES.split()],
+                "flags": [f"MPOL_F_{name}_NODES" for name in ("RELATIVE", "STATIC")]
+                + ["MPOL_F_NUMA_BALANCING"],
+            },
             "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": {"enabled": True},
         },

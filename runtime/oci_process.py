@@ -149,7 +149,7 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
         raise InvalidArgument("cannot use console socket if runc will not detach or allocate tty")
     child = _spawn_exec(directory, record, spec, process, flags, tell)
     try:
-        master = _finish_exec(child, console, text(flags, "pid-file"))
+        master = _finish_exec(child, console, text(flags, "pid-file"), (spec, record.id))
         if process.apparmor_profile or process.selinux_label:
             from scow.runtime.oci_labels import check_applied
 
@@ -160,9 +160,15 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     return 0 if detach else wait(child, master)
 
 
-def _finish_exec(child: Child, console: str, pid_file: str) -> OwnedFd | None:
-    def on_wait(_child: Child, _moment: int) -> None:
-        pass
+def _finish_exec(
+    child: Child, console: str, pid_file: str, container: tuple[Spec, str]
+) -> OwnedFd | None:
+    def on_wait(child: Child, moment: int) -> None:
+        spec, name = container
+        if moment and spec.linux.intel_rdt is not None:
+            from scow.runtime.oci_rdt import groups_of, join, mount_point
+
+            join(groups_of(spec.linux.intel_rdt, name, mount_point()), child.pid)
 
     master = None
     if follow(child, on_wait):
