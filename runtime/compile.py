@@ -222,19 +222,23 @@ _KEPT_TO_ENTER = ("SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE")
 
 
 def enter_pid_namespace(
-    process: Process, seccomp: tuple[bytes, int] | None, *, mounts_console: bool
+    process: Process,
+    seccomp: tuple[bytes, int] | None,
+    *,
+    mounts_console: bool,
+    keep: tuple[str, ...] = (),
 ) -> list[p.Operation]:
     """Give up what can be given up, then become visible to whoever may trace in the namespace."""
     capabilities = process.capabilities
     bounding = mask_of(capabilities.bounding) if capabilities else 0
-    keep = mask_of(capabilities.permitted) if capabilities else 0
-    keep |= mask_of(_KEPT_TO_ENTER)
+    kept = mask_of(capabilities.permitted) if capabilities else 0
+    kept |= mask_of(_KEPT_TO_ENTER + keep)
     if mounts_console or (seccomp is not None and not process.no_new_privileges):
-        keep |= mask_of(("SYS_ADMIN",))
+        kept |= mask_of(("SYS_ADMIN",))
     return [
         p.DropBounding(bounding, why="what is not kept here no setuid program can give back"),
         p.EnterPidNamespace(
-            keep, why="be one of its processes only now: nothing of the host is open any more"
+            kept, why="be one of its processes only now: nothing of the host is open any more"
         ),
     ]
 

@@ -92,14 +92,17 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
     ops += _labels(process, ends)
     ops.append(p.PivotRoot(why="from here on the host's files are out of reach"))
     ops += _root_options(spec)
-    ops += _scheduling(spec, process)
     ops += limit_operations(_in_user_namespace(spec, process), ends.keyring)
     ops += _labels_done(process, ends)
+    if not _cannot_fork(process):
+        ops += _scheduling(spec, process)
     ops.append(p.ProbeCommand(strict=_minds_modes(process), why="say now what cannot be executed"))
     ops.append(p.AwaitStartSocket(ends.start_socket, why="created: wait for 'start'"))
     before, after = ends.state
     created = before.replace('"status":"creating"', '"status":"created"')
     ops += _hooks(spec.hooks.start_container, (created, after))
+    if _cannot_fork(process):
+        ops += _scheduling(spec, process)
     if ends.kept:
         ops.append(p.KeepFds(ends.kept, why="--preserve-fds"))
     ops += identity_operations(process, ends.seccomp)
@@ -141,9 +144,12 @@ def compile_exec(
     ops += limit_operations(_in_user_namespace(spec, process), ends.keyring)
     if final:
         ops.append(p.SetAffinity(final, why="execCPUAffinity.final"))
-    ops += _scheduling(spec, process)
+    if not _cannot_fork(process):
+        ops += _scheduling(spec, process)
     if kinds & kernel.CLONE_NEWPID:
-        ops += enter_pid_namespace(process, ends.seccomp, mounts_console=False)
+        ops += _enter_pid_namespace(process, ends, mounts_console=False)
+    if _cannot_fork(process):
+        ops += _scheduling(spec, process)
     ops.append(_stdio(process))
     if ends.kept:
         ops.append(p.KeepFds(ends.kept, why="--preserve-fds"))
@@ -325,6 +331,18 @@ def _labels_done(process: Process, ends: Ends) -> list[p.Operation]:
 def _minds_modes(process: Process) -> bool:
     capabilities = process.capabilities or Capabilities()
     return process.user.uid == 0 or "CAP_DAC_OVERRIDE" not in capabilities.ambient
+
+
+def _cannot_fork(process: Process) -> bool:
+    """sched(7): clone(2) of a process with a deadline fails; that comes when no clone follows."""
+    return process.scheduler is not None and process.scheduler.policy == "SCHED_DEADLINE"
+
+
+def _enter_pid_namespace(
+    process: Process, ends: Ends, *, mounts_console: bool
+) -> list[p.Operation]:
+    late = ("SYS_NICE",) if _cannot_fork(process) else ()
+    return enter_pid_namespace(process, ends.seccomp, mounts_console=mounts_console, keep=late)
 
 
 def _scheduling(spec: Spec, process: Process) -> list[p.Operation]:
