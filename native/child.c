@@ -214,6 +214,7 @@ static const op_function FUNCTIONS[OP_END] = {
     [OP_SET_AFFINITY] = op_set_affinity,
     [OP_SET_MEMORY_POLICY] = op_set_memory_policy,
     [OP_SET_LABEL] = op_set_label,
+    [OP_LABEL_MOUNT] = op_label_mount,
 };
 
 /* The monitor's log, sockets and signalfd came along with the clone. Only the plan's descriptors stay

@@ -90,6 +90,7 @@ int op_set_io_priority(struct child *child, const struct plan_op *op);
 int op_set_affinity(struct child *child, const struct plan_op *op);
 int op_set_memory_policy(struct child *child, const struct plan_op *op);
 int op_set_label(struct child *child, const struct plan_op *op);
+int op_label_mount(struct child *child, const struct plan_op *op);
 
 #define CHILD_DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 const char *child_find_variable(char **env, const char *name);

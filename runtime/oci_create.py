@@ -23,6 +23,8 @@ from scow.runtime import oci_state
 from scow.runtime.hooks import check_hook, run_hooks
 from scow.runtime.oci_child import Child, follow, spawn
 from scow.runtime.oci_compile import (
+    MOMENT_DEVICES,
+    MOMENT_GROUPS,
     MOMENT_HOOKS,
     MOMENT_MAPS,
     Ends,
@@ -89,9 +91,13 @@ def check_spec(spec: Spec) -> None:
     if "" in spec.annotations:
         raise InvalidArgument("an annotation has an empty key")
     if spec.linux.net_devices:
-        raise Unsupported("linux.netDevices is not supported")
+        from scow.runtime.oci_netdevices import check_devices
+
+        check_devices(spec)
     if spec.linux.intel_rdt is not None:
-        raise Unsupported("linux.intelRdt is not supported")
+        from scow.runtime.oci_rdt import groups_of, mount_point
+
+        groups_of(spec.linux.intel_rdt, "x", mount_point())
 
 
 def create(root: str, name: str, options: CreateOptions) -> Created:
@@ -213,6 +219,15 @@ class _Creation:
         if moment == MOMENT_MAPS:
             _write_maps(child)
             _write_oom_score(child.pid, self.spec.process)
+        elif moment == MOMENT_GROUPS and self.spec.linux.intel_rdt is not None:
+            from scow.runtime.oci_rdt import join, mount_point, prepare
+
+            intel, undo = self.spec.linux.intel_rdt, self.undo.callback
+            join(prepare(intel, self.directory, mount_point(), undo), child.pid)
+        elif moment == MOMENT_DEVICES:
+            from scow.runtime.oci_netdevices import move_devices
+
+            move_devices(self.spec, child.pid, self.undo.callback)
         elif moment == MOMENT_HOOKS:
             record = self.record.born(child.pid, 0)
             state = oci_state.hook_state(record, "creating")

@@ -125,16 +125,26 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
         raise InvalidArgument("cannot use console socket if runc will not detach or allocate tty")
     child = _spawn_exec(directory, record, spec, process, flags, tell)
     try:
-        master = _finish_exec(child, console, text(flags, "pid-file"))
+        master = _finish_exec(child, console, text(flags, "pid-file"), (spec, record.id))
+        if process.apparmor_profile or process.selinux_label:
+            from scow.runtime.oci_labels import check_applied
+
+            check_applied(child.pid, process)
     except BaseException:
         child.kill()
         raise
     return 0 if detach else wait(child, master)
 
 
-def _finish_exec(child: Child, console: str, pid_file: str) -> OwnedFd | None:
-    def on_wait(_child: Child, _moment: int) -> None:
-        pass
+def _finish_exec(
+    child: Child, console: str, pid_file: str, container: tuple[Spec, str]
+) -> OwnedFd | None:
+    def on_wait(child: Child, moment: int) -> None:
+        spec, name = container
+        if moment and spec.linux.intel_rdt is not None:
+            from scow.runtime.oci_rdt import groups_of, join, mount_point
+
+            join(groups_of(spec.linux.intel_rdt, name, mount_point()), child.pid)
 
     master = None
     if follow(child, on_wait):
@@ -188,7 +198,17 @@ def _spawn_exec(
             keyring="",
         )
         plan = compile_exec(spec, process, pidfd, ends, _affinity(process))
-        return spawn(plan, standard_descriptors())
+        child = spawn(plan, standard_descriptors())
+        child.on_listener = lambda child, number: _pass_listener(spec, record, child, number)
+        return child
+
+
+def _pass_listener(spec: Spec, record: StateRecord, child: Child, number: int) -> None:
+    from scow.runtime.oci_listener import pass_listener
+
+    assert child.pidfd is not None
+    seccomp = bytes(spec.linux.seccomp)
+    pass_listener(seccomp, record, "running", child.pid, (child.pidfd.fileno(), number))
 
 
 def _affinity(process: Process) -> tuple[bytes, bytes]:
@@ -207,9 +227,13 @@ def _exec_process(spec: Spec, flags: Flags, arguments: list[str]) -> Process:
     if path:
         with open(path, "rb") as file:
             process = decode_process(file.read(), path)
-        if process.exec_cpu_affinity is None and base.exec_cpu_affinity is not None:
-            process = msgspec.structs.replace(process, exec_cpu_affinity=base.exec_cpu_affinity)
-        return process
+        # What confines the container confines all that runs in it, unless it says otherwise.
+        return msgspec.structs.replace(
+            process,
+            exec_cpu_affinity=process.exec_cpu_affinity or base.exec_cpu_affinity,
+            apparmor_profile=process.apparmor_profile or base.apparmor_profile,
+            selinux_label=process.selinux_label or base.selinux_label,
+        )
     if not arguments:
         raise InvalidArgument("process args cannot be empty")
     changes: dict[str, object] = {"args": tuple(arguments), "terminal": switch(flags, "tty")}
