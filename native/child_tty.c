@@ -60,8 +60,9 @@ int op_terminal(struct child *child, const struct plan_op *op) {
     cleanup_fd int master = open_master(root);
     if (master < 0)
         return master;
-    /* by the master, never by the path /dev/pts/N */
-    cleanup_fd int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    /* by the master, never by the path /dev/pts/N. Without O_CLOEXEC, which the kernel would keep in
+     * the file's own flags, where F_GETFL and CRIU find it; this descriptor is closed below. */
+    cleanup_fd int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY);
     if (slave < 0)
         return -errno;
     if (size.ws_row && ioctl(slave, TIOCSWINSZ, &size) < 0)

@@ -73,10 +73,13 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the limits before all else"))
     if spec.linux.intel_rdt is not None:
         ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
+    late = new & kernel.CLONE_NEWCGROUP
     if has_user or _has(spec, "user"):
         ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
-    if new & kernel.CLONE_NEWCGROUP:
-        ops.append(p.Unshare(kernel.CLONE_NEWCGROUP, why="after joining: its own is the root"))
+        # The root of mqueue belongs to who makes the namespace (ipc/mqueue.c).
+        late |= new & kernel.CLONE_NEWIPC
+    if late:
+        ops.append(p.Unshare(late, why="in its own cgroup, which is to be the root, and as root"))
     if spec.linux.net_devices:
         ops.append(p.AwaitParent(MOMENT_DEVICES, why="network devices come from the host's side"))
     ops.append(p.MountPropagation(kernel.MS_PRIVATE, why="no mount made here shows on the host"))
@@ -109,7 +112,7 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
     ops.append(execute_operation(process, run_init=False))
     return p.Plan(
         mode="run",
-        namespaces=new & ~(kernel.CLONE_NEWCGROUP | kernel.CLONE_NEWTIME),
+        namespaces=new & ~(late | kernel.CLONE_NEWTIME),
         cgroup_fd=ends.cgroup_fd,
         ops=tuple(ops),
         uid_map=map_text(spec.linux.uid_mappings) if has_user else "",
@@ -395,7 +398,10 @@ def _usable(asked: Capabilities | None) -> tuple[Capabilities, list[str]]:
         sets[field] = tuple(kept)
     # capset(2): what is effective must be permitted; ambient needs permitted and inheritable.
     permitted, inheritable = set(sets["permitted"]), set(sets["inheritable"])
-    sets["effective"] = tuple(name for name in sets["effective"] if name in permitted)
+    if excess := set(sets["effective"]) - permitted:
+        raise InvalidArgument(
+            f"capabilities that are effective must be permitted: {sorted(excess)}"
+        )
     sets["ambient"] = tuple(n for n in sets["ambient"] if n in permitted and n in inheritable)
     warnings = (
         [f"ignoring unknown or unavailable capabilities: {sorted(unknown)}"] if unknown else []

@@ -56,6 +56,11 @@ _FLAGS = {
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": FLAG_WAIT_KILLABLE_RECV,
 }
 
+# config-linux.md: those that a profile may name; code for others than ours is not made.
+_ARCHITECTURES = (
+    "X86 X86_64 X32 ARM AARCH64 LOONGARCH64 M68K MIPS MIPS64 MIPS64N32 MIPSEL MIPSEL64 "
+    "MIPSEL64N32 PPC PPC64 PPC64LE S390 S390X PARISC PARISC64 RISCV64 SH SHEB NATIVE"
+)
 # uapi/linux/audit.h; struct seccomp_data {int nr; u32 arch; u64 ip; u64 args[6]}, little endian.
 _AUDIT_X86_64, _AUDIT_I386 = 0xC000003E, 0x40000003
 _OFFSET_NR, _OFFSET_ARCH, _OFFSET_ARGS = 0, 4, 16
@@ -444,6 +449,8 @@ class _Compiler:
 
     def _has_i386(self) -> bool:
         names = set(self._profile.architectures or ())
+        if unknown := names - {f"SCMP_ARCH_{name}" for name in _ARCHITECTURES.split()}:
+            raise InvalidArgument(f"unknown seccomp architectures: {sorted(unknown)}")
         for item in self._profile.arch_map or ():
             if item.architecture == "SCMP_ARCH_X86_64":
                 names.update(item.sub_architectures or ())
