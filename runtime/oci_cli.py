@@ -14,6 +14,7 @@ from scow.native.errors import InvalidArgument, ScowError
 from scow.runtime.oci_args import COMMANDS, GLOBAL, Flags, read_flags, switch, text
 
 VERSION = "0.1.0"
+_LONGEST = 8192  # of a message: names in it may be as long as a configuration
 _USAGE = """usage: scow-oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND ...
 
 commands: """
@@ -33,6 +34,8 @@ class Log:
         """One line, in the form that conmon and containerd's shim read."""
         if level == "debug" and not self._debug:
             return
+        if len(message) > _LONGEST:
+            message = f"{message[:_LONGEST]}..."
         line = self._line(level, message)
         path = self._path.removeprefix("file:")
         if path:
@@ -46,7 +49,7 @@ class Log:
                 os.close(fd)
         if not path or level == "error":
             try:
-                os.write(2, line if not path else f"{message}\n".encode(errors="replace"))
+                os.write(2, line if not path else _one_line(message))
             except OSError:
                 pass  # nobody listens
 
@@ -58,6 +61,11 @@ class Log:
             return f"{smalljson.encode({'level': level, 'msg': message, 'time': now})}\n".encode()
         quoted = message.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         return f'time="{now}" level={level} msg="{quoted}"\n'.encode(errors="replace")
+
+
+def _one_line(message: str) -> bytes:
+    quoted = message.replace("\\", "\\\\").replace("\n", "\\n")
+    return f"{quoted}\n".encode(errors="replace")
 
 
 def main() -> None:
@@ -130,7 +138,7 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
     table = COMMANDS.get(command)
     if table is None:
         raise InvalidArgument(f"No help topic for '{command}'")
-    own, operands = read_flags(arguments, table, strict_order=command == "exec")
+    own, operands = read_flags(arguments, table, strict_order=command in ("exec", "ps"))
     root = text(flags, "root") or "/run/scow-oci"
     if switch(flags, "systemd-cgroup") or text(flags, "cgroup-manager") == "systemd":
         own["systemd-cgroup"] = True

@@ -17,7 +17,7 @@ from scow.native import sys as kernel
 from scow.native import unix
 from scow.native.errors import InvalidArgument, NotFound, ScowError, Unsupported
 from scow.native.fd import OwnedFd
-from scow.native.fs import Root
+from scow.native.fs import Root, write_atomic
 from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
 from scow.runtime.hooks import check_hook, run_hooks
@@ -348,14 +348,10 @@ def send_terminal(path: str, master: OwnedFd) -> None:
 
 
 def write_pid_file(path: str, pid: int) -> None:
-    """Write the pid, so that who reads the file finds all of it."""
-    if not path:
-        return
-    directory, name = os.path.split(os.path.abspath(path))
-    fresh = f"{directory}/.{name}"
-    with open(fresh, "w", encoding="ascii") as file:
-        file.write(str(pid))
-    os.rename(fresh, path)
+    """Write the pid, so that who reads the file finds all of it; no planted name is written through."""
+    if path:
+        directory, name = os.path.split(os.path.abspath(path))
+        write_atomic(directory, name, str(pid).encode(), 0o644, durable=False)
 
 
 def _write_maps(child: Child) -> None:

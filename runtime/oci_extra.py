@@ -41,7 +41,7 @@ def parse_size(value: str, flag: str) -> int | None:
         return -1
     digits = value.lower().removesuffix("b").rstrip("kmgt")
     unit = value.lower().removesuffix("b")[len(digits) :]
-    if not digits.isdigit() or unit not in _UNITS:
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 19) or unit not in _UNITS:
         raise InvalidArgument(f"invalid value for {flag}: {value!r}")
     return int(digits) * _UNITS[unit]
 
@@ -178,7 +178,8 @@ def _seconds(value: str) -> float:
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
     for unit, factor in units.items():
         digits = value.removesuffix(unit)
-        if digits != value and digits.replace(".", "", 1).isdigit():
+        plain = digits.replace(".", "", 1)
+        if digits != value and plain.isascii() and plain.isdigit() and len(plain) <= 19:
             return float(digits) * factor
     raise InvalidArgument(f"invalid duration {value!r}")
 

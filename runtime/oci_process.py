@@ -27,7 +27,7 @@ from scow.runtime.oci_create import (
 from scow.runtime.oci_destroy import destroy
 from scow.runtime.oci_start import release
 from scow.runtime.oci_state import ContainerDir, StateRecord
-from scow.runtime.spec import Capabilities, Process, Spec, decode_process, decode_spec
+from scow.runtime.spec import CONFIG_LIMIT, Capabilities, Process, Spec, decode_process, decode_spec
 
 Tell = Callable[[str, str], None]
 
@@ -226,7 +226,10 @@ def _exec_process(spec: Spec, flags: Flags, arguments: list[str]) -> Process:
     base = spec.process or Process(cwd="/")
     if path:
         with open(path, "rb") as file:
-            process = decode_process(file.read(), path)
+            data = file.read(CONFIG_LIMIT + 1)
+        if len(data) > CONFIG_LIMIT:
+            raise InvalidArgument(f"'{path}' is larger than {CONFIG_LIMIT} bytes")
+        process = decode_process(data, path)
         # What confines the container confines all that runs in it, unless it says otherwise.
         return msgspec.structs.replace(
             process,
@@ -268,16 +271,20 @@ def _exec_user(base: Process, flags: Flags) -> object:
     user = base.user
     if text(flags, "user"):
         uid, colon, gid = text(flags, "user").partition(":")
-        if not uid.isdigit() or (colon and not gid.isdigit()):
-            raise InvalidArgument(f"parsing {text(flags, 'user')} as int for uid failed")
-        user = msgspec.structs.replace(user, uid=int(uid), gid=int(gid) if colon else user.gid)
+        primary = _number_of_id(gid) if colon else user.gid
+        user = msgspec.structs.replace(user, uid=_number_of_id(uid), gid=primary)
     extra = texts(flags, "additional-gids")
     if extra:
-        if not all(gid.isdigit() for gid in extra):
-            raise InvalidArgument(f"additional gids {extra} are not all numbers")
-        groups = user.additional_gids + tuple(int(gid) for gid in extra)
+        groups = user.additional_gids + tuple(_number_of_id(gid) for gid in extra)
         user = msgspec.structs.replace(user, additional_gids=groups)
     return user
+
+
+def _number_of_id(value: str) -> int:
+    """A user or group: digits of ASCII and no more, never a name (CVE-2026-46680, CVE-2026-30892)."""
+    if not (value.isascii() and value.isdigit() and len(value) <= 10 and int(value) < 2**32 - 1):
+        raise InvalidArgument(f"parsing {value[:32]!r} as a user or group id failed")
+    return int(value)
 
 
 COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {
