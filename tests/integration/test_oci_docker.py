@@ -1,11 +1,7 @@
-"""Docker's daemon with scow-oci as its default runtime: docker's commands, beside runc.
-
-The daemon has a network namespace of its own, with docker's bridge and rules in it.
-"""
+"""Docker's daemon with scow-oci as its default runtime: docker's commands, beside runc."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,13 +12,12 @@ import pytest
 from fixtures import kernel
 from fixtures.engines import (
     OURS,
-    RUNC,
-    Engine,
     Engines,
     Row,
     all_at_once,
     compare,
     docker,
+    docker_apart,
     missing,
     seccomp_profile,
     wait_until,
@@ -73,11 +68,7 @@ ROWS = (
     Row("--tmpfs /t:size=1m,mode=1711,exec busy sh -c 'stat -c %a /t; grep -o /t.tmpfs.* /proc/mounts'",
         "1711\n/t tmpfs rw,nosuid,nodev,relatime,size=1024k,mode=1711 0 0"),
     Row("--shm-size 3m busy grep -o size=3072k /proc/mounts", "size=3072k"),
-    Row("-v @shared:/h:ro busy sh -c 'cat /h/file; touch /h/x'", "of the host", 1, "/h/x: Read-only file system"),
-    Row("-v @shared:/h:rshared busy sh -c 'grep -c \" /h .* shared:\" /proc/self/mountinfo'", "1"),
-    Row("-v @shared:/h:rslave busy sh -c 'grep -c \" /h .* master:\" /proc/self/mountinfo'", "1"),
-    Row("--mount type=bind,src=@shared,dst=/h,readonly,bind-propagation=rprivate busy sh -c 'grep -o \" /h .*- \" /proc/self/mountinfo'",
-        " /h ro,relatime - "),
+    Row("-v @host:/h:ro busy sh -c 'cat /h/file; touch /h/x'", "of the host", 1, "/h/x: Read-only file system"),
     Row("--mount type=tmpfs,dst=/h,tmpfs-size=1048576,tmpfs-mode=1770 busy grep -o /h.tmpfs.* /proc/mounts",
         "/h tmpfs rw,nosuid,nodev,noexec,relatime,size=1024k,mode=1770 0 0"),
     Row("-v busyvol:/data busy cat /data/file", "of the image"),
@@ -85,13 +76,25 @@ ROWS = (
     Row("--pid host --ipc host --uts host busy sh -c 'for n in pid ipc uts; do readlink /proc/self/ns/$n; done'",
         "@host_pid\n@host_ipc\n@host_uts"),
     Row("--ipc none busy sh -c 'ls /dev/shm'", code=1, err="No such file"),
-    Row("--network host busy sh -c 'test -e /sys/class/net/docker0 && ip -o link show docker0 | cut -d: -f2'", " docker0"),
+    Row("--network host busy readlink /proc/self/ns/net", "@host_net"),
     Row("--cgroupns private busy sh -c 'cut -d: -f3 /proc/self/cgroup | sort -u'", "/"),
     Row("-h foo --domainname dd busy sh -c 'hostname; cat /proc/sys/kernel/domainname'", "foo\ndd"),
     Row("--init busy cat /proc/1/comm", "docker-init"),
-    # docker's own hook moves the link in.
+)  # fmt: skip
+
+# With mapped users, a bridge, and a source that is shared.
+APART = (
+    Row("busy sh -c 'cat /proc/self/uid_map; id -u; touch /x; stat -c %u:%g /x /data/file'",
+        " +0 +300000 +65536\n0\n0:0\n0:0"),
+    Row("--userns host busy cat /proc/self/uid_map", " +0 +0 +4294967295"),
+    # The first hook of a container is docker's own, which gives it the end of its link.
     Row("--network bridge busy sh -c 'ip -o addr show eth0 | wc -l; ip route | head -1; ping -c1 -W5 172.17.0.1 | grep -c from'",
         "1\ndefault via 172.17.0.1 dev eth0 \n1"),
+    Row("--userns host --network host busy sh -c 'ip -o link show docker0 | cut -d: -f2'", " docker0"),
+    Row("--userns host -v @shared:/h:rshared busy sh -c 'grep -c \" /h .* shared:\" /proc/self/mountinfo'", "1"),
+    Row("-v @shared:/h:rslave busy sh -c 'grep -c \" /h .* master:\" /proc/self/mountinfo'", "1"),
+    Row("--mount type=bind,src=@shared,dst=/h,readonly,bind-propagation=rprivate busy sh -c 'cat /h/file; grep -o \" /h .*- \" /proc/self/mountinfo'",
+        "of the host\n /h ro,relatime - "),
 )  # fmt: skip
 
 # Limits, as the container's own cgroup has them.
@@ -100,30 +103,17 @@ _FLAGS = (
     " --pids-limit 33 --device-read-bps /dev/loop0:1mb busy sh -c 'cd /sys/fs/cgroup; cat "
 )
 V1 = (
-    Row(
-        _FLAGS
-        + "memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes memory/memory.soft_limit_in_bytes"
+    Row(_FLAGS + "memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes memory/memory.soft_limit_in_bytes"
         " cpu/cpu.cfs_quota_us cpu/cpu.shares cpuset/cpuset.cpus pids/pids.max blkio/blkio.throttle.read_bps_device'",
-        "67108864\n100663296\n33554432\n50000\n1024\n0\n33\n7:0 1048576",
-    ),
-    Row(
-        "--pids-limit -1 --memory-swappiness 7 -m 32m --oom-kill-disable busy sh -c 'cd /sys/fs/cgroup;"
+        "67108864\n100663296\n33554432\n50000\n1024\n0\n33\n7:0 1048576"),
+    Row("--pids-limit -1 --memory-swappiness 7 -m 32m --oom-kill-disable busy sh -c 'cd /sys/fs/cgroup;"
         " cat pids/pids.max memory/memory.swappiness; head -1 memory/memory.oom_control'",
-        "max\n7\noom_kill_disable 1",
-    ),
-    Row(
-        "busy sh -c 'echo 1 > /sys/fs/cgroup/memory/memory.limit_in_bytes'",
-        "",
-        1,
-        "Read-only file system",
-    ),
+        "max\n7\noom_kill_disable 1"),
+    Row("busy sh -c 'echo 1 > /sys/fs/cgroup/memory/memory.limit_in_bytes'", "", 1, "Read-only file system"),
     # runc leaves the one between
-    Row(
-        "--cgroup-parent @parent/sub busy sh -c 'cut -d: -f3 /proc/self/cgroup | cut -d/ -f1-3 | sort -u'",
-        "@parent/sub",
-        beside=False,
-    ),
-)
+    Row("--cgroup-parent @parent/sub busy sh -c 'cut -d: -f3 /proc/self/cgroup | cut -d/ -f1-3 | sort -u'",
+        "@parent/sub", beside=False),
+)  # fmt: skip
 V2 = (
     # The two runtimes have different formulas for the weight.
     Row(_FLAGS + "memory.max memory.swap.max memory.low cpu.max cpu.weight cpuset.cpus pids.max io.max'",
@@ -186,42 +176,45 @@ LIFE = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def need_docker() -> None:
     kernel.need(kernel.mount_refused, kernel.overlay_refused)
     if reason := missing("dockerd", "/usr/bin/docker", "docker-init", "containerd", "runc"):
         pytest.skip(reason)
-    with docker(tmp_path_factory.mktemp("docker")) as engine:
-        yield engine
 
 
 @pytest.fixture(scope="module")
-def engines(daemon: Engine) -> Engines:
-    """One daemon's command line, for its default runtime, which is ours, and for runc."""
-    return {
-        OURS: Engine(daemon.argv, daemon.env),
-        RUNC: Engine(daemon.argv, daemon.env, ("--runtime", RUNC)),
-    }
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    need_docker()
+    with docker(tmp_path_factory.mktemp("docker")) as engines:
+        yield engines
 
 
 @pytest.fixture(scope="module")
-def names(daemon: Engine, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """A directory that is shared, a profile, the host's namespaces."""
-    shared = Path(daemon.env["DOCKER_CONFIG"]).parent / "shared"
-    (shared / "file").write_text("of the host\n")
-    spaces = {
-        f"@host_{n}": str(Path(f"/proc/self/ns/{n}").readlink()) for n in ("ipc", "uts", "pid")
-    }
+def apart() -> Iterator[Engines]:
+    need_docker()
+    # Not below pytest's directories, which are for root alone.
+    with TemporaryDirectory(prefix="scow-docker-") as top, docker_apart(Path(top)) as engines:
+        (Path(top) / "shared/file").write_text("of the host\n")
+        yield engines
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """A directory of the host, a profile, the host's namespaces."""
+    top = tmp_path_factory.mktemp("host")
+    (top / "file").write_text("of the host\n")
+    kinds = ("ipc", "uts", "pid", "net")
     return {
-        **spaces,
-        "@shared": str(shared),
-        "@seccomp": str(seccomp_profile(tmp_path_factory.mktemp("profile"))),
+        **{f"@host_{n}": str(Path(f"/proc/self/ns/{n}").readlink()) for n in kinds},
+        "@host": str(top),
+        "@seccomp": str(seccomp_profile(top)),
         "@parent": f"/scow-test-docker-{os.getpid()}",
     }
 
 
-def test_runtimes(daemon: Engine) -> None:
+def test_runtimes(engines: Engines) -> None:
     """It is the default, and it can be asked for by name."""
+    daemon = engines[OURS]
     assert daemon.ok("info", "--format", "{{.DefaultRuntime}}") == OURS
     for flags in ((), ("--runtime", OURS)):
         daemon.ok("create", "--name", "named", *flags, "busy", "true")
@@ -250,9 +243,15 @@ def test_life(engines: Engines) -> None:
     walk(LIFE, {}, engines)
 
 
-def test_networks(engines: Engines) -> None:
+@pytest.mark.parametrize("row", APART, ids=lambda row: row.words)
+def test_run_apart(apart: Engines, row: Row) -> None:
+    top = Path(apart[OURS].env["DOCKER_CONFIG"]).parent
+    compare(row, {"@shared": f"{top}/shared"}, apart)
+
+
+def test_networks(apart: Engines) -> None:
     """Two containers on docker's bridge, a third in the network of the first."""
-    ours = engines[OURS]
+    ours = apart[OURS]
     flags = ("--network", "bridge", "--ipc", "shareable")
     ours.start("server", *flags, "busy", "sh", "-c", "echo hello | nc -l -p 80; sleep 1000")
     address = ours.ok("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "server")
@@ -336,22 +335,16 @@ def test_many_execs_at_once(engines: Engines) -> None:
     ours.ok("rm", "-f", "many")
 
 
-def test_users_of_a_daemon_are_mapped() -> None:
-    """--userns-remap: each container is in a user namespace, its files owned by the mapped root."""
-    kernel.need(kernel.mount_refused, kernel.overlay_refused)
-    if reason := missing("dockerd", "/usr/bin/docker", "containerd", "runc"):
-        pytest.skip(reason)
-    flags = ("--userns-remap", "daemon", "--bridge", "none", "--iptables=false")
-    mapped = ["0", "300000", "65536"]
-    with TemporaryDirectory(prefix="scow-docker-") as top:
-        os.chmod(top, 0o711)  # not below pytest's directories: the mapped root has to pass
-        with docker(Path(top), *flags, name="remap", subid="daemon:300000:65536\n") as daemon:
-            script = "cat /proc/self/uid_map; id -u; touch /x; stat -c %u:%g /x /data/file"
-            done = daemon.run("--rm", "busy", "sh", "-c", script)
-            assert done.out.split() == [*mapped, "0", "0:0", "0:0"], done
-            done = daemon.run("--userns", "host", "busy", "cat", "/proc/self/uid_map")
-            assert done.out.split()[1] == "0", done
-            daemon.start("background", "busy", "sleep", "1000")
-            assert daemon.ok("exec", "background", "cat", "/proc/self/uid_map").split() == mapped
-            pid = json.loads(daemon.ok("inspect", "background"))[0]["State"]["Pid"]
-            assert os.stat(f"/proc/{pid}").st_uid == 300000
+def test_mapped_users_in_the_background(apart: Engines) -> None:
+    ours = apart[OURS]
+    ours.start("mapped", "busy", "sleep", "1000")
+    assert ours.ok("exec", "mapped", "cut", "-c12-21", "/proc/self/uid_map").strip() == "300000"
+    pid = ours.ok("inspect", "-f", "{{.State.Pid}}", "mapped")
+    assert os.stat(f"/proc/{pid}").st_uid == 300000
+    ours.ok("rm", "-f", "mapped")
+
+
+@pytest.mark.no_residue_check  # the module's daemons end after it
+def test_nothing_of_the_host_is_touched(apart: Engines) -> None:
+    """Neither the bridge nor the rules of a daemon apart are the host's."""
+    assert not os.path.exists("/sys/class/net/docker0")

@@ -109,22 +109,14 @@ _FLAGS = (
     " --pids-limit 33 --device-read-bps /dev/loop0:1mb busy sh -c 'cd /sys/fs/cgroup; cat "
 )
 V1 = (
-    Row(
-        _FLAGS
-        + "memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes memory/memory.soft_limit_in_bytes"
+    Row(_FLAGS + "memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes memory/memory.soft_limit_in_bytes"
         " cpu/cpu.cfs_quota_us cpu/cpu.shares cpuset/cpuset.cpus pids/pids.max blkio/blkio.throttle.read_bps_device'",
-        "67108864\n100663296\n33554432\n50000\n1024\n0\n33\n7:0 1048576",
-    ),
+        "67108864\n100663296\n33554432\n50000\n1024\n0\n33\n7:0 1048576"),
     # podman turns it into 0, which is no limit before 1.3 of the specification
     Row("--pids-limit -1 busy cat /sys/fs/cgroup/pids/pids.max", "max"),
     Row("--memory-swappiness 7 busy cat /sys/fs/cgroup/memory/memory.swappiness", "7"),
-    Row(
-        "--cgroupns host busy sh -c 'echo 1 > /sys/fs/cgroup/memory/memory.limit_in_bytes'",
-        "",
-        1,
-        "Read-only file system",
-    ),
-)
+    Row("--cgroupns host busy sh -c 'echo 1 > /sys/fs/cgroup/memory/memory.limit_in_bytes'", "", 1, "Read-only file system"),
+)  # fmt: skip
 V2 = (
     # The two runtimes have different formulas for the weight.
     Row(_FLAGS + "memory.max memory.swap.max memory.low cpu.max cpu.weight cpuset.cpus pids.max io.max'",
