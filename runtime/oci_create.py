@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import msgspec
 
 from scow.cgroups.cgroup import Cgroup, open_cgroup
-from scow.cgroups.resources import DeviceRule, Resources, decode_resources
+from scow.cgroups.resources import DeviceRule, Pids, Resources, decode_resources
 from scow.native import sys as kernel
 from scow.native import unix
 from scow.native.errors import InvalidArgument, NotFound, ScowError, Unsupported
@@ -273,6 +273,8 @@ def resources_of(spec: Spec) -> Resources:
     """The limits, with the device list that every container has: its own rules, then the defaults."""
     raw = bytes(spec.linux.resources)
     resources = decode_resources(raw) if raw not in (b"", b"null") else Resources()
+    if resources.pids is not None and resources.pids.limit == 0 and not _has_absent_limits(spec):
+        resources = msgspec.structs.replace(resources, pids=Pids(limit=-1))
     rules = [DeviceRule(allow=False)]
     rules += resources.devices or ()
     rules += [
@@ -280,6 +282,12 @@ def resources_of(spec: Spec) -> Resources:
         for kind, major, minor, access in DEFAULT_DEVICE_RULES
     ]
     return msgspec.structs.replace(resources, devices=tuple(rules))
+
+
+def _has_absent_limits(spec: Spec) -> bool:
+    """Whether a limit of 0 processes is one: until 1.3 it was how "none" was said, as podman does."""
+    major, minor, *_ = spec.oci_version.split(".")
+    return (int(major), int(minor)) >= (1, 3)
 
 
 def seccomp_filter(spec: Spec, process: Process, root: str) -> tuple[bytes, int] | None:
