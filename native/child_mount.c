@@ -161,7 +161,8 @@ int op_mount_joined_proc(struct child *child, const struct plan_op *op) {
     if (r < 0 || own_proc < 0)
         return r < 0 ? r : own_proc;
     cleanup_fd int own = openat(own_proc, "self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    if (own < 0)
+    cleanup_fd int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (own < 0 || root < 0)
         return -errno;
     r = sys_setns(plan_fd(fds[0]), CLONE_NEWNS);
     if (r < 0)
@@ -170,6 +171,10 @@ int op_mount_joined_proc(struct child *child, const struct plan_op *op) {
     r = sys_setns(own, CLONE_NEWNS);
     if (r < 0 || tree < 0)
         return r < 0 ? r : tree;
+    /* setns put us on what lies on top of "/", which is the container's root when it is attached there:
+     * pivot_root(2) wants to find us below it. */
+    if (fchdir(root) < 0 || chroot(".") < 0)
+        return -errno;
     r = sys_mount_setattr(tree, "", AT_EMPTY_PATH, &attr);
     if (r < 0)
         return r;
