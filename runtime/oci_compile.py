@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -112,7 +113,7 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
     ops.append(p.AwaitStartSocket(ends.start_socket, why="created: wait for 'start'"))
     before, after = ends.state
     created = before.replace('"status":"creating"', '"status":"created"')
-    ops += _hooks(spec.hooks.start_container, (created, after))
+    ops += _hooks(spec.hooks.start_container, (created, after), inside=True)
     if _cannot_fork(process):
         ops += _scheduling(spec, process)
     if ends.kept:
@@ -273,9 +274,8 @@ def _devices(spec: Spec, hold: Callable[[OwnedFd], int]) -> list[p.Operation]:
     for device in wanted.values():
         if device.type not in DEVICE_MODES or not device.path.startswith("/"):
             raise InvalidArgument(f"invalid device '{device.path}' of type '{device.type}'")
-        if _has(spec, "user"):
-            tree = hold(open_bind_source(device.path, recursive=False))
-            found.append(p.MountTree(tree, device.path, is_dir=False))
+        if _has(spec, "user") and device.type != "p":
+            found.append(_bound_device(device, hold))
             continue
         permissions = 0o666 if device.file_mode is None else device.file_mode & 0o7777
         mode = DEVICE_MODES[device.type] | permissions
@@ -286,6 +286,20 @@ def _devices(spec: Spec, hold: Callable[[OwnedFd], int]) -> list[p.Operation]:
     if any(os.path.normpath(m.destination) == "/dev/pts" for m in spec.mounts):
         found.append(p.MakeSymlink("pts/ptmx", "/dev/ptmx"))
     return found
+
+
+def _bound_device(device: Device, hold: Callable[[OwnedFd], int]) -> p.Operation:
+    """mknod(2) of a device is not for user namespaces: the host's own node, if it is that device."""
+    tree = hold(open_bind_source(device.path, recursive=False))
+    there = os.fstat(tree)
+    kind = DEVICE_MODES[device.type]
+    if stat.S_IFMT(there.st_mode) != kind or there.st_rdev != os.makedev(
+        device.major, device.minor
+    ):
+        raise InvalidArgument(
+            f"device '{device.path}' of the host is not {device.type} {device.major}:{device.minor}"
+        )
+    return p.MountTree(tree, device.path, is_dir=False)
 
 
 def _pivot(ends: Ends) -> list[p.Operation]:
@@ -320,7 +334,11 @@ def root_propagation(spec: Spec) -> int:
 def _names(spec: Spec) -> list[p.Operation]:
     if (spec.hostname or spec.domainname) and not _has(spec, "uts"):
         raise InvalidArgument("unable to set hostname without a private UTS namespace")
-    return name_operations(spec)
+    if not spec.linux.sysctl:
+        return name_operations(spec, frozenset())
+    from scow.runtime.oci_sysctl import own_namespaces
+
+    return name_operations(spec, own_namespaces(spec))
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -335,7 +353,9 @@ def _stdio(process: Process) -> p.Operation:
     )
 
 
-def _hooks(hooks: tuple[Hook, ...], state: tuple[str, str]) -> list[p.Operation]:
+def _hooks(
+    hooks: tuple[Hook, ...], state: tuple[str, str], *, inside: bool = False
+) -> list[p.Operation]:
     return [
         p.RunHook(
             hook.path,
@@ -343,6 +363,7 @@ def _hooks(hooks: tuple[Hook, ...], state: tuple[str, str]) -> list[p.Operation]
             hook.env,
             (hook.timeout or 0) * 1000,
             *state,
+            inside,
             why="a hook in the container's namespaces",
         )
         for hook in hooks

@@ -231,8 +231,8 @@ class _Creation:
             state = oci_state.hook_state(record, "creating")
             # From here on something of the hooks' may have to be undone: poststop runs after.
             self.undo.callback(try_poststop, self.spec, self.record)
-            run_hooks("prestart", self.spec.hooks.prestart, state)
-            run_hooks("createRuntime", self.spec.hooks.create_runtime, state)
+            run_hooks("prestart", self.spec.hooks.prestart, state, self.bundle)
+            run_hooks("createRuntime", self.spec.hooks.create_runtime, state, self.bundle)
 
     def _finish(self, child: Child) -> OwnedFd | None:
         found = oci_state.process_start_time(child.pid)
