@@ -50,6 +50,8 @@ class CreateOptions(msgspec.Struct, frozen=True, kw_only=True):
     new_keyring: bool = True
     detach: bool = True
     systemd_cgroup: bool = False
+    no_pivot: bool = False
+    pidfd_socket: str = ""
 
 
 class Created(msgspec.Struct):
@@ -181,6 +183,7 @@ class _Creation:
             kept=kept_descriptors(options.preserve_fds),
             keyring=f"_ses.{self.record.id}" if options.new_keyring else "",
             state=(f'{state[:-1]},"pid":', "}"),
+            no_pivot=options.no_pivot,
         )
         plan = compile_create(spec, process, root_fd, self.bundle, ends)
         child = spawn(plan, standard_descriptors())
@@ -233,8 +236,8 @@ class _Creation:
             state = oci_state.hook_state(record, "creating")
             # From here on something of the hooks' may have to be undone: poststop runs after.
             self.undo.callback(try_poststop, self.spec, self.record)
-            run_hooks("prestart", self.spec.hooks.prestart, state)
-            run_hooks("createRuntime", self.spec.hooks.create_runtime, state)
+            run_hooks("prestart", self.spec.hooks.prestart, state, self.bundle)
+            run_hooks("createRuntime", self.spec.hooks.create_runtime, state, self.bundle)
 
     def _finish(self, child: Child) -> OwnedFd | None:
         found = oci_state.process_start_time(child.pid)
@@ -247,6 +250,7 @@ class _Creation:
             master.close()
             master = None
         self.directory.save(self.record)
+        send_pidfd(self.options.pidfd_socket, child)
         write_pid_file(self.options.pid_file, child.pid)
         child.answer()
         return master
@@ -353,6 +357,18 @@ def send_terminal(path: str, master: OwnedFd) -> None:
             unix.send_with(sock.fileno(), b"/dev/ptmx", master.fileno())
     except OSError as error:
         raise ScowError(f"cannot use console socket '{path}': {error.strerror}") from error
+
+
+def send_pidfd(path: str, child: Child) -> None:
+    """Send the process itself, as a descriptor, to who listens at `path` (--pidfd-socket)."""
+    if not path:
+        return
+    assert child.pidfd is not None
+    try:
+        with unix.connect(path, unix.STREAM) as sock:
+            unix.send_with(sock.fileno(), b"pidfd", child.pidfd.fileno())
+    except OSError as error:
+        raise ScowError(f"cannot use pidfd socket '{path}': {error.strerror}") from error
 
 
 def write_pid_file(path: str, pid: int) -> None:

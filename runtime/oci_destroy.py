@@ -32,7 +32,7 @@ def try_poststop(spec: Spec, record: StateRecord) -> list[str]:
     state = oci_state.hook_state(record, "stopped")
     for hook in spec.hooks.poststop:
         try:
-            run_hooks("poststop", (hook,), state)
+            run_hooks("poststop", (hook,), state, record.bundle)
         except ScowError as error:
             warnings.append(str(error))
     return warnings

@@ -20,6 +20,7 @@ from scow.runtime.oci_create import (
     create,
     kept_descriptors,
     seccomp_filter,
+    send_pidfd,
     send_terminal,
     standard_descriptors,
     write_pid_file,
@@ -33,10 +34,6 @@ Tell = Callable[[str, str], None]
 
 
 def _options(flags: Flags, *, detach: bool) -> CreateOptions:
-    if switch(flags, "no-pivot"):
-        raise Unsupported("--no-pivot is not supported: it leaves the host's root within reach")
-    if text(flags, "pidfd-socket"):
-        raise Unsupported("--pidfd-socket is not supported")
     return CreateOptions(
         bundle=text(flags, "bundle") or os.getcwd(),
         console_socket=text(flags, "console-socket"),
@@ -45,6 +42,8 @@ def _options(flags: Flags, *, detach: bool) -> CreateOptions:
         new_keyring=not switch(flags, "no-new-keyring"),
         detach=detach,
         systemd_cgroup=switch(flags, "systemd-cgroup"),
+        no_pivot=switch(flags, "no-pivot"),
+        pidfd_socket=text(flags, "pidfd-socket"),
     )
 
 
@@ -126,6 +125,7 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     child = _spawn_exec(directory, record, spec, process, flags, tell)
     try:
         master = _finish_exec(child, console, text(flags, "pid-file"), (spec, record.id))
+        send_pidfd(text(flags, "pidfd-socket"), child)
         if process.apparmor_profile or process.selinux_label:
             from scow.runtime.oci_labels import check_applied
 
