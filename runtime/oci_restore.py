@@ -17,7 +17,7 @@ from scow.cgroups.detect import Mode, hierarchies
 from scow.native import plan as p
 from scow.native import sys as kernel
 from scow.native import unix
-from scow.native.errors import InvalidArgument, ScowError
+from scow.native.errors import InvalidArgument, ScowError, Unsupported
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.runtime import criu, oci_state
@@ -61,6 +61,8 @@ def restore(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     """Carry the command out; in front, until the first process ends."""
     if switch(flags, "help"):
         return help_of("restore")
+    if switch(flags, "no-pivot"):
+        raise Unsupported("restore --no-pivot is not supported: CRIU always pivots")
     name = one_operand(operands)
     binary = criu.find_criu(text(flags, "criu"))
     options = CreateOptions(
