@@ -30,6 +30,8 @@ GLOBAL = _table(
 )
 _CREATE = "bundle/b console-socket pid-file preserve-fds pidfd-socket config/f"
 _CREATE_SWITCHES = "no-pivot no-new-keyring no-subreaper"
+_IMAGES = "image-path work-path manage-cgroups-mode"
+_IMAGE_SWITCHES = "tcp-established tcp-skip-in-flight ext-unix-sk shell-job lazy-pages file-locks auto-dedup help/h"
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "create": _table(_CREATE, _CREATE_SWITCHES),
     "run": _table(_CREATE, _CREATE_SWITCHES + " detach/d keep"),
@@ -56,8 +58,16 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "features": _table(),
     "spec": _table("bundle/b", "rootless"),
     "warm": _table("", "stop"),
-    "checkpoint": _table("image-path work-path"),
-    "restore": _table("image-path work-path bundle/b"),
+    "checkpoint": _table(
+        _IMAGES + " parent-path page-server",
+        _IMAGE_SWITCHES + " leave-running pre-dump",
+        "empty-ns",
+    ),
+    "restore": _table(
+        _IMAGES + " bundle/b console-socket pid-file lsm-profile lsm-mount-context",
+        _IMAGE_SWITCHES + " detach/d no-subreaper no-pivot",
+        "empty-ns",
+    ),
 }
 
 

@@ -142,7 +142,19 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
     root = text(flags, "root") or "/run/scow-oci"
     if switch(flags, "systemd-cgroup") or text(flags, "cgroup-manager") == "systemd":
         own["systemd-cgroup"] = True
-    if command in ("create", "run", "exec", "update", "events", "features", "spec"):
+    if text(flags, "criu"):
+        own["criu"] = text(flags, "criu")
+    if command in (
+        "create",
+        "run",
+        "exec",
+        "update",
+        "events",
+        "features",
+        "spec",
+        "checkpoint",
+        "restore",
+    ):
         import_codec()
     if command == "start":
         from scow.runtime import oci_start as commands

@@ -116,13 +116,13 @@ def create(root: str, name: str, options: CreateOptions) -> Created:
     with ExitStack() as undo, ExitStack() as held:
         undo.callback(directory.remove)
         directory.write("config.json", data)
-        creation = _Creation(directory, spec, bundle, options, undo, held)
+        creation = Creation(directory, spec, bundle, options, undo, held)
         created = creation.run()
         undo.pop_all()
     return created
 
 
-class _Creation:
+class Creation:
     """One run of `create`; what it opens is in `held`, what it makes in `undo`."""
 
     def __init__(
@@ -158,7 +158,7 @@ class _Creation:
         spec, options = self.spec, self.options
         root_fd = self._open_root()
         process = spec.process or Process(cwd="/", args=("/",))
-        _check_terminal(process, options)
+        check_terminal(process, options)
         process, warnings = complete(spec, process, Root(root_fd), self.record.umask)
         process = _with_listen_fds(process)
         self.directory.save(self.record)  # from here on `delete` finds the cgroup
@@ -341,7 +341,8 @@ def standard_descriptors() -> tuple[int, int, int]:
     return found[0], found[1], found[2]
 
 
-def _check_terminal(process: Process, options: CreateOptions) -> None:
+def check_terminal(process: Process, options: CreateOptions) -> None:
+    """Refuse a terminal that nobody would get, and a receiver for one that there is not."""
     if process.terminal and options.detach and not options.console_socket:
         raise InvalidArgument(
             "cannot allocate tty if runc will detach without setting console socket"

@@ -1,4 +1,4 @@
-"""update, events, features and spec; and the refusal of checkpoint and restore."""
+"""update, events, features and spec; checkpoint and restore have a file of their own."""
 
 from __future__ import annotations
 
@@ -197,7 +197,15 @@ def _spec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 
 def _checkpoint(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    raise Unsupported("checkpoint and restore are not supported")
+    from scow.runtime.oci_checkpoint import checkpoint
+
+    return checkpoint(root, flags, operands, tell)
+
+
+def _restore(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
+    from scow.runtime.oci_restore import restore
+
+    return restore(root, flags, operands, tell)
 
 
 COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {
@@ -206,5 +214,5 @@ COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {
     "features": _features,
     "spec": _spec,
     "checkpoint": _checkpoint,
-    "restore": _checkpoint,
+    "restore": _restore,
 }
