@@ -179,7 +179,7 @@ def _features(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 
 def _spec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    from scow.runtime.oci_features import example_spec
+    from scow.runtime.oci_example import example_spec
 
     if switch(flags, "rootless"):
         raise Unsupported("spec --rootless is not supported")
