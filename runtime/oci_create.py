@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from scow.cgroups.cgroup import Cgroup, open_cgroup
-from scow.cgroups.resources import DeviceRule, Resources, decode_resources
+from scow.cgroups.resources import DeviceRule, Pids, Resources, decode_resources
 from scow.native import sys as kernel
 from scow.native import unix
 from scow.native.errors import InvalidArgument, NotFound, ScowError, Unsupported
@@ -33,6 +34,9 @@ from scow.runtime.oci_destroy import end_cgroup, try_poststop
 from scow.runtime.oci_state import ContainerDir, StateRecord
 from scow.runtime.security import DEFAULT_DEVICE_RULES
 from scow.runtime.spec import CONFIG_LIMIT, Process, Spec, decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CGROUP_TOP = "scow-oci"
 
@@ -95,8 +99,6 @@ def check_spec(spec: Spec) -> None:
 
 def create(root: str, name: str, options: CreateOptions) -> Created:
     """Make the container; on return its first process waits for `start`."""
-    if options.systemd_cgroup:
-        raise Unsupported("--systemd-cgroup is not supported")
     bundle = os.path.abspath(options.bundle)
     spec, data = read_bundle(bundle)
     check_spec(spec)
@@ -125,7 +127,9 @@ class _Creation:
     ) -> None:
         self.directory, self.spec, self.bundle = directory, spec, bundle
         self.options, self.undo, self.held = options, undo, held
+        self.settle: Callable[[], None] | None = None  # what a cgroup with a process in it needs
         umask = os.umask(0o022)
+        cgroup = cgroup_path(spec, directory.name, systemd=options.systemd_cgroup)
         self.record = StateRecord(
             id=directory.name,
             bundle=bundle,
@@ -133,7 +137,8 @@ class _Creation:
             pid=0,
             start_time=0,
             created=oci_state.now_text(),
-            cgroup=cgroup_path(spec, directory.name),
+            cgroup=cgroup,
+            unit=os.path.basename(cgroup) if options.systemd_cgroup else "",
             oci_version=spec.oci_version,
             annotations=spec.annotations,
             has_pid_namespace=any(n.type == "pid" for n in spec.linux.namespaces),
@@ -178,6 +183,8 @@ class _Creation:
         self.undo.callback(child.kill)
         if not follow(child, self._on_wait):
             raise ScowError("the container's first process went away without a word")
+        if self.settle is not None:
+            self.settle()
         master = self._finish(child)
         return Created(self.directory, self.record, spec, child, master, warnings + child.warnings)
 
@@ -196,9 +203,20 @@ class _Creation:
 
     def _make_cgroup(self) -> Cgroup:
         resources = resources_of(self.spec)
-        cgroup = open_cgroup(
-            self.record.cgroup, foreign=True, owner=os.path.abspath(self.directory.path)
-        )
+        owner = os.path.abspath(self.directory.path)
+        if self.record.unit:
+            from scow.runtime.oci_cgroup import Scope
+
+            scope = Scope(self.record.cgroup, owner)
+            self.undo.callback(scope.undo)
+            self.settle = scope.settle
+            return scope.make(resources)
+        cgroup = open_cgroup(self.record.cgroup, foreign=True, owner=owner)
+        limit = resources.pids
+        if limit is not None and limit.limit == 0:
+            # Into a cgroup without room nobody can be born, only moved.
+            resources = msgspec.structs.replace(resources, pids=Pids(1))
+            self.settle = lambda: cgroup.update(Resources(pids=limit))
         cgroup.create(resources)
         self.undo.callback(end_cgroup, cgroup)
         return cgroup
@@ -237,12 +255,16 @@ class _Creation:
 # --- parts that exec uses, too --------------------------------------------------------------------
 
 
-def cgroup_path(spec: Spec, name: str) -> str:
+def cgroup_path(spec: Spec, name: str, *, systemd: bool = False) -> str:
     """Where the container's cgroup is, from each hierarchy's root.
 
     A relative path is taken from a place of ours, always the same one for the same value.
     """
     path = spec.linux.cgroups_path
+    if systemd:
+        from scow.cgroups.unit import unit_of
+
+        return unit_of(path, name).path
     if not path:
         return f"{CGROUP_TOP}/{name}"
     parts = [part for part in path.split("/") if part not in ("", ".")]

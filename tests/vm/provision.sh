@@ -2,7 +2,7 @@
 # Makes a Debian 12 machine ready for scow. One script for every machine: `make demo` and `make test`
 # call it for packages, the Vagrant lab and the QEMU guest for the whole set-up.
 #
-#   provision.sh packages SET...     install what is missing of the named sets: run, test, vm, bench
+#   provision.sh packages SET...     install what is missing of the named sets: run, engines, test, vm, bench
 #   provision.sh list SET...         print the names of the packages of these sets
 #   provision.sh python [REQ...]     make the virtual environment /opt/scow, with these requirements
 #   provision.sh install WHAT        install scow (a checkout or a wheel) into it, and link /usr/local/bin/scow
@@ -17,9 +17,10 @@ PYTHON=/usr/bin/python3
 
 # To build and to run. libcap-dev is for python-prctl, which has no wheels.
 RUN="python3 python3-venv python3-dev gcc libc6-dev make musl-tools libcap-dev nftables iproute2 kmod ca-certificates"
-# To test: other programs' images, a registry, a Ruby for the Vagrantfile, sanitizers come with gcc,
-# engines that scow-oci is driven by (with crun and runc, which it is compared with).
-TEST="docker-registry skopeo umoci buildah mmdebstrap busybox-static zstd ruby curl procps strace podman containerd crun runc"
+# What drives scow-oci, and the runtimes that it is compared with; in the guest, too.
+ENGINES="podman containerd docker.io crun runc busybox-static procps"
+# To test: other programs' images, a registry, a Ruby for the Vagrantfile, sanitizers come with gcc.
+TEST="docker-registry skopeo umoci buildah mmdebstrap zstd ruby curl strace $ENGINES"
 # To load a server. The runtimes to compare with are the user's choice: none is installed.
 BENCH="wrk"
 # To boot the guest with cgroup v2.
@@ -33,10 +34,11 @@ die() {
 package_set() {
     case "$1" in
         run) echo "$RUN" ;;
+        engines) echo "$ENGINES" ;;
         test) echo "$TEST" ;;
         vm) echo "$VM" ;;
         bench) echo "$BENCH" ;;
-        *) die "no such set of packages: '$1' (run, test, vm, bench)" ;;
+        *) die "no such set of packages: '$1' (run, engines, test, vm, bench)" ;;
     esac
 }
 
