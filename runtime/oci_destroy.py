@@ -53,6 +53,10 @@ def destroy(directory: ContainerDir, record: StateRecord | None) -> list[str]:
         except PermissionDenied as error:
             # It is another's: `create` was killed before it saw that, or that one came after this.
             warnings.append(str(error))
+        if os.path.exists(f"{directory.path}/rdt"):
+            from scow.runtime.oci_rdt import remove_own
+
+            remove_own(directory)
         try:
             config = directory.config()
             if b'"poststop"' in config:

@@ -29,11 +29,12 @@ PROFILE_LIMIT = 1 << 20
 # linux/bpf_common.h: BPF_MAXINSNS, the kernel's limit for one filter.
 MAX_INSTRUCTIONS = 4096
 # Changes whenever the compiler's output changes, so that cached programs of old ones are not used.
-_VERSION = b"scow seccomp 1"
+_VERSION = b"scow seccomp 2"
 
 # uapi/linux/seccomp.h
 _KILL_PROCESS, _KILL_THREAD, _TRAP = 0x80000000, 0x00000000, 0x00030000
 _ERRNO, _TRACE, _LOG, _ALLOW = 0x00050000, 0x7FF00000, 0x7FFC0000, 0x7FFF0000
+_NOTIFY = 0x7FC00000
 _ACTIONS = {
     "SCMP_ACT_KILL": _KILL_THREAD,
     "SCMP_ACT_KILL_THREAD": _KILL_THREAD,
@@ -41,18 +42,25 @@ _ACTIONS = {
     "SCMP_ACT_TRAP": _TRAP,
     "SCMP_ACT_ERRNO": _ERRNO,
     "SCMP_ACT_TRACE": _TRACE,
+    "SCMP_ACT_NOTIFY": _NOTIFY,
     "SCMP_ACT_LOG": _LOG,
     "SCMP_ACT_ALLOW": _ALLOW,
 }
 _WITH_NUMBER = (_ERRNO, _TRACE)
-FLAG_LOG, FLAG_SPEC_ALLOW = 2, 4
+FLAG_LOG, FLAG_SPEC_ALLOW, FLAG_NEW_LISTENER, FLAG_WAIT_KILLABLE_RECV = 2, 4, 8, 32
 _FLAGS = {
     # A container's init has one thread when it loads the filter: nothing to synchronise.
     "SECCOMP_FILTER_FLAG_TSYNC": 0,
     "SECCOMP_FILTER_FLAG_LOG": FLAG_LOG,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": FLAG_SPEC_ALLOW,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": FLAG_WAIT_KILLABLE_RECV,
 }
 
+# config-linux.md: those that a profile may name; code for others than ours is not made.
+_ARCHITECTURES = (
+    "X86 X86_64 X32 ARM AARCH64 LOONGARCH64 M68K MIPS MIPS64 MIPS64N32 MIPSEL MIPSEL64 "
+    "MIPSEL64N32 PPC PPC64 PPC64LE S390 S390X PARISC PARISC64 RISCV64 SH SHEB NATIVE"
+)
 # uapi/linux/audit.h; struct seccomp_data {int nr; u32 arch; u64 ip; u64 args[6]}, little endian.
 _AUDIT_X86_64, _AUDIT_I386 = 0xC000003E, 0x40000003
 _OFFSET_NR, _OFFSET_ARCH, _OFFSET_ARGS = 0, 4, 16
@@ -162,12 +170,7 @@ def compile_filter(
             f"seccomp profile needs {len(program) // 8} instructions, "
             f"the kernel takes {MAX_INSTRUCTIONS}"
         )
-    return Filter(program, _load_flags(profile))
-
-
-def cached_program(cache_dir: str, profile: bytes, capabilities: frozenset[str]) -> bytes:
-    """Like `compile_profile`, keeping the result in `cache_dir`."""
-    return cached_filter(cache_dir, profile, capabilities).program
+    return Filter(program, _load_flags(profile, _asks_agent(profile, capabilities)))
 
 
 def cached_filter(cache_dir: str, profile: bytes, capabilities: frozenset[str]) -> Filter:
@@ -209,25 +212,43 @@ def _cache_key(profile: bytes, capabilities: frozenset[str]) -> str:
     return f"{key.hexdigest()}.bpf"
 
 
-def _load_flags(profile: SeccompProfile) -> int:
-    if profile.flags is None:
-        # As runc does: without it the kernel turns speculation mitigations on for every filtered
-        # process, which costs much and which 5.16 stopped doing by itself.
-        return FLAG_SPEC_ALLOW
-    flags = 0
-    for name in profile.flags:
+def _load_flags(profile: SeccompProfile, asks_agent: bool) -> int:
+    # As runc does: without SPEC_ALLOW the kernel turns speculation mitigations on for every filtered
+    # process, which costs much and which 5.16 stopped doing by itself.
+    flags = FLAG_SPEC_ALLOW if profile.flags is None else 0
+    for name in profile.flags or ():
         if name not in _FLAGS:
             raise Unsupported(f"seccomp flag '{name}' is not supported")
         flags |= _FLAGS[name]
-    return flags
+    if asks_agent:
+        return flags | FLAG_NEW_LISTENER
+    # seccomp(2) takes it together with a listener only; without one it has nothing to say.
+    return flags & ~FLAG_WAIT_KILLABLE_RECV
+
+
+def _asks_agent(profile: SeccompProfile, capabilities: frozenset[str]) -> bool:
+    """Whether some call is an agent's to decide (SCMP_ACT_NOTIFY); checks what that needs."""
+    if profile.listener_metadata and not profile.listener_path:
+        raise InvalidArgument("seccomp listenerMetadata is set, but listenerPath is not")
+    if profile.default_action == "SCMP_ACT_NOTIFY":
+        raise InvalidArgument("seccomp defaultAction cannot be 'SCMP_ACT_NOTIFY'")
+    asked = [
+        rule
+        for rule in profile.syscalls or ()
+        if rule.action == "SCMP_ACT_NOTIFY" and _counts(rule, capabilities)
+    ]
+    # The descriptor that the agent needs is announced by this very call.
+    if any("write" in _names(rule) for rule in asked):
+        raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' cannot be used for 'write'")
+    if asked and not profile.listener_path:
+        raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' needs listenerPath")
+    return bool(asked)
 
 
 # --- meaning --------------------------------------------------------------------------------------
 
 
 def _action(name: str, number: int | None, default_number: int = errno.EPERM) -> int:
-    if name == "SCMP_ACT_NOTIFY":
-        raise Unsupported("seccomp action 'SCMP_ACT_NOTIFY' is not supported")
     if name not in _ACTIONS:
         raise InvalidArgument(f"seccomp action '{name}' is unknown")
     action = _ACTIONS[name]
@@ -428,6 +449,8 @@ class _Compiler:
 
     def _has_i386(self) -> bool:
         names = set(self._profile.architectures or ())
+        if unknown := names - {f"SCMP_ARCH_{name}" for name in _ARCHITECTURES.split()}:
+            raise InvalidArgument(f"unknown seccomp architectures: {sorted(unknown)}")
         for item in self._profile.arch_map or ():
             if item.architecture == "SCMP_ARCH_X86_64":
                 names.update(item.sub_architectures or ())

@@ -26,6 +26,7 @@ APT_ARCHIVES = Path("/var/cache/apt/archives")
 SUITE = "bookworm"
 DISK = "4G"
 SYSTEM = ("systemd", "systemd-sysv", "udev", "dbus", "linux-image-cloud-amd64", "busybox-static")
+SYSTEM += ("apparmor",)  # its parser: the labels of scow-oci are tested where AppArmor is enabled
 # In the order in which they need each other; ext4 is built in.
 MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev")
 MODULES += ("virtio_pci", "virtio_blk")
@@ -36,6 +37,7 @@ MASKED += ("e2scrub_reap.service", "dpkg-db-backup.timer", "systemd-networkd.ser
 # The tests start their own.
 MASKED += ("docker.service", "docker.socket", "containerd.service", "podman.service")
 MASKED += ("podman.socket", "podman-restart.service", "podman-auto-update.timer")
+MASKED += ("apparmor.service",)
 
 UNIT = """\
 [Unit]
