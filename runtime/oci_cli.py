@@ -19,6 +19,22 @@ _USAGE = """usage: scow-oci [--root DIR] [--log FILE] [--log-format text|json] [
 
 commands: """
 
+# Where a command is; the others are in oci_control.
+_MODULES = {
+    "start": "oci_start",
+    "create": "oci_process",
+    "run": "oci_process",
+    "exec": "oci_process",
+    "update": "oci_extra",
+    "events": "oci_extra",
+    "features": "oci_extra",
+    "spec": "oci_extra",
+    "checkpoint": "oci_extra",
+    "restore": "oci_extra",
+    "warm": "oci_warm",
+}
+_WITHOUT_CODEC = ("oci_start", "oci_control", "oci_warm")
+
 
 class Log:
     """Where errors and warnings go: standard error, and --log for the engine."""
@@ -144,29 +160,12 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
         own["systemd-cgroup"] = True
     if text(flags, "criu"):
         own["criu"] = text(flags, "criu")
-    if command in (
-        "create",
-        "run",
-        "exec",
-        "update",
-        "events",
-        "features",
-        "spec",
-        "checkpoint",
-        "restore",
-    ):
+    name = _MODULES.get(command, "oci_control")
+    if name not in _WITHOUT_CODEC:
         import_codec()
-    if command == "start":
-        from scow.runtime import oci_start as commands
-    elif command in ("create", "run", "exec"):
-        from scow.runtime import oci_process as commands  # type: ignore[no-redef]  # the same shape
-    elif command == "warm":
-        from scow.runtime import oci_warm as commands  # type: ignore[no-redef]  # the same shape
-    elif command in ("update", "events", "features", "spec", "checkpoint", "restore"):
-        from scow.runtime import oci_extra as commands  # type: ignore[no-redef]  # the same shape
-    else:
-        from scow.runtime import oci_control as commands  # type: ignore[no-redef]  # the same shape
-    return commands.COMMANDS[command](root, own, operands, log.tell)
+    # `fromlist` makes it give the module itself, not the package
+    commands = __import__(f"scow.runtime.{name}", fromlist=["COMMANDS"])
+    return int(commands.COMMANDS[command](root, own, operands, log.tell))
 
 
 if __name__ == "__main__":

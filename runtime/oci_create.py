@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -36,6 +37,9 @@ from scow.runtime.oci_destroy import end_cgroup, try_poststop
 from scow.runtime.oci_state import ContainerDir, StateRecord
 from scow.runtime.security import DEFAULT_DEVICE_RULES
 from scow.runtime.spec import CONFIG_LIMIT, Process, Spec, decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CGROUP_TOP = "scow-oci"
 
@@ -104,8 +108,6 @@ def check_spec(spec: Spec) -> None:
 
 def create(root: str, name: str, options: CreateOptions) -> Created:
     """Make the container; on return its first process waits for `start`."""
-    if options.systemd_cgroup:
-        raise Unsupported("--systemd-cgroup is not supported")
     bundle = os.path.abspath(options.bundle)
     spec, data = read_bundle(bundle)
     check_spec(spec)
@@ -136,7 +138,9 @@ class Creation:
     ) -> None:
         self.directory, self.spec, self.bundle = directory, spec, bundle
         self.options, self.undo, self.held = options, undo, held
+        self.settle: Callable[[], None] | None = None  # what a cgroup with a process in it needs
         umask = os.umask(0o022)
+        cgroup = cgroup_path(spec, directory.name, systemd=options.systemd_cgroup)
         self.record = StateRecord(
             id=directory.name,
             bundle=bundle,
@@ -144,7 +148,8 @@ class Creation:
             pid=0,
             start_time=0,
             created=oci_state.now_text(),
-            cgroup=cgroup_path(spec, directory.name),
+            cgroup=cgroup,
+            unit=os.path.basename(cgroup) if options.systemd_cgroup else "",
             oci_version=spec.oci_version,
             annotations=spec.annotations,
             has_pid_namespace=any(n.type == "pid" for n in spec.linux.namespaces),
@@ -190,6 +195,8 @@ class Creation:
         self.undo.callback(child.kill)
         if not follow(child, self._on_wait):
             raise ScowError("the container's first process went away without a word")
+        if self.settle is not None:
+            self.settle()
         master = self._finish(child)
         return Created(self.directory, self.record, spec, child, master, warnings + child.warnings)
 
@@ -208,9 +215,20 @@ class Creation:
 
     def _make_cgroup(self) -> Cgroup:
         resources = resources_of(self.spec)
-        cgroup = open_cgroup(
-            self.record.cgroup, foreign=True, owner=os.path.abspath(self.directory.path)
-        )
+        owner = os.path.abspath(self.directory.path)
+        if self.record.unit:
+            from scow.runtime.oci_cgroup import Scope
+
+            scope = Scope(self.record.cgroup, owner)
+            self.undo.callback(scope.undo)
+            self.settle = scope.settle
+            return scope.make(resources)
+        cgroup = open_cgroup(self.record.cgroup, foreign=True, owner=owner)
+        limit = resources.pids
+        if limit is not None and limit.limit == 0:
+            # Into a cgroup without room nobody can be born, only moved.
+            resources = msgspec.structs.replace(resources, pids=Pids(1))
+            self.settle = lambda: cgroup.update(Resources(pids=limit))
         cgroup.create(resources)
         self.undo.callback(end_cgroup, cgroup)
         return cgroup
@@ -259,12 +277,16 @@ class Creation:
 # --- parts that exec uses, too --------------------------------------------------------------------
 
 
-def cgroup_path(spec: Spec, name: str) -> str:
+def cgroup_path(spec: Spec, name: str, *, systemd: bool = False) -> str:
     """Where the container's cgroup is, from each hierarchy's root.
 
     A relative path is taken from a place of ours, always the same one for the same value.
     """
     path = spec.linux.cgroups_path
+    if systemd:
+        from scow.cgroups.unit import unit_of
+
+        return unit_of(path, name).path
     if not path:
         return f"{CGROUP_TOP}/{name}"
     parts = [part for part in path.split("/") if part not in ("", ".")]

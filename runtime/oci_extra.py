@@ -73,7 +73,7 @@ def _from_flags(flags: Flags) -> Resources:
 
 
 def _update(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    _, cgroup = _running(root, operands)
+    record, cgroup = _running(root, operands)
     path = text(flags, "resources")
     if path:
         if path == "-":
@@ -85,7 +85,12 @@ def _update(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     else:
         resources = _from_flags(flags)
         _update_schemata(root, flags, operands)
-    cgroup.update(resources)
+    if record.unit:
+        from scow.runtime.oci_cgroup import update
+
+        update(record.cgroup, cgroup, resources)
+    else:
+        cgroup.update(resources)
     return 0
 
 

@@ -172,8 +172,6 @@ def _spawn_exec(
     from scow.native.fs import Root
     from scow.runtime.oci_compile import Ends, compile_exec, complete
 
-    if text(flags, "cgroup") not in ("", "/"):
-        raise Unsupported("exec --cgroup is not supported")
     with ExitStack() as held:
 
         def hold(fd: OwnedFd) -> int:
@@ -188,10 +186,15 @@ def _spawn_exec(
         for warning in warnings:
             tell("warning", warning)
         cgroup = open_cgroup(record.cgroup, foreign=True)
-        into = cgroup.dir_fd()
+        if texts(flags, "cgroup") or not cgroup.takes_processes():
+            from scow.cgroups.inside import places
+
+            tasks, into = places(cgroup, record.pid, texts(flags, "cgroup"))
+        else:
+            tasks, into = cgroup.join_fds(), cgroup.dir_fd()
         ends = Ends(
             hold=hold,
-            cgroup_tasks=tuple(hold(fd) for fd in cgroup.join_fds()),
+            cgroup_tasks=tuple(hold(fd) for fd in tasks),
             cgroup_fd=hold(into) if into is not None else None,
             seccomp=seccomp_filter(spec, process, directory.root),
             kept=kept_descriptors(number(flags, "preserve-fds") or 0),
