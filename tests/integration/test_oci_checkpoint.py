@@ -21,7 +21,7 @@ import pytest
 from fixtures import kernel
 from fixtures.bundle import SCOW_OCI, Bundle, Runtime
 from fixtures.configs import hooks, linux, mount, namespaces, place, resources, user_namespace
-from fixtures.engines import missing, pack_rootfs, podman
+from fixtures.engines import OURS, missing, podman
 
 NAME = "c1"
 COUNT = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done"
@@ -363,24 +363,22 @@ def test_a_failed_restore_leaves_nothing(oci: Runtime, bundle: Bundle, pipe: Pip
 
 
 @works
-@pytest.mark.no_residue_check  # podman's own libpod_parent and locks stay
 def test_podman(tmp_path: Path, oci: Runtime) -> None:
     if reason := missing("podman", "conmon"):
         pytest.skip(reason)
-    program = tmp_path / "scow-oci"
+    program = tmp_path / "program"
     program.write_text(f'#!/bin/sh\nexec {shlex.join(oci.argv[:-2])} "$@"\n')
     program.chmod(0o755)
-    engine = podman(tmp_path, str(program))
-    pack_rootfs(Bundle(tmp_path / "bundle", "/unused").rootfs, tmp_path / "rootfs.tar")
-    engine.ok("import", str(tmp_path / "rootfs.tar"), "busy")
-    engine.ok("run", "-d", "--name", "n", "--network=none", "busy", "sh", "-c", COUNT)
-    time.sleep(0.5)
-    engine.ok("container", "checkpoint", "n")
-    count = len(engine.ok("logs", "n").split())
-    engine.ok("container", "restore", "n")
-    time.sleep(0.5)
-    numbers = [int(line) for line in engine.ok("logs", "n").split()]
-    engine.ok("rm", "-f", "-t", "0", "n")
+    with podman(tmp_path, str(program)) as engines:
+        engine = engines[OURS]
+        engine.start("n", "busy", "sh", "-c", COUNT)
+        time.sleep(0.5)
+        engine.ok("container", "checkpoint", "n")
+        count = len(engine.ok("logs", "n").split())
+        engine.ok("container", "restore", "n")
+        time.sleep(0.5)
+        numbers = [int(line) for line in engine.ok("logs", "n").split()]
+        engine.ok("rm", "-f", "-t", "0", "n")
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > count
 
