@@ -75,22 +75,8 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
     joined = _joined_pid(spec, ops, ends.hold)
     if joined is not None:
         ops.remove(joined.join)
-    has_user = bool(new & kernel.CLONE_NEWUSER)
-    if has_user:
-        ops.append(p.AwaitParent(MOMENT_MAPS, why="ids must mean something first"))
-    if ends.cgroup_tasks:
-        ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the limits before all else"))
-    if spec.linux.intel_rdt is not None:
-        ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
-    late = new & kernel.CLONE_NEWCGROUP
-    if has_user or _has(spec, "user"):
-        ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
-        # The root of mqueue belongs to who makes the namespace (ipc/mqueue.c).
-        late |= new & kernel.CLONE_NEWIPC
-    if late:
-        ops.append(p.Unshare(late, why="in its own cgroup, which is to be the root, and as root"))
-    if spec.linux.net_devices:
-        ops.append(p.AwaitParent(MOMENT_DEVICES, why="network devices come from the host's side"))
+    late = _late(spec, new)
+    ops += _arrival(spec, new, late, ends)
     tree = _file_tree(spec, root_fd, bundle, ends)
     ops += tree if joined is None else joined.proc_of_it(tree)
     if spec.hooks.prestart or spec.hooks.create_runtime:
@@ -123,6 +109,7 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         ops.append(p.KeepFds(ends.kept, why="--preserve-fds"))
     ops += identity_operations(process, ends.seccomp)
     ops.append(execute_operation(process, run_init=False))
+    has_user = bool(new & kernel.CLONE_NEWUSER)
     return p.Plan(
         mode="run",
         namespaces=new & ~(late | kernel.CLONE_NEWTIME),
@@ -132,6 +119,33 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         gid_map=map_text(spec.linux.gid_mappings) if has_user else "",
         direct=True,
     )
+
+
+def _late(spec: Spec, new: int) -> int:
+    """The namespaces that are made by the process itself, not with it."""
+    late = new & kernel.CLONE_NEWCGROUP
+    if new & kernel.CLONE_NEWUSER or _has(spec, "user"):
+        # The root of mqueue belongs to who makes the namespace (ipc/mqueue.c).
+        late |= new & kernel.CLONE_NEWIPC
+    return late
+
+
+def _arrival(spec: Spec, new: int, late: int, ends: Ends) -> list[p.Operation]:
+    """Who it is and where it belongs, before it makes anything."""
+    ops: list[p.Operation] = []
+    if new & kernel.CLONE_NEWUSER:
+        ops.append(p.AwaitParent(MOMENT_MAPS, why="ids must mean something first"))
+    if ends.cgroup_tasks:
+        ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the limits before all else"))
+    if spec.linux.intel_rdt is not None:
+        ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
+    if new & kernel.CLONE_NEWUSER or _has(spec, "user"):
+        ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
+    if late:
+        ops.append(p.Unshare(late, why="in its own cgroup, which is to be the root, and as root"))
+    if spec.linux.net_devices:
+        ops.append(p.AwaitParent(MOMENT_DEVICES, why="network devices come from the host's side"))
+    return ops
 
 
 def compile_exec(

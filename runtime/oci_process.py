@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import msgspec
 
-from scow.native.errors import InvalidArgument, InvalidState, ScowError, Unsupported
+from scow.native.errors import InvalidArgument, InvalidState, ScowError
 from scow.native.fd import OwnedFd
 from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
