@@ -170,7 +170,8 @@ def _spawn_exec(
 ) -> Child:
     from scow.cgroups.cgroup import open_cgroup
     from scow.native.fs import Root
-    from scow.runtime.oci_compile import Ends, compile_exec, complete
+    from scow.runtime.oci_compile import Ends, compile_exec
+    from scow.runtime.oci_complete import complete
 
     with ExitStack() as held:
 
