@@ -30,9 +30,9 @@ from scow.runtime.oci_compile import (
     MOMENT_MAPS,
     Ends,
     compile_create,
-    complete,
     root_propagation,
 )
+from scow.runtime.oci_complete import complete
 from scow.runtime.oci_destroy import end_cgroup, try_poststop
 from scow.runtime.oci_state import ContainerDir, StateRecord
 from scow.runtime.security import DEFAULT_DEVICE_RULES

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import msgspec
 
-from scow.native.errors import InvalidArgument, InvalidState, ScowError, Unsupported
+from scow.native.errors import InvalidArgument, InvalidState, ScowError
 from scow.native.fd import OwnedFd
 from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
@@ -170,7 +170,8 @@ def _spawn_exec(
 ) -> Child:
     from scow.cgroups.cgroup import open_cgroup
     from scow.native.fs import Root
-    from scow.runtime.oci_compile import Ends, compile_exec, complete
+    from scow.runtime.oci_compile import Ends, compile_exec
+    from scow.runtime.oci_complete import complete
 
     with ExitStack() as held:
 

@@ -152,8 +152,8 @@ class _Restoration(Creation):
     def _notified(self, step: str, pid: int, fd: OwnedFd | None) -> None:
         if step == "setup-namespaces":
             state = oci_state.hook_state(self.record.born(pid, 0), "creating")
-            run_hooks("prestart", self.spec.hooks.prestart, state)
-            run_hooks("createRuntime", self.spec.hooks.create_runtime, state)
+            run_hooks("prestart", self.spec.hooks.prestart, state, self.record.bundle)
+            run_hooks("createRuntime", self.spec.hooks.create_runtime, state, self.record.bundle)
         elif step == "orphan-pts-master" and fd is not None:
             self._master = fd
 
@@ -171,7 +171,7 @@ class _Restoration(Creation):
         self.directory.save(self.record)
         write_pid_file(self.options.pid_file, self._pid)
         state = oci_state.hook_state(self.record, "running")
-        run_hooks("poststart", self.spec.hooks.poststart, state)
+        run_hooks("poststart", self.spec.hooks.poststart, state, self.record.bundle)
         return self._pid, pidfd, master
 
     # --- mounts -------------------------------------------------------------------------------

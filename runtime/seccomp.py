@@ -240,10 +240,10 @@ def _asks_agent(profile: SeccompProfile, capabilities: frozenset[str]) -> bool:
     asked = [
         rule
         for rule in profile.syscalls or ()
-        if rule.action == "SCMP_ACT_NOTIFY" and _counts(rule, capabilities)
+        if rule.action == "SCMP_ACT_NOTIFY" and rule_counts(rule, capabilities)
     ]
     # The descriptor that the agent needs is announced by this very call.
-    if any("write" in _names(rule) for rule in asked):
+    if any("write" in rule_names(rule) for rule in asked):
         raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' cannot be used for 'write'")
     if asked and not profile.listener_path:
         raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' needs listenerPath")
