@@ -22,7 +22,7 @@ from scow.native import prctl, unix
 from scow.native.errors import ScowError
 from scow.native.fd import OwnedFd
 from scow.native.spawn import keep_memfd
-from scow.runtime import oci_cli
+from scow.runtime import oci_cli, smalljson
 from scow.runtime import oci_parent as parent
 from scow.runtime.oci_args import Flags, switch
 from scow.runtime.oci_parent import StartCold
@@ -94,7 +94,7 @@ def main(directory: str, name: str, front: str) -> None:
         oci_cli.import_codec()
         for module in _PRELOAD:
             __import__(module)
-        _rehearse()
+        _try_rehearsal()
         life.note_files()
         keep_memfd(HIGH)
         _listen(life)
@@ -140,21 +140,35 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _rehearse() -> None:
+def _try_rehearsal() -> None:
+    with contextlib.suppress(ScowError, OSError):  # then requests are slower, and no more
+        rehearse()
+
+
+def rehearse() -> None:
     """Do what every request does, without effect.
 
     In the parent: msgspec looks at the annotations of a type when it first decodes one, 2 ms for all of a
     bundle's. In a child: after a fork each page is copied when it is first written to (a reference count
-    is enough), and 600 of them would be while somebody waits.
+    is enough), and most of those that a request writes to are copied here, before anybody waits.
     """
-    from scow.cgroups.resources import decode_resources
-    from scow.runtime.spec import decode_process, decode_spec
+    from scow.cgroups.cgroup import open_cgroup
+    from scow.native.fs import Root
+    from scow.runtime.oci_compile import Ends, compile_create, complete
+    from scow.runtime.oci_create import resources_of
+    from scow.runtime.oci_features import example_spec
+    from scow.runtime.spec import Process, decode_process, decode_spec
 
-    decode_spec(b'{"ociVersion":"1.0.0","root":{"path":"/"}}', "")
-    decode_process(b'{"cwd":"/"}', "")
-    decode_resources(b"{}")
     become_like(os.getpid(), Nature("/proc/self"), dict(os.environb))
     oci_cli.run(["--root", "/nonexistent", "state", "nobody"])  # what it says goes to /dev/null
+    spec = decode_spec(smalljson.encode(example_spec()).encode(), "")
+    decode_process(b'{"cwd":"/"}', "")
+    cgroup = open_cgroup("scow-oci/nobody", foreign=True)
+    cgroup.planned_writes(resources_of(spec))
+    with OwnedFd(os.open("/", os.O_PATH | os.O_CLOEXEC)) as top:
+        process, _ = complete(spec, spec.process or Process(cwd="/"), Root(top.fileno()), 0o022)
+        ends = Ends(hold=OwnedFd.fileno, cgroup="scow-oci/nobody", start_socket=top.fileno())
+        compile_create(spec, process, top.fileno(), "/", ends).build()
 
 
 def _lock(path: str) -> int:
@@ -234,7 +248,7 @@ def _be_spare(life: Life, ours: OwnedFd, theirs: OwnedFd) -> NoReturn:
             life.lock.close()  # flock(2): it is held for as long as anybody has it open
         with OwnedFd(fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, HIGH)) as link:
             theirs.close()
-            _rehearse()
+            _try_rehearsal()
             os.closerange(0, HIGH)
             front = _await(life, link)
         os.close(life.listener)  # where nobody accepts, nobody shall be able to connect
