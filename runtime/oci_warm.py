@@ -39,7 +39,7 @@ _PRELOAD = (
     "scow.runtime.oci_start", "scow.runtime.seccomp",
 )  # fmt: skip
 _CGROUP = "scow-oci-warm"
-_LULL_MS = 15
+_FORK_MS, _REHEARSE_MS = 5, 15  # how long a child at work has the processor before the next one
 _STOP_MS = 10_000
 _life: Life | None = None
 
@@ -208,8 +208,7 @@ def _live(life: Life) -> None:
             with theirs:
                 if os.fork() == 0:
                     _be_spare(life, ours, theirs)
-            poller = select.poll()
-            poller.register(ours.fileno(), select.POLLIN)
+            poller = _poller(ours.fileno())
             while not poller.poll(_LOOK_MS):
                 idle += _LOOK_MS
                 if idle >= IDLE_S * 1000 or not life.is_reachable() or life.is_outdated():
@@ -217,18 +216,19 @@ def _live(life: Life) -> None:
             # One byte: it is at work. None: it was killed, or has found that we are outdated.
             if os.read(ours.fileno(), 1):
                 idle = 0
-                _lull(life)
+                # Leave the processor to the child at work, unless another front is waiting already.
+                _poller(life.listener).poll(_FORK_MS)
             elif life.is_outdated() or idle >= IDLE_S * 1000:
                 return
             else:
                 idle += _LOOK_MS  # should children die for a reason, they do not for ever
 
 
-def _lull(life: Life) -> None:
-    """Leave the processor to the child at work, unless another front is waiting already."""
+def _poller(*fds: int) -> select.poll:
     poller = select.poll()
-    poller.register(life.listener, select.POLLIN)
-    poller.poll(_LULL_MS)
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    return poller
 
 
 def _end(_number: int, _frame: object) -> NoReturn:
@@ -248,8 +248,6 @@ def _be_spare(life: Life, ours: OwnedFd, theirs: OwnedFd) -> NoReturn:
             life.lock.close()  # flock(2): it is held for as long as anybody has it open
         with OwnedFd(fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, HIGH)) as link:
             theirs.close()
-            _try_rehearsal()
-            os.closerange(0, HIGH)
             front = _await(life, link)
         os.close(life.listener)  # where nobody accepts, nobody shall be able to connect
         if front is not None:
@@ -263,9 +261,12 @@ def _be_spare(life: Life, ours: OwnedFd, theirs: OwnedFd) -> NoReturn:
 
 def _await(life: Life, link: OwnedFd) -> Front | None:
     """The next front; None when the parent has ended and nobody is waiting any more."""
-    poller = select.poll()
-    for fd in (life.listener, link.fileno()):
-        poller.register(fd, select.POLLIN)
+    poller = _poller(life.listener, link.fileno())
+    if not poller.poll(
+        _REHEARSE_MS
+    ):  # commands come in bursts: the next one would have to wait for it
+        _try_rehearsal()
+    os.closerange(0, HIGH)
     while True:
         ready = dict(poller.poll())
         try:
@@ -318,9 +319,7 @@ def _warm(root: str, flags: Flags, operands: list[str], tell: Callable[[str, str
         return 0
     with OwnedFd(os.pidfd_open(_life.pid)) as fd:
         signal.pidfd_send_signal(fd.fileno(), signal.SIGTERM)
-        poller = select.poll()
-        poller.register(fd.fileno(), select.POLLIN)
-        if not poller.poll(_STOP_MS):
+        if not _poller(fd.fileno()).poll(_STOP_MS):
             raise ScowError(f"the warm process {_life.pid} does not end")
     return 0
 
