@@ -31,7 +31,7 @@ _AT_START = (
     p.NoNewPrivileges,
     p.LoadSeccomp,
 )
-READY, FAILED, WARNING, MOVED, CLONED, WAITS = 1, 2, 3, 4, 5, 6
+READY, FAILED, WARNING, MOVED, CLONED, WAITS, LISTENER = 1, 2, 3, 4, 5, 6, 7
 
 
 class Child(msgspec.Struct):
@@ -44,6 +44,8 @@ class Child(msgspec.Struct):
     pidfd: OwnedFd | None = None
     master: OwnedFd | None = None
     warnings: list[str] = []
+    on_listener: Callable[[Child, int], None] | None = None
+    """What is done with the descriptor of seccomp's notifications, which it waits to have passed on."""
 
     def kill(self) -> None:
         """End it and bury it; what was never born is fine."""
@@ -100,6 +102,11 @@ def follow(child: Child, on_wait: Callable[[Child, int], None]) -> bool:
         elif kind == WAITS:
             _await_birth(child)
             on_wait(child, pid)
+            child.answer()
+        elif kind == LISTENER:
+            _await_birth(child)
+            if child.on_listener is not None:
+                child.on_listener(child, pid)
             child.answer()
         elif kind == READY:
             child.master = fd

@@ -1,7 +1,7 @@
 """Shared by all tests: the residue check, the skip policy, isolated state, and real images.
 
 A test in tests/integration or with the marker `root` is checked for residue. A skip is a failure
-with SCOW_CI=1. What cannot be tried on this kind of host at all (markers `cgroup_v1`, `cgroup_v2`)
+with SCOW_CI=1. What cannot be tried on this kind of host at all (markers `cgroup_v1`, `cgroup_v2`, `criu`)
 is left out and counted in the closing summary: the QEMU guest of `make test-vm` is the other kind.
 """
 
@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     questions = {
         "cgroup_v1": kernel.cgroup_v1_missing,
         "cgroup_v2": kernel.cgroup_v2_missing,
+        "criu": kernel.criu_missing,
     }
     kept: list[pytest.Item] = []
     removed: list[pytest.Item] = []

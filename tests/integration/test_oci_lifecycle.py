@@ -246,7 +246,7 @@ def test_a_process_that_cannot_be(
         ({"resources": {"memory": {"limit": 1, "swap": -7}}}, "swap"),
         ({"seccomp": {"defaultAction": "SCMP_ACT_X"}}, "SCMP_ACT_X"),
         ({"rootfsPropagation": "x"}, "rootfsPropagation"),
-        ({"netDevices": {"eth9": {}}}, "netDevices"),
+        ({"netDevices": {"eth9": {}}}, "eth9"),
     ],
 )
 def test_a_container_that_cannot_be(
