@@ -106,7 +106,7 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         ops += _scheduling(spec, process)
     if joined is not None:
         # The session and the terminal are of the process that stays.
-        ops.append(joined.join)
+        ops.append(joined.later)
         ops += _enter_pid_namespace(process, ends, mounts_console=process.terminal)
         ops.append(_stdio(process))
     ops.append(p.ProbeCommand(strict=_minds_modes(process), why="say now what cannot be executed"))
@@ -211,7 +211,8 @@ def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p
             ) from error
         if kind != flag:
             raise InvalidArgument(f"'{item.path}' is not a {item.type} namespace")
-        ops.append(p.JoinNamespace(fd, flag, why=f"share the {item.type} namespace"))
+        late = item.type == "cgroup" and _can_wait(spec, fd)
+        ops.append(p.JoinNamespace(fd, flag, late, why=f"share the {item.type} namespace"))
     if not new & kernel.CLONE_NEWNS:
         raise Unsupported("a container without a mount namespace of its own is not supported")
     _check_maps(spec, new)
@@ -237,6 +238,12 @@ def _time_offsets(spec: Spec) -> str:
             raise InvalidArgument(f"unknown clock '{clock}' in timeOffsets")
         lines.append(f"{clock} {offset.secs} {offset.nanosecs}\n")
     return "".join(lines)
+
+
+def _can_wait(spec: Spec, fd: int) -> bool:
+    from scow.runtime.oci_enter import can_wait
+
+    return can_wait(spec, fd)
 
 
 def _joined_pid(

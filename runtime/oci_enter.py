@@ -5,6 +5,7 @@ Imported only for those. What must not be here: the order of things (oci_compile
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 
@@ -15,11 +16,14 @@ from scow.native import sys as kernel
 from scow.native.fd import OwnedFd
 from scow.runtime.spec import Spec
 
+_NS_GET_USERNS = 0xB701  # ioctl_ns(2)
+
 
 class JoinedPid(msgspec.Struct, frozen=True):
     """A pid namespace to be entered once nothing of the host is open any more (CVE-2016-9962)."""
 
     join: p.JoinNamespace
+    later: p.JoinNamespace
     mounts_fd: int
     """The mount namespace of a process that lives in it: there its procfs is found."""
 
@@ -57,9 +61,26 @@ def find_joined(
         if os.stat(f"{process}/root/proc/1/ns/pid").st_ino != os.fstat(join.fd).st_ino:
             return None
         flags = os.O_RDONLY | os.O_CLOEXEC
-        return JoinedPid(join, hold(OwnedFd(os.open(f"{process}/ns/mnt", flags))))
+        later = msgspec.structs.replace(join, late=True)
+        return JoinedPid(join, later, hold(OwnedFd(os.open(f"{process}/ns/mnt", flags))))
     except OSError:
         return None
+
+
+def can_wait(spec: Spec, fd: int) -> bool:
+    """Whether a cgroup namespace can be joined by the first process itself, by the rights it has then.
+
+    It must wait where it can: with nsdelegate, whoever is in one may not be moved to a cgroup outside
+    of it (cgroups(7)), and CLONE_INTO_CGROUP would be such a move.
+    """
+    user = next((item for item in spec.linux.namespaces if item.type == "user"), None)
+    if user is None:
+        return True
+    if not user.path:
+        return False  # it was made just now: older ones are not its own
+    with OwnedFd(fcntl.ioctl(fd, _NS_GET_USERNS)) as owner:
+        theirs, joined = os.fstat(owner.fileno()), os.stat(user.path)
+    return (theirs.st_dev, theirs.st_ino) == (joined.st_dev, joined.st_ino)
 
 
 def _has_data(options: tuple[str, ...]) -> bool:
