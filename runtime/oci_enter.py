@@ -1,4 +1,4 @@
-"""A pid namespace that is joined by path, and a root that is not pivoted to: the rarer ways in.
+"""The rarer ways in: namespaces that are joined by path, clocks, devices of others, roots not pivoted to.
 
 Imported only for those. What must not be here: the order of things (oci_compile).
 """
@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Callable
 
 import msgspec
 
 from scow.native import plan as p
 from scow.native import sys as kernel
+from scow.native.errors import InvalidArgument
 from scow.native.fd import OwnedFd
-from scow.runtime.spec import Spec
+from scow.runtime.compile import DEVICE_MODES
+from scow.runtime.mounts import open_bind_source
+from scow.runtime.spec import Device, Spec
 
 _NS_GET_USERNS = 0xB701  # ioctl_ns(2)
 
@@ -103,3 +107,27 @@ def host_mounts() -> list[p.Operation]:
                 path = path.decode("unicode_escape").encode("latin-1")
                 found.append(p.HideHost(path, why="--no-pivot leaves what is not taken away"))
     return found[::-1]
+
+
+def time_offsets(spec: Spec) -> str:
+    """The lines of timens_offsets."""
+    lines: list[str] = []
+    for clock, offset in spec.linux.time_offsets.items():
+        if clock not in ("monotonic", "boottime"):
+            raise InvalidArgument(f"unknown clock '{clock}' in timeOffsets")
+        lines.append(f"{clock} {offset.secs} {offset.nanosecs}\n")
+    return "".join(lines)
+
+
+def bound_device(device: Device, hold: Callable[[OwnedFd], int]) -> p.Operation:
+    """mknod(2) of a device is not for user namespaces: the host's own node, if it is that device."""
+    tree = hold(open_bind_source(device.path, recursive=False))
+    there = os.fstat(tree)
+    kind = DEVICE_MODES[device.type]
+    if stat.S_IFMT(there.st_mode) != kind or there.st_rdev != os.makedev(
+        device.major, device.minor
+    ):
+        raise InvalidArgument(
+            f"device '{device.path}' of the host is not {device.type} {device.major}:{device.minor}"
+        )
+    return p.MountTree(tree, device.path, is_dir=False)

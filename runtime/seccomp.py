@@ -60,6 +60,11 @@ _FLAGS = {
 _AUDIT_X86_64, _AUDIT_I386 = 0xC000003E, 0x40000003
 _OFFSET_NR, _OFFSET_ARCH, _OFFSET_ARGS = 0, 4, 16
 _X32_BIT = 0x40000000
+# Those of libseccomp 2.6: a profile for many machines names them all.
+_ARCHITECTURES = (
+    "NATIVE X86 X86_64 X32 ARM AARCH64 LOONGARCH64 M68K MIPS MIPS64 MIPS64N32 MIPSEL MIPSEL64 "
+    "MIPSEL64N32 PARISC PARISC64 PPC PPC64 PPC64LE RISCV64 S390 S390X SH SHEB"
+)
 
 _LOAD, _AND, _RET, _JA = 0x20, 0x54, 0x06, 0x05
 _JEQ, _JGT, _JGE = 0x15, 0x25, 0x35
@@ -158,6 +163,9 @@ def compile_filter(
         raise Unsupported(f"seccomp filters for '{arch}' are not supported")
     if isinstance(profile, bytes):
         profile = parse_profile(profile)
+    for name in profile.architectures or ():
+        if name.removeprefix("SCMP_ARCH_") not in _ARCHITECTURES.split():
+            raise InvalidArgument(f"seccomp architecture '{name}' is unknown")
     capabilities = frozenset(name.upper().removeprefix("CAP_") for name in capabilities)
     program = _Compiler(profile, capabilities).program()
     if len(program) > MAX_INSTRUCTIONS * 8:
@@ -222,22 +230,13 @@ def _load_flags(profile: SeccompProfile, asks_agent: bool) -> int:
 
 
 def _asks_agent(profile: SeccompProfile, capabilities: frozenset[str]) -> bool:
-    """Whether some call is an agent's to decide (SCMP_ACT_NOTIFY); checks what that needs."""
-    if profile.listener_metadata and not profile.listener_path:
-        raise InvalidArgument("seccomp listenerMetadata is set, but listenerPath is not")
-    if profile.default_action == "SCMP_ACT_NOTIFY":
-        raise InvalidArgument("seccomp defaultAction cannot be 'SCMP_ACT_NOTIFY'")
-    asked = [
-        rule
-        for rule in profile.syscalls or ()
-        if rule.action == "SCMP_ACT_NOTIFY" and _counts(rule, capabilities)
-    ]
-    # The descriptor that the agent needs is announced by this very call.
-    if any("write" in _names(rule) for rule in asked):
-        raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' cannot be used for 'write'")
-    if asked and not profile.listener_path:
-        raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' needs listenerPath")
-    return bool(asked)
+    """Whether some call is an agent's to decide (SCMP_ACT_NOTIFY)."""
+    rules = [rule for rule in profile.syscalls or () if rule.action == "SCMP_ACT_NOTIFY"]
+    if not (rules or profile.listener_metadata or profile.default_action == "SCMP_ACT_NOTIFY"):
+        return False
+    from scow.runtime.oci_listener import check_agent
+
+    return check_agent(profile, [_names(rule) for rule in rules if _counts(rule, capabilities)])
 
 
 # --- meaning --------------------------------------------------------------------------------------
