@@ -285,11 +285,14 @@ static int op_enter_pid_namespace(struct child *child, const struct plan_op *op)
         .flags = CLONE_PARENT | CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)&pidfd};
     if (!child->must_move)
         return -EINVAL;
+    int r = child->plan->direct ? child_own_null(child) : 0;
+    if (r < 0)
+        return r;
     close_fdp(&child->root);
     close_fdp(&child->proc);
     close_fdp(&child->cover);
     child->root = child->proc = child->cover = -1;
-    int r = child_keep_capabilities(op->num[0]);
+    r = child_keep_capabilities(op->num[0]);
     if (r < 0)
         return r;
     r = forget_host(child);

@@ -36,6 +36,7 @@ DEVICE_MODES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 
 UNLIMITED = 2**64 - 1
 SECCOMP_NEW_LISTENER = 8  # SECCOMP_FILTER_FLAG_NEW_LISTENER, of a filter that asks an agent
+_RLIMIT_LOCKS = 10  # asm-generic/resource.h
 
 
 class Handles(msgspec.Struct, frozen=True):
@@ -348,7 +349,9 @@ def limit_operations(process: Process, keyring: str = "scow") -> list[p.Operatio
         found.append(p.NewSessionKeyring(keyring, why="no keys of the host's session"))
     found.append(p.ResetAffinity(why="all processors that the cpuset allows"))
     for limit in process.rlimits:
-        number = getattr(resource, limit.type, None)
+        # Without a name in Python's module, and without an effect since Linux 2.4 (getrlimit(2)).
+        locks = _RLIMIT_LOCKS if limit.type == "RLIMIT_LOCKS" else None
+        number = getattr(resource, limit.type, locks)
         if not limit.type.startswith("RLIMIT_") or not isinstance(number, int):
             raise InvalidArgument(f"unknown rlimit '{limit.type}'")
         soft, hard = (-1 if value >= UNLIMITED else value for value in (limit.soft, limit.hard))

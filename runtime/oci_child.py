@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import struct
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from scow.native.errors import CommandNotFound, ScowError, SetupError
 from scow.native.fd import OwnedFd
 from scow.native.spawn import launch_direct
 from scow.native.unix import receive
+from scow.runtime import oci_parent as parent
 from scow.runtime.spec import Hook, Process
 
 _MESSAGE = struct.Struct("<IiIiII")
@@ -47,26 +49,22 @@ class Child(msgspec.Struct):
 
     def kill(self) -> None:
         """End it and bury it; what was never born is fine."""
+        self.control.close()
         if self.pidfd is not None:
             try:
                 signal.pidfd_send_signal(self.pidfd.fileno(), signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        self.control.close()
+            # who buries it may be gone itself: what counts is that it has ended
+            poller = select.poll()
+            poller.register(self.pidfd.fileno(), select.POLLIN)
+            poller.poll()
         for pid in (self.binary, self.pid):
-            _reap(pid)
+            parent.current().bury(pid)
 
     def answer(self) -> None:
         """Let it go on."""
         _send(self.control.fileno(), b"n")
-
-
-def _reap(pid: int) -> None:
-    try:
-        if pid > 0:
-            os.waitpid(pid, 0)
-    except ChildProcessError:
-        pass  # buried already
 
 
 def _send(fd: int, data: bytes) -> None:
@@ -78,7 +76,7 @@ def _send(fd: int, data: bytes) -> None:
 
 def spawn(plan: p.Plan, stdio: tuple[int, int, int]) -> Child:
     """Start the binary with a direct plan."""
-    binary, control = launch_direct(plan, stdio)
+    binary, control = launch_direct(plan, stdio, parent.current().start)
     return Child(plan, control, binary)
 
 
@@ -97,7 +95,7 @@ def follow(child: Child, on_wait: Callable[[Child, int], None]) -> bool:
             _born(child, pid, fd)
         elif kind == MOVED:
             _await_birth(child)
-            _reap(child.pid)
+            parent.current().bury(child.pid)
             child.pid, child.pidfd = pid, fd
             on_wait(child, 0)
             child.answer()
@@ -122,7 +120,7 @@ def follow(child: Child, on_wait: Callable[[Child, int], None]) -> bool:
 
 def _born(child: Child, pid: int, pidfd: OwnedFd | None) -> None:
     child.pid, child.pidfd = pid, pidfd
-    _reap(child.binary)
+    parent.current().bury(child.binary)
 
 
 def _await_birth(child: Child) -> None:

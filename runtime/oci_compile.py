@@ -17,7 +17,6 @@ from scow.native import plan as p
 from scow.native import sys as kernel
 from scow.native.errors import InvalidArgument, Unsupported
 from scow.native.fd import OwnedFd
-from scow.native.fs import Root
 from scow.runtime.compile import (
     DEVICE_MODES,
     NAMESPACE_FLAGS,
@@ -29,14 +28,13 @@ from scow.runtime.compile import (
     name_operations,
 )
 from scow.runtime.oci_mounts import MountCompiler, map_text, read_only_dev
-from scow.runtime.security import CAPABILITY_NAMES, DEFAULT_DEVICES, held_capabilities
+from scow.runtime.security import DEFAULT_DEVICES
 from scow.runtime.spec import Capabilities, Device, Hook, Process, Spec
 
 if TYPE_CHECKING:
     from scow.runtime.oci_enter import JoinedPid
 
 MOMENT_MAPS, MOMENT_HOOKS, MOMENT_DEVICES, MOMENT_GROUPS = 1, 2, 3, 4
-PASSWD_LIMIT = 10 << 20
 _NS_GET_NSTYPE = 0xB703
 _LINKS = (
     ("/proc/self/fd", "/dev/fd"),
@@ -73,19 +71,8 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
     joined = _joined_pid(spec, ops, ends.hold)
     if joined is not None:
         ops.remove(joined.join)
-    has_user = bool(new & kernel.CLONE_NEWUSER)
-    if has_user:
-        ops.append(p.AwaitParent(MOMENT_MAPS, why="ids must mean something first"))
-    if ends.cgroup_tasks:
-        ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the limits before all else"))
-    if spec.linux.intel_rdt is not None:
-        ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
-    if has_user or _has(spec, "user"):
-        ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
-    if new & kernel.CLONE_NEWCGROUP:
-        ops.append(p.Unshare(kernel.CLONE_NEWCGROUP, why="after joining: its own is the root"))
-    if spec.linux.net_devices:
-        ops.append(p.AwaitParent(MOMENT_DEVICES, why="network devices come from the host's side"))
+    late = _late(spec, new)
+    ops += _arrival(spec, new, late, ends)
     tree = _file_tree(spec, root_fd, bundle, ends)
     ops += tree if joined is None else joined.proc_of_it(tree)
     if spec.hooks.prestart or spec.hooks.create_runtime:
@@ -118,15 +105,43 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         ops.append(p.KeepFds(ends.kept, why="--preserve-fds"))
     ops += identity_operations(process, ends.seccomp)
     ops.append(execute_operation(process, run_init=False))
+    has_user = bool(new & kernel.CLONE_NEWUSER)
     return p.Plan(
         mode="run",
-        namespaces=new & ~(kernel.CLONE_NEWCGROUP | kernel.CLONE_NEWTIME),
+        namespaces=new & ~(late | kernel.CLONE_NEWTIME),
         cgroup_fd=ends.cgroup_fd,
         ops=tuple(ops),
         uid_map=map_text(spec.linux.uid_mappings) if has_user else "",
         gid_map=map_text(spec.linux.gid_mappings) if has_user else "",
         direct=True,
     )
+
+
+def _late(spec: Spec, new: int) -> int:
+    """The namespaces that are made by the process itself, not with it."""
+    late = new & kernel.CLONE_NEWCGROUP
+    if new & kernel.CLONE_NEWUSER or _has(spec, "user"):
+        # The root of mqueue belongs to who makes the namespace (ipc/mqueue.c).
+        late |= new & kernel.CLONE_NEWIPC
+    return late
+
+
+def _arrival(spec: Spec, new: int, late: int, ends: Ends) -> list[p.Operation]:
+    """Who it is and where it belongs, before it makes anything."""
+    ops: list[p.Operation] = []
+    if new & kernel.CLONE_NEWUSER:
+        ops.append(p.AwaitParent(MOMENT_MAPS, why="ids must mean something first"))
+    if ends.cgroup_tasks:
+        ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the limits before all else"))
+    if spec.linux.intel_rdt is not None:
+        ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
+    if new & kernel.CLONE_NEWUSER or _has(spec, "user"):
+        ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
+    if late:
+        ops.append(p.Unshare(late, why="in its own cgroup, which is to be the root, and as root"))
+    if spec.linux.net_devices:
+        ops.append(p.AwaitParent(MOMENT_DEVICES, why="network devices come from the host's side"))
+    return ops
 
 
 def compile_exec(
@@ -401,83 +416,3 @@ def _scheduling(spec: Spec, process: Process) -> list[p.Operation]:
     from scow.runtime.scheduling import scheduling_operations
 
     return scheduling_operations(process, linux)
-
-
-def complete(spec: Spec, process: Process, root: Root, umask: int) -> tuple[Process, list[str]]:
-    """Check a process and fill in what the runtime adds; also gives warnings."""
-    if not process.args or (not process.args[0] and len(process.args) == 0):
-        raise InvalidArgument("args must not be empty")
-    if not process.cwd.startswith("/"):
-        raise InvalidArgument("Cwd must be an absolute path")
-    names = [limit.type for limit in process.rlimits]
-    if len(names) != len(set(names)):
-        raise InvalidArgument("a rlimit is given twice")
-    if process.apparmor_profile or process.selinux_label or spec.linux.mount_label:
-        from scow.runtime.oci_labels import check_labels
-
-        check_labels(process, spec.linux.mount_label)
-    capabilities, warnings = _usable(process.capabilities)
-    user = process.user
-    if user.umask is None:
-        user = msgspec.structs.replace(user, umask=umask)
-    changed = msgspec.structs.replace(
-        process, capabilities=capabilities, user=user, env=_environment(process, root)
-    )
-    return changed, warnings
-
-
-def _usable(asked: Capabilities | None) -> tuple[Capabilities, list[str]]:
-    """Those that exist and that we may give; the specification says to warn, not to fail."""
-    if asked is None:
-        return Capabilities(), []
-    held = held_capabilities()
-    unknown: set[str] = set()
-    sets: dict[str, tuple[str, ...]] = {}
-    for field in ("bounding", "effective", "permitted", "inheritable", "ambient"):
-        kept: list[str] = []
-        for name in getattr(asked, field):
-            bare = name.upper().removeprefix("CAP_")
-            if bare in held and bare in CAPABILITY_NAMES:
-                kept.append(f"CAP_{bare}")
-            else:
-                unknown.add(name)
-        sets[field] = tuple(kept)
-    # capset(2): what is effective must be permitted; ambient needs permitted and inheritable.
-    permitted, inheritable = set(sets["permitted"]), set(sets["inheritable"])
-    sets["effective"] = tuple(name for name in sets["effective"] if name in permitted)
-    lost = set(sets["ambient"]) - (permitted & inheritable)
-    sets["ambient"] = tuple(name for name in sets["ambient"] if name not in lost)
-    warnings: list[str] = []
-    if unknown:
-        warnings.append(f"ignoring unknown or unavailable capabilities: {sorted(unknown)}")
-    if lost:
-        warnings.append(
-            f"ignoring ambient capabilities that are not permitted and inheritable: {sorted(lost)}"
-        )
-    return Capabilities(**sets), warnings
-
-
-def _environment(process: Process, root: Root) -> tuple[str, ...]:
-    """The last of duplicates wins; HOME comes from the container's own passwd."""
-    values: dict[str, str] = {}
-    for entry in process.env:
-        name, equals, value = entry.partition("=")
-        if not equals or not name:
-            raise InvalidArgument(f"invalid environment variable: {entry[:128]!r}")
-        values.pop(name, None)
-        values[name] = value
-    if not values.get("HOME"):
-        values["HOME"] = _home(root, process.user.uid)
-    return tuple(f"{name}={value}" for name, value in values.items())
-
-
-def _home(root: Root, uid: int) -> str:
-    try:
-        data = root.read_file("/etc/passwd", PASSWD_LIMIT)
-    except OSError:
-        return "/"
-    for line in data.split(b"\n"):
-        row = line.split(b":")
-        if len(row) >= 6 and row[2] == str(uid).encode() and row[5]:
-            return os.fsdecode(row[5])
-    return "/"

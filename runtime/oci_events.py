@@ -47,7 +47,10 @@ def parse_interval(value: str) -> float:
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
     for unit, factor in units.items():
         digits = value.removesuffix(unit)
-        if digits != value and digits.replace(".", "", 1).isdigit() and float(digits) > 0:
+        plain = digits.replace(".", "", 1)
+        # isdigit() takes digits of every script, and a length without bound.
+        is_number = plain.isascii() and plain.isdigit() and len(plain) <= 19
+        if digits != value and is_number and float(digits) > 0:
             return float(digits) * factor
     raise InvalidArgument(f"invalid duration {value!r}")
 

@@ -1,4 +1,4 @@
-"""update, events, features and spec; and the refusal of checkpoint and restore."""
+"""update, events, features and spec; checkpoint and restore have a file of their own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parse_size(value: str, flag: str) -> int | None:
         return -1
     digits = value.lower().removesuffix("b").rstrip("kmgt")
     unit = value.lower().removesuffix("b")[len(digits) :]
-    if not digits.isdigit() or unit not in _UNITS:
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 19) or unit not in _UNITS:
         raise InvalidArgument(f"invalid value for {flag}: {value!r}")
     return int(digits) * _UNITS[unit]
 
@@ -73,7 +73,7 @@ def _from_flags(flags: Flags) -> Resources:
 
 
 def _update(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    _, cgroup = _running(root, operands)
+    record, cgroup = _running(root, operands)
     path = text(flags, "resources")
     if path:
         if path == "-":
@@ -85,7 +85,12 @@ def _update(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     else:
         resources = _from_flags(flags)
         _update_schemata(root, flags, operands)
-    cgroup.update(resources)
+    if record.unit:
+        from scow.runtime.oci_cgroup import update
+
+        update(record.cgroup, cgroup, resources)
+    else:
+        cgroup.update(resources)
     return 0
 
 
@@ -179,7 +184,7 @@ def _features(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 
 def _spec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    from scow.runtime.oci_features import example_spec
+    from scow.runtime.oci_example import example_spec
 
     if switch(flags, "rootless"):
         raise Unsupported("spec --rootless is not supported")
@@ -197,7 +202,15 @@ def _spec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 
 def _checkpoint(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    raise Unsupported("checkpoint and restore are not supported")
+    from scow.runtime.oci_checkpoint import checkpoint
+
+    return checkpoint(root, flags, operands, tell)
+
+
+def _restore(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
+    from scow.runtime.oci_restore import restore
+
+    return restore(root, flags, operands, tell)
 
 
 COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {
@@ -206,5 +219,5 @@ COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {
     "features": _features,
     "spec": _spec,
     "checkpoint": _checkpoint,
-    "restore": _checkpoint,
+    "restore": _restore,
 }

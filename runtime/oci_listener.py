@@ -12,27 +12,13 @@ import socket
 import msgspec
 
 from scow.native import sys as kernel
-from scow.native.errors import InvalidArgument, ScowError
+from scow.native.errors import ScowError
 from scow.native.fd import OwnedFd
 from scow.runtime import oci_state
 from scow.runtime.oci_state import StateRecord
-from scow.runtime.seccomp import SeccompProfile, parse_profile
+from scow.runtime.seccomp import parse_profile
 
 TIMEOUT_S = 10.0
-
-
-def check_agent(profile: SeccompProfile, asked: list[tuple[str, ...]]) -> bool:
-    """Whether an agent is needed for the calls of `asked`; refuses what cannot work."""
-    if profile.listener_metadata and not profile.listener_path:
-        raise InvalidArgument("seccomp listenerMetadata is set, but listenerPath is not")
-    if profile.default_action == "SCMP_ACT_NOTIFY":
-        raise InvalidArgument("seccomp defaultAction cannot be 'SCMP_ACT_NOTIFY'")
-    # The descriptor that the agent needs is announced by this very call.
-    if any("write" in names for names in asked):
-        raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' cannot be used for 'write'")
-    if asked and not profile.listener_path:
-        raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' needs listenerPath")
-    return bool(asked)
 
 
 def pass_listener(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import msgspec
 
-from scow.native.errors import InvalidArgument, InvalidState, ScowError, Unsupported
+from scow.native.errors import InvalidArgument, InvalidState, ScowError
 from scow.native.fd import OwnedFd
+from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
 from scow.runtime.oci_args import Flags, number, one_operand, switch, text, texts
 from scow.runtime.oci_child import Child, follow, spawn
@@ -28,7 +28,7 @@ from scow.runtime.oci_create import (
 from scow.runtime.oci_destroy import destroy
 from scow.runtime.oci_start import release
 from scow.runtime.oci_state import ContainerDir, StateRecord
-from scow.runtime.spec import Capabilities, Process, Spec, decode_process, decode_spec
+from scow.runtime.spec import CONFIG_LIMIT, Capabilities, Process, Spec, decode_process, decode_spec
 
 Tell = Callable[[str, str], None]
 
@@ -58,7 +58,7 @@ def _create(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 def _run(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     detach = switch(flags, "detach")
     if not detach:
-        _hold_signals()
+        parent.current().hold_signals()
     made = create(root, one_operand(operands), _options(flags, detach=detach))
     for warning in made.warnings:
         tell("warning", warning)
@@ -88,36 +88,10 @@ def _delete_after(made: Created, tell: Tell) -> None:
 # --- waiting --------------------------------------------------------------------------------------
 
 
-_IGNORED = {signal.SIGCHLD, signal.SIGPIPE, signal.SIGURG, signal.SIGKILL, signal.SIGSTOP}
-
-
-def _hold_signals() -> None:
-    """What comes before there is a process to pass it on to waits until there is one."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _IGNORED)
-
-
 def wait(child: Child, master: OwnedFd | None) -> int:
-    """Stay until the process ends, pass signals on to it; its exit status as a shell has it."""
+    """Stay until the process ends; its exit status as a shell has it."""
     assert child.pidfd is not None
-    pidfd = child.pidfd.fileno()
-
-    def forward(received: int, frame: object) -> None:
-        try:
-            signal.pidfd_send_signal(pidfd, received)
-        except ProcessLookupError:
-            pass
-
-    for received in signal.valid_signals() - _IGNORED:
-        try:
-            signal.signal(received, forward)
-        except (OSError, ValueError):
-            continue  # of the kernel or libc
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if master is not None:
-        from scow.runtime.oci_tty import relay
-
-        relay(master, pidfd)
-    _, status = os.waitpid(child.pid, 0)
+    status = parent.current().wait(child.pid, child.pidfd.fileno(), master)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
@@ -138,8 +112,10 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     spec = decode_spec(directory.config(), "config.json")
     process = _exec_process(spec, flags, operands[1:])
     detach, console = switch(flags, "detach"), text(flags, "console-socket")
+    if process.terminal and not console:
+        parent.current().need_terminal()
     if not detach:
-        _hold_signals()
+        parent.current().hold_signals()
     if process.terminal and detach and not console:
         raise InvalidArgument(
             "cannot allocate tty if runc will detach without setting console socket"
@@ -194,10 +170,9 @@ def _spawn_exec(
 ) -> Child:
     from scow.cgroups.cgroup import open_cgroup
     from scow.native.fs import Root
-    from scow.runtime.oci_compile import Ends, compile_exec, complete
+    from scow.runtime.oci_compile import Ends, compile_exec
+    from scow.runtime.oci_complete import complete
 
-    if text(flags, "cgroup") not in ("", "/"):
-        raise Unsupported("exec --cgroup is not supported")
     with ExitStack() as held:
 
         def hold(fd: OwnedFd) -> int:
@@ -212,10 +187,15 @@ def _spawn_exec(
         for warning in warnings:
             tell("warning", warning)
         cgroup = open_cgroup(record.cgroup, foreign=True)
-        into = cgroup.dir_fd()
+        if texts(flags, "cgroup") or not cgroup.takes_processes():
+            from scow.cgroups.inside import places
+
+            tasks, into = places(cgroup, record.pid, texts(flags, "cgroup"))
+        else:
+            tasks, into = cgroup.join_fds(), cgroup.dir_fd()
         ends = Ends(
             hold=hold,
-            cgroup_tasks=tuple(hold(fd) for fd in cgroup.join_fds()),
+            cgroup_tasks=tuple(hold(fd) for fd in tasks),
             cgroup_fd=hold(into) if into is not None else None,
             seccomp=seccomp_filter(spec, process, directory.root),
             kept=kept_descriptors(number(flags, "preserve-fds") or 0),
@@ -250,7 +230,10 @@ def _exec_process(spec: Spec, flags: Flags, arguments: list[str]) -> Process:
     base = spec.process or Process(cwd="/")
     if path:
         with open(path, "rb") as file:
-            process = decode_process(file.read(), path)
+            data = file.read(CONFIG_LIMIT + 1)
+        if len(data) > CONFIG_LIMIT:
+            raise InvalidArgument(f"'{path}' is larger than {CONFIG_LIMIT} bytes")
+        process = decode_process(data, path)
         # What confines the container confines all that runs in it, unless it says otherwise.
         return msgspec.structs.replace(
             process,
@@ -292,16 +275,20 @@ def _exec_user(base: Process, flags: Flags) -> object:
     user = base.user
     if text(flags, "user"):
         uid, colon, gid = text(flags, "user").partition(":")
-        if not uid.isdigit() or (colon and not gid.isdigit()):
-            raise InvalidArgument(f"parsing {text(flags, 'user')} as int for uid failed")
-        user = msgspec.structs.replace(user, uid=int(uid), gid=int(gid) if colon else user.gid)
+        primary = _number_of_id(gid) if colon else user.gid
+        user = msgspec.structs.replace(user, uid=_number_of_id(uid), gid=primary)
     extra = texts(flags, "additional-gids")
     if extra:
-        if not all(gid.isdigit() for gid in extra):
-            raise InvalidArgument(f"additional gids {extra} are not all numbers")
-        groups = user.additional_gids + tuple(int(gid) for gid in extra)
+        groups = user.additional_gids + tuple(_number_of_id(gid) for gid in extra)
         user = msgspec.structs.replace(user, additional_gids=groups)
     return user
+
+
+def _number_of_id(value: str) -> int:
+    """A user or group: digits of ASCII and no more, never a name (CVE-2026-46680, CVE-2026-30892)."""
+    if not (value.isascii() and value.isdigit() and len(value) <= 10 and int(value) < 2**32 - 1):
+        raise InvalidArgument(f"parsing {value[:32]!r} as a user or group id failed")
+    return int(value)
 
 
 COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {
