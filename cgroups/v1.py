@@ -32,11 +32,13 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class V1Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_foreign", "_host", "_primary", "_unified", "path")
+    __slots__ = ("_foreign", "_host", "_owner", "_primary", "_unified", "path")
 
-    def __init__(self, path: str, hierarchies: Hierarchies, *, foreign: bool = False) -> None:
+    def __init__(
+        self, path: str, hierarchies: Hierarchies, *, foreign: bool = False, owner: str = ""
+    ) -> None:
         self.path = tree.check_path(path, foreign=foreign)
-        self._foreign = foreign
+        self._foreign, self._owner = foreign, owner
         self._host = hierarchies
         self._primary = f"{hierarchies.v1[0].directory}/{path}"
         self._unified = f"{hierarchies.unified}/{path}" if hierarchies.unified else None
@@ -87,10 +89,10 @@ class V1Cgroup:
         for attempt in (1, 2):
             try:
                 self._make_directory(self._primary)
-                tree.set_mark(self._primary, tree.CONTAINER)
+                tree.set_mark(self._primary, self._owner)
                 return
             except FileExistsError:
-                if self._foreign and tree.adopt(self._primary):
+                if self._foreign and tree.adopt(self._primary, self._owner):
                     return
                 if attempt == 2:
                     raise tree.already_exists(self._primary) from None
@@ -107,7 +109,7 @@ class V1Cgroup:
         try:
             for _ in range(_PARENT_TRIES):
                 with contextlib.suppress(FileNotFoundError):
-                    os.mkdir(directory, 0o755)
+                    tree.make(directory)
                     return
                 if not self._foreign:
                     tree.require_parent((h.directory for h in self._host.v1), self.path)
@@ -116,7 +118,7 @@ class V1Cgroup:
                 with contextlib.suppress(FileNotFoundError):
                     for parent in tree.make_parents(root, self.path):
                         self._seed_directory(parent)
-            os.mkdir(directory, 0o755)
+            tree.make(directory)
         except FileExistsError:
             if directory == self._primary:
                 raise
@@ -312,7 +314,7 @@ class V1Cgroup:
         return tree.list_pids(self._primary)
 
     def _require(self) -> None:
-        if not tree.require_ours(self._primary):
+        if not tree.require_ours(self._primary, self._owner):
             raise NotFound(f"cgroup '{self.path}' does not exist")
 
     def _freezer(self) -> str:
@@ -359,7 +361,7 @@ class V1Cgroup:
 
     def kill(self) -> None:
         """See `cgroup.Cgroup`."""
-        if not tree.require_ours(self._primary):
+        if not tree.require_ours(self._primary, self._owner):
             return
         is_told = self._kill_unified()
         # v1 keeps even SIGKILL waiting while a process is frozen.
@@ -427,25 +429,24 @@ class V1Cgroup:
 
     def remove(self) -> None:
         """See `cgroup.Cgroup`."""
-        # Without the primary directory the rest can only be what a dead attempt left, or what
-        # somebody else made; below a parent that is ours it is the former.
-        if tree.require_ours(self._primary) or tree.is_own_parent(os.path.dirname(self._primary)):
+        if tree.require_ours(self._primary, self._owner):
             self._remove_directories()
+        else:
+            self._remove_empty_parents(self._primary)
 
     def _remove_directories(self) -> None:
         first: Exception | None = None
         deadline = time.monotonic() + tree.REMOVE_TIMEOUT_S
-        for directory in (*self._others(), self._primary):
+        for directory in self._others():
             try:
                 tree.remove_tree(directory, deadline=deadline)
+                self._remove_empty_parents(directory)
             except (OSError, ScowError) as error:
-                if first is None:
-                    first = error
-                if directory != self._primary:
-                    continue
-            self._remove_empty_parents(directory)
+                first = first or error
         if first is not None:
-            raise first
+            raise first  # the primary one stays, and says whose the rest is
+        tree.remove_tree(self._primary, deadline=deadline)
+        self._remove_empty_parents(self._primary)
 
     def _remove_empty_parents(self, directory: str) -> None:
         if "/" in self.path.removeprefix(f"{tree.OWN_TOP}/"):

@@ -39,13 +39,15 @@ _USUAL_CONTROLLERS = ("cpu", "memory", "pids", "io", "cpuset")
 class V2Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_directory", "_foreign", "_root", "path")
+    __slots__ = ("_directory", "_foreign", "_owner", "_root", "path")
 
-    def __init__(self, path: str, hierarchies: Hierarchies, *, foreign: bool = False) -> None:
+    def __init__(
+        self, path: str, hierarchies: Hierarchies, *, foreign: bool = False, owner: str = ""
+    ) -> None:
         if hierarchies.unified is None:
             raise Unsupported("cgroup2 is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
         self.path = tree.check_path(path, foreign=foreign)
-        self._foreign = foreign
+        self._foreign, self._owner = foreign, owner
         self._root = hierarchies.unified
         self._directory = f"{self._root}/{path}"
 
@@ -80,11 +82,11 @@ class V2Cgroup:
         for attempt in (1, 2):
             try:
                 self._enable_controllers(writes)
-                os.mkdir(self._directory, 0o755)
-                tree.set_mark(self._directory, tree.CONTAINER)
+                tree.make(self._directory)
+                tree.set_mark(self._directory, self._owner)
                 return
             except FileExistsError:
-                if self._foreign and tree.adopt(self._directory):
+                if self._foreign and tree.adopt(self._directory, self._owner):
                     return
                 if attempt == 2:
                     raise tree.already_exists(self._directory) from None
@@ -272,7 +274,7 @@ class V2Cgroup:
         return tree.list_pids(self._directory)
 
     def _require(self) -> None:
-        if not tree.require_ours(self._directory):
+        if not tree.require_ours(self._directory, self._owner):
             raise NotFound(f"cgroup '{self.path}' does not exist")
 
     def _set_frozen(self, *, frozen: bool) -> None:
@@ -314,7 +316,7 @@ class V2Cgroup:
 
     def kill(self) -> None:
         """See `cgroup.Cgroup`."""
-        if not tree.require_ours(self._directory):
+        if not tree.require_ours(self._directory, self._owner):
             return
         try:
             with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
@@ -372,8 +374,10 @@ class V2Cgroup:
 
     def remove(self) -> None:
         """See `cgroup.Cgroup`."""
-        if tree.require_ours(self._directory):
+        if tree.require_ours(self._directory, self._owner):
             self._remove()
+        else:
+            self._remove_empty_parents()
 
     def _remove(self) -> None:
         tree.remove_tree(self._directory)

@@ -214,6 +214,7 @@ static const op_function FUNCTIONS[OP_END] = {
     [OP_SET_AFFINITY] = op_set_affinity,
     [OP_SET_MEMORY_POLICY] = op_set_memory_policy,
     [OP_SET_LABEL] = op_set_label,
+    [OP_LABEL_MOUNT] = op_label_mount,
 };
 
 /* The monitor's log, sockets and signalfd came along with the clone. Only the plan's descriptors stay
@@ -279,11 +280,14 @@ static int op_enter_pid_namespace(struct child *child, const struct plan_op *op)
         .flags = CLONE_PARENT | CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)&pidfd};
     if (!child->must_move)
         return -EINVAL;
+    int r = child->plan->direct ? child_own_null(child) : 0;
+    if (r < 0)
+        return r;
     close_fdp(&child->root);
     close_fdp(&child->proc);
     close_fdp(&child->cover);
     child->root = child->proc = child->cover = -1;
-    int r = child_keep_capabilities(op->num[0]);
+    r = child_keep_capabilities(op->num[0]);
     if (r < 0)
         return r;
     r = forget_host(child);

@@ -72,25 +72,38 @@ static int open_null(int root) {
     return steal_fd(&fd);
 }
 
-/* The caller's own 0, 1 and 2. num: uid that they are given to, whether this is a session of our own */
-int op_stdio_inherit(struct child *child, const struct plan_op *op) {
+/* Never an inode of the host's /dev: who has it open may change its mode. */
+int child_own_null(struct child *child) {
     int root = child_root(child);
     if (root < 0)
         return root;
+    for (int i = 0; i < 3; i++) {
+        struct stat st;
+        if (fstat(i, &st) < 0)
+            return -errno;
+        if (!is_null_device(&st))
+            continue;
+        cleanup_fd int null = open_null(root);
+        if (null >= 0 && dup2(null, i) < 0)
+            return -errno;
+    }
+    return 0;
+}
+
+/* The caller's own 0, 1 and 2. num: uid that they are given to, whether this is a session of our own */
+int op_stdio_inherit(struct child *child, const struct plan_op *op) {
+    int r = child_own_null(child);
+    if (r < 0)
+        return r;
     if (setsid() < 0)
         return -errno;
     for (int i = 0; i < 3; i++) {
         struct stat st;
         if (fstat(i, &st) < 0)
             return -errno;
-        if (is_null_device(&st)) { /* never an inode of the host's /dev */
-            cleanup_fd int null = open_null(root);
-            if (null >= 0 && dup2(null, i) < 0)
-                return -errno;
-            continue;
-        }
-        /* so that /dev/stdout can be opened by the user; where it cannot be given away it stays */
-        if (!S_ISCHR(st.st_mode) && !S_ISBLK(st.st_mode) && !S_ISREG(st.st_mode) && st.st_uid != op->num[0])
+        /* so that /dev/stdout can be opened by the user; where it cannot be given away it stays. What has
+         * a name on the host (a file, a directory) stays its owner's. */
+        if ((S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)) && st.st_uid != op->num[0])
             (void)!fchown(i, (uid_t)op->num[0], (gid_t)-1);
     }
     return 0;

@@ -82,9 +82,9 @@ int op_attach_root(struct child *child, const struct plan_op *op) {
 
 /* A link in the image must not lead a mount onto procfs, where it would hide or fake what the kernel
  * says (CVE-2019-16884); only a destination that says /proc itself may lie there. */
-static int check_destination(int fd, const char *dest) {
+int child_check_destination(int fd, const char *dest) {
     struct statfs fs;
-    if (strncmp(dest, "/proc/", 6) == 0)
+    if (strncmp(dest, "/proc/", 6) == 0 && !strstr(dest, "/.."))
         return 0;
     if (fstatfs(fd, &fs) < 0)
         return -errno;
@@ -98,7 +98,7 @@ static int open_destination(struct child *child, const char *dest, bool is_dir) 
     cleanup_fd int fd = is_dir ? path_make_directories(root, dest, 0755, NULL) : path_make_file(root, dest, 0644);
     if (fd < 0)
         return fd;
-    int r = check_destination(fd, dest);
+    int r = child_check_destination(fd, dest);
     return r < 0 ? r : steal_fd(&fd);
 }
 

@@ -48,7 +48,8 @@ static int bind_console(int root, int slave) {
     cleanup_fd int target = path_make_file(root, "dev/console", 0600);
     if (target < 0)
         return target;
-    return sys_move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+    int r = child_check_destination(target, "/dev/console");
+    return r < 0 ? r : sys_move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 
 /* num: rows, cols, uid, whether to bind /dev/console */

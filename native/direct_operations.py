@@ -221,3 +221,21 @@ class SetLabel(Operation, frozen=True):
 
     def encode(self, writer: BlockWriter) -> bytes:
         return writer.record(self.code, texts=(self.file, self.label))
+
+
+class LabelMount(Operation, frozen=True):
+    """Give the top inode of a mount a label of SELinux, where the file system takes no `context`."""
+
+    code = 51
+    step = "label mount"
+    path: Text
+    label: str
+
+    def describe(self) -> str:
+        return f"fsetxattr({show(self.path)}, security.selinux, {self.label!r})"
+
+    def subject(self) -> str | None:
+        return show(self.path)
+
+    def encode(self, writer: BlockWriter) -> bytes:
+        return writer.record(self.code, texts=(self.path, self.label))

@@ -43,6 +43,7 @@ static const struct op_shape SHAPES[OP_END] = {
     [OP_SET_AFFINITY] = {false, 0, BLOB_BYTES},
     [OP_SET_MEMORY_POLICY] = {false, 0, BLOB_BYTES},
     [OP_SET_LABEL] = {false, 3, BLOB_NONE},
+    [OP_LABEL_MOUNT] = {false, 3, BLOB_NONE},
 };
 
 static int refuse(struct failure *ret, uint32_t index, size_t where) {

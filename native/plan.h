@@ -67,6 +67,7 @@ enum op_code {
     OP_SET_AFFINITY,
     OP_SET_MEMORY_POLICY,
     OP_SET_LABEL,
+    OP_LABEL_MOUNT,
     OP_END,
 };
 

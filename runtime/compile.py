@@ -14,7 +14,7 @@ import msgspec
 
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidArgument
+from scow.native.errors import InvalidArgument, Unsupported
 from scow.native.fd import OwnedFd
 from scow.runtime.mounts import mount_operations
 from scow.runtime.security import mask_of
@@ -35,6 +35,7 @@ JOIN_ORDER = ("user", "pid", "network", "ipc", "uts", "cgroup", "mount")
 DEVICE_MODES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 
 UNLIMITED = 2**64 - 1
+SECCOMP_NEW_LISTENER = 8  # SECCOMP_FILTER_FLAG_NEW_LISTENER, of a filter that asks an agent
 _RLIMIT_LOCKS = 10  # asm-generic/resource.h
 
 
@@ -62,6 +63,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
     process = spec.process
     if process is None:
         raise InvalidArgument("cannot run a container without 'process' in its configuration")
+    _check_filter(handles.seccomp)
     new, joins = namespace_operations(spec, handles.hold)
     holder = _pid_namespace_holder(spec, joins, handles.hold)
     ops: list[p.Operation] = []
@@ -133,6 +135,7 @@ def compile_exec(
     `joins` are the namespaces of the container's first process; its limits come first here too,
     and no part of the host is open or dumpable when they are entered (CVE-2016-9962).
     """
+    _check_filter(handles.seccomp)
     ops: list[p.Operation] = []
     if handles.cgroup_tasks:
         ops.append(p.JoinCgroups(handles.cgroup_tasks, why="be under the container's limits"))
@@ -153,6 +156,11 @@ def compile_exec(
         pid_offsets=(),
         monitor=monitor,
     )
+
+
+def _check_filter(seccomp: tuple[bytes, int] | None) -> None:
+    if seccomp is not None and seccomp[1] & SECCOMP_NEW_LISTENER:
+        raise Unsupported("seccomp action 'SCMP_ACT_NOTIFY' is not supported: there is no agent")
 
 
 def namespace_operations(
@@ -215,19 +223,23 @@ _KEPT_TO_ENTER = ("SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE")
 
 
 def enter_pid_namespace(
-    process: Process, seccomp: tuple[bytes, int] | None, *, mounts_console: bool
+    process: Process,
+    seccomp: tuple[bytes, int] | None,
+    *,
+    mounts_console: bool,
+    keep: tuple[str, ...] = (),
 ) -> list[p.Operation]:
     """Give up what can be given up, then become visible to whoever may trace in the namespace."""
     capabilities = process.capabilities
     bounding = mask_of(capabilities.bounding) if capabilities else 0
-    keep = mask_of(capabilities.permitted) if capabilities else 0
-    keep |= mask_of(_KEPT_TO_ENTER)
+    kept = mask_of(capabilities.permitted) if capabilities else 0
+    kept |= mask_of(_KEPT_TO_ENTER + keep)
     if mounts_console or (seccomp is not None and not process.no_new_privileges):
-        keep |= mask_of(("SYS_ADMIN",))
+        kept |= mask_of(("SYS_ADMIN",))
     return [
         p.DropBounding(bounding, why="what is not kept here no setuid program can give back"),
         p.EnterPidNamespace(
-            keep, why="be one of its processes only now: nothing of the host is open any more"
+            kept, why="be one of its processes only now: nothing of the host is open any more"
         ),
     ]
 

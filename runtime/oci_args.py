@@ -67,6 +67,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         _IMAGE_SWITCHES + " detach/d no-subreaper no-pivot",
         "empty-ns",
     ),
+    "warm": _table("", "stop"),
 }
 
 
@@ -137,10 +138,10 @@ def number(flags: Flags, name: str) -> int | None:
     value = text(flags, name)
     if not value:
         return None
-    try:
-        return int(value)
-    except ValueError:
-        raise InvalidArgument(f"invalid value {value!r} for flag -{name}: parse error") from None
+    digits = value.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 19):
+        raise InvalidArgument(f"invalid value {value[:64]!r} for flag -{name}: parse error")
+    return int(value)
 
 
 def switch(flags: Flags, name: str) -> bool:

@@ -14,6 +14,11 @@ from scow.native.errors import InvalidArgument, ScowError
 from scow.runtime.oci_args import COMMANDS, GLOBAL, Flags, read_flags, switch, text
 
 VERSION = "0.1.0"
+# Commands that read or write more than smalljson does.
+_WITH_DOCUMENTS = frozenset(
+    {"create", "run", "exec", "update", "events", "features", "spec", "checkpoint", "restore"}
+)
+_LONGEST = 8192  # of a message: names in it may be as long as a configuration
 _USAGE = """usage: scow-oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND ...
 
 commands: """
@@ -33,6 +38,8 @@ class Log:
         """One line, in the form that conmon and containerd's shim read."""
         if level == "debug" and not self._debug:
             return
+        if len(message) > _LONGEST:
+            message = f"{message[:_LONGEST]}..."
         line = self._line(level, message)
         path = self._path.removeprefix("file:")
         if path:
@@ -46,7 +53,7 @@ class Log:
                 os.close(fd)
         if not path or level == "error":
             try:
-                os.write(2, line if not path else f"{message}\n".encode(errors="replace"))
+                os.write(2, line if not path else _one_line(message))
             except OSError:
                 pass  # nobody listens
 
@@ -60,12 +67,24 @@ class Log:
         return f'time="{now}" level={level} msg="{quoted}"\n'.encode(errors="replace")
 
 
+def _one_line(message: str) -> bytes:
+    quoted = message.replace("\\", "\\\\").replace("\n", "\\n")
+    return f"{quoted}\n".encode(errors="replace")
+
+
 def main() -> None:
-    """The entry point of the command."""
+    """The entry point without a front: `python -m scow.runtime.oci_cli`."""
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
+def start_cold(reason: str, arguments: list[str]) -> None:
+    """The entry point of an interpreter that the front had to start (native/front.c)."""
+    code = run(arguments, cold=reason)
+    sys.stdout.flush()
+    os._exit(code)  # taking the interpreter apart costs 3 ms and tells nobody anything
+
+
+def run(arguments: list[str], cold: str = "") -> int:
     """Carry out one command line; gives the exit status."""
     try:
         flags, operands = read_flags(arguments, GLOBAL, strict_order=True)
@@ -82,6 +101,8 @@ def run(arguments: list[str]) -> int:
         print(_USAGE + " ".join(COMMANDS))
         return 0
     command = operands[0]
+    if cold:
+        log.tell("debug", f"no warm process does this: {cold}")
     try:
         return _dispatch(command, operands[1:], flags, log)
     except (ScowError, OSError) as error:
@@ -103,7 +124,7 @@ def _words(command: str, error: ScowError | OSError) -> str:
     return message
 
 
-def _import_codec() -> None:
+def import_codec() -> None:
     """Import msgspec without typing_extensions, which it prefers where it is installed.
 
     That would bring inspect, ast and tokenize: 6 ms of every start (cli/main.py does the same).
@@ -121,28 +142,20 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
     table = COMMANDS.get(command)
     if table is None:
         raise InvalidArgument(f"No help topic for '{command}'")
-    own, operands = read_flags(arguments, table, strict_order=command == "exec")
+    own, operands = read_flags(arguments, table, strict_order=command in ("exec", "ps"))
     root = text(flags, "root") or "/run/scow-oci"
     if switch(flags, "systemd-cgroup") or text(flags, "cgroup-manager") == "systemd":
         own["systemd-cgroup"] = True
     if text(flags, "criu"):
         own["criu"] = text(flags, "criu")
-    if command in (
-        "create",
-        "run",
-        "exec",
-        "update",
-        "events",
-        "features",
-        "spec",
-        "checkpoint",
-        "restore",
-    ):
-        _import_codec()
+    if command in _WITH_DOCUMENTS:
+        import_codec()
     if command == "start":
         from scow.runtime import oci_start as commands
     elif command in ("create", "run", "exec"):
         from scow.runtime import oci_process as commands  # type: ignore[no-redef]  # the same shape
+    elif command == "warm":
+        from scow.runtime import oci_warm as commands  # type: ignore[no-redef]  # the same shape
     elif command in ("update", "events", "features", "spec", "checkpoint", "restore"):
         from scow.runtime import oci_extra as commands  # type: ignore[no-redef]  # the same shape
     else:

@@ -14,7 +14,7 @@ import msgspec
 
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidArgument, ScowError, Unsupported
+from scow.native.errors import InvalidArgument, Unsupported
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.runtime.compile import (
@@ -32,7 +32,7 @@ from scow.runtime.oci_mounts import MountCompiler, map_text
 from scow.runtime.security import CAPABILITY_NAMES, DEFAULT_DEVICES, held_capabilities
 from scow.runtime.spec import Capabilities, Device, Hook, Process, Spec
 
-MOMENT_MAPS, MOMENT_HOOKS = 1, 2
+MOMENT_MAPS, MOMENT_HOOKS, MOMENT_DEVICES, MOMENT_GROUPS = 1, 2, 3, 4
 PASSWD_LIMIT = 10 << 20
 _NS_GET_NSTYPE = 0xB703
 _LINKS = (
@@ -71,6 +71,8 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         ops.append(p.AwaitParent(MOMENT_MAPS, why="ids must mean something first"))
     if ends.cgroup_tasks:
         ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the limits before all else"))
+    if spec.linux.intel_rdt is not None:
+        ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
     late = new & kernel.CLONE_NEWCGROUP
     if has_user or _has(spec, "user"):
         ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
@@ -78,6 +80,8 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         late |= new & kernel.CLONE_NEWIPC
     if late:
         ops.append(p.Unshare(late, why="in its own cgroup, which is to be the root, and as root"))
+    if spec.linux.net_devices:
+        ops.append(p.AwaitParent(MOMENT_DEVICES, why="network devices come from the host's side"))
     ops.append(p.MountPropagation(kernel.MS_PRIVATE, why="no mount made here shows on the host"))
     ops.append(p.AttachRoot(root_fd, at="/", why="root.path of the bundle"))
     ops += MountCompiler(spec, root_fd, ends.hold, bundle=bundle, cgroup=ends.cgroup).operations()
@@ -88,15 +92,20 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
     ops += cover_operations(spec)
     ops += _names(spec)
     ops.append(_stdio(process))
+    ops += _labels(process, ends)
     ops.append(p.PivotRoot(why="from here on the host's files are out of reach"))
     ops += _root_options(spec)
-    ops += _scheduling(spec, process)
     ops += limit_operations(_in_user_namespace(spec, process), ends.keyring)
+    ops += _labels_done(process, ends)
+    if not _cannot_fork(process):
+        ops += _scheduling(spec, process)
     ops.append(p.ProbeCommand(strict=_minds_modes(process), why="say now what cannot be executed"))
     ops.append(p.AwaitStartSocket(ends.start_socket, why="created: wait for 'start'"))
     before, after = ends.state
     created = before.replace('"status":"creating"', '"status":"created"')
     ops += _hooks(spec.hooks.start_container, (created, after))
+    if _cannot_fork(process):
+        ops += _scheduling(spec, process)
     if ends.kept:
         ops.append(p.KeepFds(ends.kept, why="--preserve-fds"))
     ops += identity_operations(process, ends.seccomp)
@@ -122,9 +131,15 @@ def compile_exec(
         ops.append(p.SetAffinity(initial, why="execCPUAffinity.initial"))
     if ends.cgroup_tasks:
         ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the container's limits"))
+    if spec.linux.intel_rdt is not None:
+        ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
     kinds = 0
     for item in spec.linux.namespaces:
         kinds |= _flag(item.type)
+    # What needs a procfs that no container has touched comes before anything is joined.
+    ops += _labels(process, ends)
+    if process.oom_score_adj is not None and _has(spec, "user"):
+        ops.append(p.SetOomScoreAdj(process.oom_score_adj, why="lowered from outside only"))
     if kinds:
         ops.append(p.JoinNamespace(pidfd, kinds, why="be where the first process is"))
     if _has(spec, "user"):
@@ -132,9 +147,12 @@ def compile_exec(
     ops += limit_operations(_in_user_namespace(spec, process), ends.keyring)
     if final:
         ops.append(p.SetAffinity(final, why="execCPUAffinity.final"))
-    ops += _scheduling(spec, process)
+    if not _cannot_fork(process):
+        ops += _scheduling(spec, process)
     if kinds & kernel.CLONE_NEWPID:
-        ops += enter_pid_namespace(process, ends.seccomp, mounts_console=False)
+        ops += _enter_pid_namespace(process, ends, mounts_console=False)
+    if _cannot_fork(process):
+        ops += _scheduling(spec, process)
     ops.append(_stdio(process))
     if ends.kept:
         ops.append(p.KeepFds(ends.kept, why="--preserve-fds"))
@@ -297,9 +315,37 @@ def _in_user_namespace(spec: Spec, process: Process) -> Process:
     return msgspec.structs.replace(process, oom_score_adj=None) if _has(spec, "user") else process
 
 
+def _labels(process: Process, ends: Ends) -> list[p.Operation]:
+    if not (process.apparmor_profile or process.selinux_label):
+        return []
+    from scow.runtime.oci_labels import label_operations
+
+    return label_operations(process, keyring=bool(ends.keyring))
+
+
+def _labels_done(process: Process, ends: Ends) -> list[p.Operation]:
+    if not (process.selinux_label and ends.keyring):
+        return []
+    from scow.runtime.oci_labels import unlabel_keys
+
+    return unlabel_keys(process)
+
+
 def _minds_modes(process: Process) -> bool:
     capabilities = process.capabilities or Capabilities()
     return process.user.uid == 0 or "CAP_DAC_OVERRIDE" not in capabilities.ambient
+
+
+def _cannot_fork(process: Process) -> bool:
+    """sched(7): clone(2) of a process with a deadline fails; that comes when no clone follows."""
+    return process.scheduler is not None and process.scheduler.policy == "SCHED_DEADLINE"
+
+
+def _enter_pid_namespace(
+    process: Process, ends: Ends, *, mounts_console: bool
+) -> list[p.Operation]:
+    late = ("SYS_NICE",) if _cannot_fork(process) else ()
+    return enter_pid_namespace(process, ends.seccomp, mounts_console=mounts_console, keep=late)
 
 
 def _scheduling(spec: Spec, process: Process) -> list[p.Operation]:
@@ -320,12 +366,10 @@ def complete(spec: Spec, process: Process, root: Root, umask: int) -> tuple[Proc
     names = [limit.type for limit in process.rlimits]
     if len(names) != len(set(names)):
         raise InvalidArgument("a rlimit is given twice")
-    if process.apparmor_profile and not os.path.isdir("/sys/kernel/security/apparmor"):
-        raise ScowError(
-            f"apparmor profile '{process.apparmor_profile}' set, but AppArmor is not enabled"
-        )
-    if process.selinux_label and not os.path.isdir("/sys/fs/selinux"):
-        raise ScowError("selinux label is specified in config, but selinux is disabled")
+    if process.apparmor_profile or process.selinux_label or spec.linux.mount_label:
+        from scow.runtime.oci_labels import check_labels
+
+        check_labels(process, spec.linux.mount_label)
     capabilities, warnings = _usable(process.capabilities)
     user = process.user
     if user.umask is None:

@@ -17,11 +17,14 @@ from scow.native import sys as kernel
 from scow.native import unix
 from scow.native.errors import InvalidArgument, NotFound, ScowError, Unsupported
 from scow.native.fd import OwnedFd
-from scow.native.fs import Root
+from scow.native.fs import Root, write_atomic
+from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
 from scow.runtime.hooks import check_hook, run_hooks
 from scow.runtime.oci_child import Child, follow, spawn
 from scow.runtime.oci_compile import (
+    MOMENT_DEVICES,
+    MOMENT_GROUPS,
     MOMENT_HOOKS,
     MOMENT_MAPS,
     Ends,
@@ -88,9 +91,13 @@ def check_spec(spec: Spec) -> None:
     if "" in spec.annotations:
         raise InvalidArgument("an annotation has an empty key")
     if spec.linux.net_devices:
-        raise Unsupported("linux.netDevices is not supported")
+        from scow.runtime.oci_netdevices import check_devices
+
+        check_devices(spec)
     if spec.linux.intel_rdt is not None:
-        raise Unsupported("linux.intelRdt is not supported")
+        from scow.runtime.oci_rdt import groups_of, mount_point
+
+        groups_of(spec.linux.intel_rdt, "x", mount_point())
 
 
 def create(root: str, name: str, options: CreateOptions) -> Created:
@@ -100,6 +107,8 @@ def create(root: str, name: str, options: CreateOptions) -> Created:
     bundle = os.path.abspath(options.bundle)
     spec, data = read_bundle(bundle)
     check_spec(spec)
+    if spec.process is not None and spec.process.terminal and not options.console_socket:
+        parent.current().need_terminal()
     directory = ContainerDir(root, name)
     directory.create()
     with ExitStack() as undo, ExitStack() as held:
@@ -196,7 +205,9 @@ class Creation:
 
     def _make_cgroup(self) -> Cgroup:
         resources = resources_of(self.spec)
-        cgroup = open_cgroup(self.record.cgroup, foreign=True)
+        cgroup = open_cgroup(
+            self.record.cgroup, foreign=True, owner=os.path.abspath(self.directory.path)
+        )
         cgroup.create(resources)
         self.undo.callback(end_cgroup, cgroup)
         return cgroup
@@ -208,6 +219,15 @@ class Creation:
         if moment == MOMENT_MAPS:
             _write_maps(child)
             _write_oom_score(child.pid, self.spec.process)
+        elif moment == MOMENT_GROUPS and self.spec.linux.intel_rdt is not None:
+            from scow.runtime.oci_rdt import join, mount_point, prepare
+
+            intel, undo = self.spec.linux.intel_rdt, self.undo.callback
+            join(prepare(intel, self.directory, mount_point(), undo), child.pid)
+        elif moment == MOMENT_DEVICES:
+            from scow.runtime.oci_netdevices import move_devices
+
+            move_devices(self.spec, child.pid, self.undo.callback)
         elif moment == MOMENT_HOOKS:
             record = self.record.born(child.pid, 0)
             state = oci_state.hook_state(record, "creating")
@@ -329,14 +349,10 @@ def send_terminal(path: str, master: OwnedFd) -> None:
 
 
 def write_pid_file(path: str, pid: int) -> None:
-    """Write the pid, so that who reads the file finds all of it."""
-    if not path:
-        return
-    directory, name = os.path.split(os.path.abspath(path))
-    fresh = f"{directory}/.{name}"
-    with open(fresh, "w", encoding="ascii") as file:
-        file.write(str(pid))
-    os.rename(fresh, path)
+    """Write the pid, so that who reads the file finds all of it; no planted name is written through."""
+    if path:
+        directory, name = os.path.split(os.path.abspath(path))
+        write_atomic(directory, name, str(pid).encode(), 0o644, durable=False)
 
 
 def _write_maps(child: Child) -> None:

@@ -41,15 +41,12 @@ def parse_size(value: str, flag: str) -> int | None:
         return -1
     digits = value.lower().removesuffix("b").rstrip("kmgt")
     unit = value.lower().removesuffix("b")[len(digits) :]
-    if not digits.isdigit() or unit not in _UNITS:
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 19) or unit not in _UNITS:
         raise InvalidArgument(f"invalid value for {flag}: {value!r}")
     return int(digits) * _UNITS[unit]
 
 
 def _from_flags(flags: Flags) -> Resources:
-    for name in ("l3-cache-schema", "mem-bw-schema"):
-        if text(flags, name):
-            raise Unsupported(f"update --{name} is not supported")
     memory = Memory(
         limit=parse_size(text(flags, "memory"), "memory"),
         reservation=parse_size(text(flags, "memory-reservation"), "memory-reservation"),
@@ -88,8 +85,23 @@ def _update(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
         resources = decode_resources(data)
     else:
         resources = _from_flags(flags)
+        _update_schemata(root, flags, operands)
     cgroup.update(resources)
     return 0
+
+
+def _update_schemata(root: str, flags: Flags, operands: list[str]) -> None:
+    schemas = text(flags, "l3-cache-schema"), text(flags, "mem-bw-schema")
+    if not any(schemas):
+        return
+    from scow.runtime.oci_rdt import mount_point, update
+    from scow.runtime.spec import decode_spec
+
+    directory = ContainerDir(root, one_operand(operands))
+    intel = decode_spec(directory.config(), "config.json").linux.intel_rdt
+    if intel is None:
+        raise InvalidArgument("the container has no intelRdt in its configuration")
+    update(intel, directory.name, mount_point(), *schemas)
 
 
 # --- events ---------------------------------------------------------------------------------------
@@ -166,7 +178,8 @@ def _seconds(value: str) -> float:
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
     for unit, factor in units.items():
         digits = value.removesuffix(unit)
-        if digits != value and digits.replace(".", "", 1).isdigit():
+        plain = digits.replace(".", "", 1)
+        if digits != value and plain.isascii() and plain.isdigit() and len(plain) <= 19:
             return float(digits) * factor
     raise InvalidArgument(f"invalid duration {value!r}")
 

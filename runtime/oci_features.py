@@ -24,6 +24,8 @@ _MOUNT_OPTIONS = (
     "strictatime suid symfollow sync tmpcopyup unbindable"
 )
 
+_MEMORY_MODES = "DEFAULT BIND INTERLEAVE WEIGHTED_INTERLEAVE PREFERRED PREFERRED_MANY LOCAL"
+
 
 def features() -> dict[str, object]:
     """The document of runtime-spec features.md."""
@@ -43,23 +45,29 @@ def features() -> dict[str, object]:
                 "rdma": True,
             },
             "seccomp": _seccomp(),
-            "apparmor": {"enabled": False},
-            "selinux": {"enabled": False},
-            "intelRdt": {"enabled": False},
+            "apparmor": {"enabled": True},
+            "selinux": {"enabled": True},
+            "intelRdt": {"enabled": True, "schemata": True, "monitoring": True},
+            "memoryPolicy": {
+                "modes": [f"MPOL_{name}" for name in _MEMORY_MODES.split()],
+                "flags": [f"MPOL_F_{name}_NODES" for name in ("RELATIVE", "STATIC")]
+                + ["MPOL_F_NUMA_BALANCING"],
+            },
             "mountExtensions": {"idmap": {"enabled": True}},
-            "netDevices": {"enabled": False},
+            "netDevices": {"enabled": True},
         },
         "annotations": {"io.github.scow.version": OCI_VERSION},
     }
 
 
 def _seccomp() -> dict[str, object]:
-    actions = "ALLOW ERRNO KILL KILL_PROCESS KILL_THREAD LOG TRACE TRAP"
+    actions = "ALLOW ERRNO KILL KILL_PROCESS KILL_THREAD LOG NOTIFY TRACE TRAP"
     operators = "EQ GE GT LE LT MASKED_EQ NE"
     flags = [
         "SECCOMP_FILTER_FLAG_LOG",
         "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
         "SECCOMP_FILTER_FLAG_TSYNC",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
     ]
     return {
         "enabled": True,

@@ -15,7 +15,7 @@ import msgspec
 
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidArgument, ScowError, Unsupported
+from scow.native.errors import InvalidArgument, ScowError
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.runtime.mounts import Options, cgroup_mounts, check_destination, open_bind_source
@@ -27,7 +27,8 @@ _OURS = frozenset({
     "tmpcopyup", "idmap", "ridmap", "remount", "relatime", "norelatime", "nostrictatime", "atime",
     "nolazytime", "noiversion", "nomand", "nosync", "ratime", "rnorelatime", "rnostrictatime",
 })  # fmt: skip
-MAX_COPY_FILES = 100_000
+# The kernel labels what it makes up itself, by the policy.
+_UNLABELLED = frozenset({"proc", "sysfs", "mqueue", "cgroup", "cgroup2"})
 
 
 class MountCompiler:
@@ -92,7 +93,7 @@ class MountCompiler:
     def _filesystem(self, mount: SpecMount, options: Options) -> list[p.Operation]:
         if not mount.type:
             raise InvalidArgument(f"mount on '{mount.destination}' has no type")
-        return [
+        found: list[p.Operation] = [
             p.MountFilesystem(
                 mount.type,
                 mount.destination,
@@ -101,11 +102,17 @@ class MountCompiler:
                 source=mount.source or mount.type,
             )
         ]
+        label = self._spec.linux.mount_label
+        if label and mount.type == "mqueue":
+            # Its superblock is the IPC namespace's and takes no context: the inode is labelled.
+            found.append(p.LabelMount(mount.destination, label, why="linux.mountLabel"))
+        return found
 
     def _data(self, mount: SpecMount, options: Options) -> list[tuple[str, str | None]]:
-        if self._spec.linux.mount_label:
-            raise Unsupported("mount labels need SELinux, which is not supported")
         data = list(options.data)
+        label = self._spec.linux.mount_label
+        if label and mount.type not in _UNLABELLED:
+            data.append(("context", label))
         if mount.type == "tmpfs" and not any(key == "mode" for key, _ in data):
             mode = self._mode_of(mount.destination)
             if mode is not None:

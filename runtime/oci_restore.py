@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -51,6 +52,9 @@ from scow.runtime.oci_create import (
 from scow.runtime.oci_destroy import destroy
 from scow.runtime.oci_state import ContainerDir
 from scow.runtime.spec import Process, SpecMount
+
+if TYPE_CHECKING:
+    from scow.runtime.oci_rdt import Groups
 
 _DESCRIPTORS_LIMIT = 1 << 16
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -117,6 +121,7 @@ class _Restoration(Creation):
         tasks = [self.hold(fd) for fd in cgroup.join_fds()]
         into = cgroup.dir_fd()
         unified = self.hold(into) if into is not None else None
+        groups = self._groups()
         namespace, passed, sources = self._private_mounts((images, work))
         fields = common_fields(flags, "restore.log")
         fields += [(Option.IMAGES, passed[0]), (Option.WORK, passed[1])]
@@ -137,11 +142,19 @@ class _Restoration(Creation):
             criu.RESTORE,
             fields,
             passed=tuple(passed),
-            prepare=lambda: _move_in(tasks, unified, namespace),
+            prepare=lambda: _move_in(tasks, unified, groups, namespace),
             notified=self._notified,
             log=f"{work}/restore.log",
         )
         return self._settle()
+
+    def _groups(self) -> Groups | None:
+        """Those of resctrl."""
+        if self.spec.linux.intel_rdt is None:
+            return None
+        from scow.runtime.oci_rdt import mount_point, prepare
+
+        return prepare(self.spec.linux.intel_rdt, self.directory, mount_point(), self.undo.callback)
 
     def _kill(self) -> None:
         """What CRIU has made is our child."""
@@ -307,12 +320,16 @@ def _cgroup_roots(path: str) -> list[bytes]:
     return roots
 
 
-def _move_in(tasks: list[int], unified: int | None, namespace: int) -> None:
-    """In CRIU's process to be: go into the container's cgroup, where its children are to be born."""
+def _move_in(tasks: list[int], unified: int | None, groups: Groups | None, namespace: int) -> None:
+    """In CRIU's process to be: go into the container's groups, where its children are to be born."""
     for fd in tasks:
         os.write(fd, b"0")
     if unified is not None:
         fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=unified)
         os.write(fd, b"0")
         os.close(fd)
+    if groups is not None:
+        from scow.runtime.oci_rdt import join
+
+        join(groups, os.getpid())
     kernel.setns(namespace, kernel.CLONE_NEWNS)

@@ -16,6 +16,7 @@ import pytest
 from fixtures import kernel, residue
 from fixtures.images import ImageFactory
 from fixtures.registry import Registry
+from fixtures.warm import Warm
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
@@ -31,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = {}
+    # No test leaves a warm process of scow-oci behind at the host's own place (docs/adr/008).
+    os.environ.setdefault("SCOW_OCI_WARM", "0")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -128,3 +131,10 @@ def password_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regi
 def images(registry: Registry) -> ImageFactory:
     """Images that other programs made; asking for one pushes it and gives its reference."""
     return ImageFactory(registry)
+
+
+@pytest.fixture(scope="session")
+def warm_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """A warm process of scow-oci for the whole session, in a directory of its own."""
+    with Warm.start(tmp_path_factory.mktemp("warm") / "run") as running:
+        yield running

@@ -26,6 +26,7 @@ APT_ARCHIVES = Path("/var/cache/apt/archives")
 SUITE = "bookworm"
 DISK = "3G"
 SYSTEM = ("systemd", "systemd-sysv", "udev", "dbus", "linux-image-cloud-amd64", "busybox-static")
+SYSTEM += ("apparmor",)  # its parser: the labels of scow-oci are tested where AppArmor is enabled
 # In the order in which they need each other; ext4 is built in.
 MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev")
 MODULES += ("virtio_pci", "virtio_blk")
@@ -33,6 +34,7 @@ MODULES += ("virtio_pci", "virtio_blk")
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer")
 MASKED += ("getty@tty1.service", "serial-getty@ttyS0.service", "systemd-timesyncd.service")
 MASKED += ("e2scrub_reap.service", "dpkg-db-backup.timer", "systemd-networkd.service")
+MASKED += ("apparmor.service",)
 
 UNIT = """\
 [Unit]
