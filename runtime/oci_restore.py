@@ -157,18 +157,35 @@ class _Restoration(Creation):
         return prepare(self.spec.linux.intel_rdt, self.directory, mount_point(), self.undo.callback)
 
     def _kill(self) -> None:
-        """What CRIU has made is our child."""
+        """What CRIU has made is our child; what it has ended itself is fine."""
         if self._pid > 0:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+            try:
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
 
     def _notified(self, step: str, pid: int, fd: OwnedFd | None) -> None:
         if step == "setup-namespaces":
             state = oci_state.hook_state(self.record.born(pid, 0), "creating")
             run_hooks("prestart", self.spec.hooks.prestart, state)
             run_hooks("createRuntime", self.spec.hooks.create_runtime, state)
+        elif step == "post-restore":
+            self._pid = pid
+            self._check_privileges(pid)
         elif step == "orphan-pts-master" and fd is not None:
             self._master = fd
+
+    def _check_privileges(self, pid: int) -> None:
+        """Nothing of it runs yet. CRIU 3.17 forgets no_new_privs: setuid programs would count again."""
+        process = self.spec.process
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            has_it = "\nNoNewPrivs:\t1\n" in file.read()
+        if process is not None and process.no_new_privileges and not has_it:
+            raise Unsupported(
+                "this CRIU restores a container without its no_new_privs",
+                hint="CRIU 4.1 keeps it; the images are as they were",
+            )
 
     def _settle(self) -> tuple[int, OwnedFd, OwnedFd | None]:
         found = oci_state.process_start_time(self._pid)
