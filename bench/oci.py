@@ -51,6 +51,14 @@ class Low:
         answer = self.worker.answer(argv=[*self.program, *words], env=self.environment)
         return str(answer["output"])
 
+    def outside(self) -> tuple[list[str], dict[str, str]]:
+        """Its command line and environment without the worker."""
+        if not self.prefix:
+            return self.program, self.environment
+        # after what makes the namespace, which has this machine's libraries
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        return [*self.prefix, "env", *variables, *self.program], {}
+
     def version(self) -> str:
         """Its name and version."""
         return self.output("--version").splitlines()[0]
@@ -169,8 +177,7 @@ def main() -> None:
             profile.aim_against(WARM, peer)
         results = [profile, whole_run("`run` of `true`: neither", taking_part, bare, chosen.rounds)]
         results += single_steps(taking_part, stays, chosen.rounds)
-        commands = {one.name: ([*one.prefix, *one.program], one.environment) for one in taking_part}
-        results += memory.measure(commands, str(stays))
+        results += memory.measure({one.name: one.outside() for one in taking_part}, str(stays))
     path = report.write(ROOT / "bench/results", head, results, suffix="-oci")
     print(path.read_text())
     print(f"bench: written to {path.relative_to(ROOT)}")

@@ -110,9 +110,9 @@ def require_ours(directory: str, owner: str = "") -> bool:
     return True
 
 
-def _content(directory: str) -> str:
+def _content(directory: str, keeper: int = 0) -> str:
     """What makes a cgroup a slice of the host or another's container; empty without such."""
-    if pids := list_pids(directory):
+    if pids := [pid for pid in list_pids(directory) if pid != keeper]:
         return f"has processes {pids[:8]}"
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -122,15 +122,15 @@ def _content(directory: str) -> str:
         os.close(fd)
 
 
-def adopt(directory: str, owner: str = "") -> bool:
+def adopt(directory: str, owner: str = "", keeper: int = 0) -> bool:
     """Make an empty cgroup that somebody else made a container's; False when it is one already.
 
     Whoever configures a container may have made its cgroup before. Refuses (InvalidState) one with
-    processes or with cgroups below.
+    processes, but for `keeper`, or with cgroups below.
     """
     if is_container(directory):
         return False
-    if content := _content(directory):
+    if content := _content(directory, keeper):
         raise InvalidState(f"container's cgroup is not empty: '{directory}' {content}")
     set_mark(directory, owner)
     return True

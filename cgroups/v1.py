@@ -32,13 +32,19 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class V1Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_foreign", "_host", "_owner", "_primary", "_unified", "path")
+    __slots__ = ("_foreign", "_host", "_keeper", "_owner", "_primary", "_unified", "path")
 
     def __init__(
-        self, path: str, hierarchies: Hierarchies, *, foreign: bool = False, owner: str = ""
+        self,
+        path: str,
+        hierarchies: Hierarchies,
+        *,
+        foreign: bool = False,
+        owner: str = "",
+        keeper: int = 0,
     ) -> None:
         self.path = tree.check_path(path, foreign=foreign)
-        self._foreign, self._owner = foreign, owner
+        self._foreign, self._owner, self._keeper = foreign, owner, keeper
         self._host = hierarchies
         self._primary = f"{hierarchies.v1[0].directory}/{path}"
         self._unified = f"{hierarchies.unified}/{path}" if hierarchies.unified else None
@@ -74,8 +80,9 @@ class V1Cgroup:
         except BaseException:
             # The first failure is the one to tell; what cannot be removed now is marked, and the
             # next create or remove of this id takes it away.
-            with contextlib.suppress(OSError, ScowError):
-                self._remove_directories()
+            if not self._keeper:
+                with contextlib.suppress(OSError, ScowError):
+                    self._remove_directories()
             raise
 
     def _others(self) -> list[str]:
@@ -92,7 +99,7 @@ class V1Cgroup:
                 tree.set_mark(self._primary, self._owner)
                 return
             except FileExistsError:
-                if self._foreign and tree.adopt(self._primary, self._owner):
+                if self._foreign and tree.adopt(self._primary, self._owner, self._keeper):
                     return
                 if attempt == 2:
                     raise tree.already_exists(self._primary) from None
@@ -122,7 +129,7 @@ class V1Cgroup:
         except FileExistsError:
             if directory == self._primary:
                 raise
-            if self._foreign and not tree.list_pids(directory):
+            if self._foreign and not set(tree.list_pids(directory)) - {self._keeper}:
                 return
             # The primary directory was free, so this is not a leftover of ours.
             raise tree.already_exists(directory) from None
@@ -234,17 +241,22 @@ class V1Cgroup:
                 facts = f"available are {available}"
         return control.refused_write_error(error, directory, write.file, write.value, facts=facts)
 
-    def update(self, resources: Resources) -> None:
+    def update_writes(self, resources: Resources) -> list[Write]:
         """See `cgroup.Cgroup`."""
         validate_resources(resources)
         self._require()
         writes = v1_limits.limit_writes(resources)
         for write in writes:
             self._directory(write)
+        return writes
+
+    def update(self, resources: Resources) -> None:
+        """See `cgroup.Cgroup`."""
+        writes = self.update_writes(resources)
         self._check_usage(resources)
         if resources.devices is not None:
             writes.extend(self._device_writes(resources))
-        before = self._current_values(writes)
+        before = self.current_values(writes)
         try:
             self._apply(writes)
         except BaseException:
@@ -270,8 +282,8 @@ class V1Cgroup:
                 f"cannot lower the memory limit of '{self.path}' to {memory.limit}: usage is {used}"
             )
 
-    def _current_values(self, writes: list[Write]) -> list[Write]:
-        """What `writes` would replace, to put back; lists per device are not put back."""
+    def current_values(self, writes: list[Write]) -> list[Write]:
+        """See `cgroup.Cgroup`."""
         before: list[Write] = []
         for write in reversed(writes):
             if write.controller == "devices" or "_device" in write.file:
@@ -308,6 +320,10 @@ class V1Cgroup:
             return None
         self._require()
         return OwnedFd(os.open(self._unified, _DIRECTORY))
+
+    def takes_processes(self) -> bool:
+        """See `cgroup.Cgroup`."""
+        return True
 
     def pids(self) -> list[int]:
         """See `cgroup.Cgroup`."""

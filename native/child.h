@@ -54,6 +54,8 @@ int op_mask(struct child *child, const struct plan_op *op);
 int op_read_only_path(struct child *child, const struct plan_op *op);
 int op_mount_joined_proc(struct child *child, const struct plan_op *op);
 int op_set_mount_attributes(struct child *child, const struct plan_op *op);
+int op_set_propagation(struct child *child, const struct plan_op *op);
+int op_hide_host(struct child *child, const struct plan_op *op);
 int op_pivot_root(struct child *child, const struct plan_op *op);
 int op_remount_root_read_only(struct child *child, const struct plan_op *op);
 /* child_files.c */

@@ -216,6 +216,14 @@ static int open_state(struct child *child, const struct plan_op *op) {
     return lseek(fd, 0, SEEK_SET) < 0 ? -errno : steal_fd(&fd);
 }
 
+/* As the other runtimes have it: the container's root before it is the root, process.cwd after. */
+static void enter_hook_directory(struct child *child, bool is_inside) {
+    const struct plan_op *cwd = find_op(child->plan, OP_SET_CWD);
+    if (is_inside ? cwd && chdir(op_text(child, cwd, 0)) == 0 : child->root >= 0 && fchdir(child->root) == 0)
+        return;
+    (void)!chdir("/");
+}
+
 static _Noreturn void become_hook(const char *path, char **argv, char **env, int state) {
     umask(022);
     if (dup2(state, 0) < 0 || sys_close_range(3, UINT_MAX, CLOSE_RANGE_CLOEXEC) < 0)
@@ -224,8 +232,8 @@ static _Noreturn void become_hook(const char *path, char **argv, char **env, int
     _exit(errno == ENOENT ? 127 : 126);
 }
 
-/* Runs a hook where we are: in the container's namespaces. num: argc, envc, timeout in ms or 0. The
- * detail says how it ended, as wait(2) does. */
+/* Runs a hook where we are: in the container's namespaces. num: argc, envc, timeout in ms or 0, whether
+ * its root is ours. The detail says how it ended, as wait(2) does. */
 int op_run_hook(struct child *child, const struct plan_op *op) {
     char **argv = (char **)(void *)(child->plan->block + op->blob);
     int status = 0, pidfd = -1, r = 0;
@@ -237,8 +245,10 @@ int op_run_hook(struct child *child, const struct plan_op *op) {
     long pid = syscall(SYS_clone3, &args, sizeof args);
     if (pid < 0)
         return -errno;
-    if (pid == 0)
+    if (pid == 0) {
+        enter_hook_directory(child, op->num[3]);
         become_hook(op_text(child, op, 0), argv, argv + op->num[0] + 1, state);
+    }
     struct pollfd wait = {.fd = pidfd, .events = POLLIN};
     int n;
     do

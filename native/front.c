@@ -75,6 +75,38 @@ static _Noreturn void start_cold(struct front *front, const char *reason, int ar
     exit(1);
 }
 
+static bool same_link(const char *name) {
+    char path[2][64], target[2][64] = {{0}};
+    snprintf(path[0], sizeof path[0], "/proc/1/ns/%s", name);
+    snprintf(path[1], sizeof path[1], "/proc/self/ns/%s", name);
+    for (int i = 0; i < 2; i++)
+        if (readlink(path[i], target[i], sizeof target[i] - 1) < 0)
+            return true; /* ptrace(2): not everybody may see those of the first process */
+    return strcmp(target[0], target[1]) == 0;
+}
+
+/* The first line names the root's mount, by a number that is unique on a host. */
+static bool same_mounts(void) {
+    char line[2][64] = {{0}};
+    for (int i = 0; i < 2; i++) {
+        cleanup_fd int fd = open(i ? "/proc/self/mountinfo" : "/proc/1/mountinfo", O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || read(fd, line[i], sizeof line[i] - 1) < 0)
+            return false;
+        line[i][strcspn(line[i], "\n")] = '\0';
+    }
+    return strcmp(line[0], line[1]) == 0;
+}
+
+/* In namespaces of somebody's own a warm process would keep those alive, and serve few callers. */
+static bool is_at_home(void) {
+    static const char *const names[] = {"cgroup", "ipc", "net", "pid", "pid_for_children",
+                                        "time", "time_for_children", "user", "uts"};
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+        if (!same_link(names[i]))
+            return false;
+    return same_mounts();
+}
+
 /* In the grandchild: nothing of the caller's may be kept that somebody could wait for or be changed by. */
 static _Noreturn void become_warm(struct front *front) {
     sigset_t none;
@@ -129,7 +161,7 @@ int main(int argc, char **argv, char **envp) {
         start_cold(&front, "not root", argc, argv, envp);
     cleanup_fd int sock = front_connect(front.directory, front.name);
     if (sock == -ENOENT || sock == -ECONNREFUSED) {
-        if (argc < 2 || strcmp(argv[1], "warm") != 0) /* that one is to stop it */
+        if (is_at_home() && (argc < 2 || strcmp(argv[1], "warm") != 0)) /* which is to stop it */
             start_warm(&front);
         start_cold(&front, "none is there yet", argc, argv, envp);
     }

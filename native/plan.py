@@ -39,6 +39,7 @@ from scow.native.errors import (
 )
 from scow.native.mount_operations import (
     AttachRoot,
+    HideHost,
     MakeDevice,
     MakeDirectory,
     MakeSymlink,
@@ -51,6 +52,7 @@ from scow.native.mount_operations import (
     ReadOnlyPath,
     RemountRootReadOnly,
     SetMountAttributes,
+    SetPropagation,
 )
 from scow.native.operation import Operation, flag_names
 from scow.native.process_operations import (
@@ -90,6 +92,7 @@ __all__ = [
     "DropBounding",
     "EnterPidNamespace",
     "Execute",
+    "HideHost",
     "JoinCgroups",
     "JoinNamespace",
     "KeepFds",
@@ -127,6 +130,7 @@ __all__ = [
     "SetMountAttributes",
     "SetOomScoreAdj",
     "SetPersonality",
+    "SetPropagation",
     "SetRlimit",
     "SetScheduler",
     "SetSysctl",

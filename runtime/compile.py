@@ -267,6 +267,9 @@ def _devices(spec: Spec) -> list[p.Operation]:
 
 
 def cover_operations(spec: Spec) -> list[p.Operation]:
+    for path in (*spec.linux.readonly_paths, *spec.linux.masked_paths):
+        if not path.startswith("/"):
+            raise InvalidArgument(f"path '{path[:128]}' to be covered is not absolute")
     found: list[p.Operation] = [
         p.ReadOnlyPath(path, why="the host's kernel settings are not the container's to change")
         for path in spec.linux.readonly_paths
@@ -275,14 +278,17 @@ def cover_operations(spec: Spec) -> list[p.Operation]:
     return found
 
 
-def name_operations(spec: Spec) -> list[p.Operation]:
+def name_operations(spec: Spec, own: frozenset[str] | None = None) -> list[p.Operation]:
+    """Names and sysctls; `own`: the types of namespaces that are the container's to change."""
+    if own is None:
+        own = frozenset(item.type for item in spec.linux.namespaces if not item.path)
     found: list[p.Operation] = []
     if spec.hostname:
         found.append(p.SetHostname(spec.hostname))
     if spec.domainname:
         found.append(p.SetDomainname(spec.domainname))
     for key, value in spec.linux.sysctl.items():
-        found.append(p.SetSysctl(checked_sysctl(key, spec), value))
+        found.append(p.SetSysctl(checked_sysctl(key, own), value))
     return found
 
 
@@ -292,20 +298,23 @@ _SYSCTL_IPC = frozenset({
 })  # fmt: skip
 
 
-def checked_sysctl(key: str, spec: Spec) -> str:
+def checked_sysctl(key: str, own: frozenset[str]) -> str:
     """Give a sysctl's path below /proc/sys if the container owns the namespace it belongs to.
 
-    CVE-2022-0811, CVE-2022-0532: the key is checked part by part, and only *new* namespaces count.
+    CVE-2022-0811, CVE-2022-0532: the key is checked part by part, and what is shared with the host
+    never counts.
     """
-    path = key if "/" in key else key.replace(".", "/")
+    # sysctl(8): whichever of the two comes first separates, the other is part of a name.
+    first = next((char for char in key if char in "./"), "/")
+    path = key if first == "/" else key.translate(str.maketrans("./", "/."))
     parts = path.split("/")
     if not all(part and part.strip(".") and _is_plain(part) for part in parts):
         raise InvalidArgument(f"invalid sysctl '{key[:128]}'")
-    new = {item.type for item in spec.linux.namespaces if not item.path}
     allowed = (
-        ("ipc" in new and (path in _SYSCTL_IPC or path.startswith("fs/mqueue/")))
-        or ("network" in new and path.startswith("net/"))
-        or ("uts" in new and path == "kernel/domainname")
+        ("ipc" in own and (path in _SYSCTL_IPC or path.startswith("fs/mqueue/")))
+        or ("network" in own and path.startswith("net/"))
+        or ("uts" in own and path == "kernel/domainname")
+        or ("user" in own and path.startswith("user/"))
     )
     if not allowed:
         raise InvalidArgument(

@@ -45,9 +45,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "resume": _table(),
     "exec": _table(
         "console-socket process/p cwd user/u pid-file preserve-fds apparmor process-label "
-        "cgroup pidfd-socket",
+        "pidfd-socket",
         "detach/d tty/t no-new-privs ignore-paused interactive/i no-subreaper",
-        "env/e cap/c additional-gids/g",
+        "env/e cap/c additional-gids/g cgroup",
     ),
     "update": _table(
         "resources/r blkio-weight cpu-period cpu-quota cpu-burst cpu-rt-period cpu-rt-runtime "
@@ -57,6 +57,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "events": _table("interval", "stats"),
     "features": _table(),
     "spec": _table("bundle/b", "rootless"),
+    "warm": _table("", "stop"),
     "checkpoint": _table(
         _IMAGES + " parent-path page-server",
         _IMAGE_SWITCHES + " leave-running pre-dump",
@@ -67,7 +68,6 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         _IMAGE_SWITCHES + " detach/d no-subreaper no-pivot",
         "empty-ns",
     ),
-    "warm": _table("", "stop"),
 }
 
 

@@ -14,14 +14,26 @@ from scow.native.errors import InvalidArgument, ScowError
 from scow.runtime.oci_args import COMMANDS, GLOBAL, Flags, read_flags, switch, text
 
 VERSION = "0.1.0"
-# Commands that read or write more than smalljson does.
-_WITH_DOCUMENTS = frozenset(
-    {"create", "run", "exec", "update", "events", "features", "spec", "checkpoint", "restore"}
-)
 _LONGEST = 8192  # of a message: names in it may be as long as a configuration
 _USAGE = """usage: scow-oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND ...
 
 commands: """
+
+# Where a command is; the others are in oci_control.
+_MODULES = {
+    "start": "oci_start",
+    "create": "oci_process",
+    "run": "oci_process",
+    "exec": "oci_process",
+    "update": "oci_extra",
+    "events": "oci_extra",
+    "features": "oci_extra",
+    "spec": "oci_extra",
+    "checkpoint": "oci_extra",
+    "restore": "oci_extra",
+    "warm": "oci_warm",
+}
+_WITHOUT_CODEC = ("oci_start", "oci_control", "oci_warm")
 
 
 class Log:
@@ -148,19 +160,12 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
         own["systemd-cgroup"] = True
     if text(flags, "criu"):
         own["criu"] = text(flags, "criu")
-    if command in _WITH_DOCUMENTS:
+    name = _MODULES.get(command, "oci_control")
+    if name not in _WITHOUT_CODEC:
         import_codec()
-    if command == "start":
-        from scow.runtime import oci_start as commands
-    elif command in ("create", "run", "exec"):
-        from scow.runtime import oci_process as commands  # type: ignore[no-redef]  # the same shape
-    elif command == "warm":
-        from scow.runtime import oci_warm as commands  # type: ignore[no-redef]  # the same shape
-    elif command in ("update", "events", "features", "spec", "checkpoint", "restore"):
-        from scow.runtime import oci_extra as commands  # type: ignore[no-redef]  # the same shape
-    else:
-        from scow.runtime import oci_control as commands  # type: ignore[no-redef]  # the same shape
-    return commands.COMMANDS[command](root, own, operands, log.tell)
+    # `fromlist` makes it give the module itself, not the package
+    commands = __import__(f"scow.runtime.{name}", fromlist=["COMMANDS"])
+    return int(commands.COMMANDS[command](root, own, operands, log.tell))
 
 
 if __name__ == "__main__":

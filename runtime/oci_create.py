@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from scow.cgroups.cgroup import Cgroup, open_cgroup
-from scow.cgroups.resources import DeviceRule, Resources, decode_resources
+from scow.cgroups.resources import DeviceRule, Pids, Resources, decode_resources
 from scow.native import sys as kernel
 from scow.native import unix
 from scow.native.errors import InvalidArgument, NotFound, ScowError, Unsupported
@@ -29,13 +30,16 @@ from scow.runtime.oci_compile import (
     MOMENT_MAPS,
     Ends,
     compile_create,
-    complete,
     root_propagation,
 )
+from scow.runtime.oci_complete import complete
 from scow.runtime.oci_destroy import end_cgroup, try_poststop
 from scow.runtime.oci_state import ContainerDir, StateRecord
 from scow.runtime.security import DEFAULT_DEVICE_RULES
 from scow.runtime.spec import CONFIG_LIMIT, Process, Spec, decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CGROUP_TOP = "scow-oci"
 
@@ -50,6 +54,8 @@ class CreateOptions(msgspec.Struct, frozen=True, kw_only=True):
     new_keyring: bool = True
     detach: bool = True
     systemd_cgroup: bool = False
+    no_pivot: bool = False
+    pidfd_socket: str = ""
 
 
 class Created(msgspec.Struct):
@@ -102,8 +108,6 @@ def check_spec(spec: Spec) -> None:
 
 def create(root: str, name: str, options: CreateOptions) -> Created:
     """Make the container; on return its first process waits for `start`."""
-    if options.systemd_cgroup:
-        raise Unsupported("--systemd-cgroup is not supported")
     bundle = os.path.abspath(options.bundle)
     spec, data = read_bundle(bundle)
     check_spec(spec)
@@ -134,7 +138,9 @@ class Creation:
     ) -> None:
         self.directory, self.spec, self.bundle = directory, spec, bundle
         self.options, self.undo, self.held = options, undo, held
+        self.settle: Callable[[], None] | None = None  # what a cgroup with a process in it needs
         umask = os.umask(0o022)
+        cgroup = cgroup_path(spec, directory.name, systemd=options.systemd_cgroup)
         self.record = StateRecord(
             id=directory.name,
             bundle=bundle,
@@ -142,7 +148,8 @@ class Creation:
             pid=0,
             start_time=0,
             created=oci_state.now_text(),
-            cgroup=cgroup_path(spec, directory.name),
+            cgroup=cgroup,
+            unit=os.path.basename(cgroup) if options.systemd_cgroup else "",
             oci_version=spec.oci_version,
             annotations=spec.annotations,
             has_pid_namespace=any(n.type == "pid" for n in spec.linux.namespaces),
@@ -181,12 +188,15 @@ class Creation:
             kept=kept_descriptors(options.preserve_fds),
             keyring=f"_ses.{self.record.id}" if options.new_keyring else "",
             state=(f'{state[:-1]},"pid":', "}"),
+            no_pivot=options.no_pivot,
         )
         plan = compile_create(spec, process, root_fd, self.bundle, ends)
         child = spawn(plan, standard_descriptors())
         self.undo.callback(child.kill)
         if not follow(child, self._on_wait):
             raise ScowError("the container's first process went away without a word")
+        if self.settle is not None:
+            self.settle()
         master = self._finish(child)
         return Created(self.directory, self.record, spec, child, master, warnings + child.warnings)
 
@@ -205,9 +215,20 @@ class Creation:
 
     def _make_cgroup(self) -> Cgroup:
         resources = resources_of(self.spec)
-        cgroup = open_cgroup(
-            self.record.cgroup, foreign=True, owner=os.path.abspath(self.directory.path)
-        )
+        owner = os.path.abspath(self.directory.path)
+        if self.record.unit:
+            from scow.runtime.oci_cgroup import Scope
+
+            scope = Scope(self.record.cgroup, owner)
+            self.undo.callback(scope.undo)
+            self.settle = scope.settle
+            return scope.make(resources)
+        cgroup = open_cgroup(self.record.cgroup, foreign=True, owner=owner)
+        limit = resources.pids
+        if limit is not None and limit.limit == 0:
+            # Into a cgroup without room nobody can be born, only moved.
+            resources = msgspec.structs.replace(resources, pids=Pids(1))
+            self.settle = lambda: cgroup.update(Resources(pids=limit))
         cgroup.create(resources)
         self.undo.callback(end_cgroup, cgroup)
         return cgroup
@@ -233,8 +254,8 @@ class Creation:
             state = oci_state.hook_state(record, "creating")
             # From here on something of the hooks' may have to be undone: poststop runs after.
             self.undo.callback(try_poststop, self.spec, self.record)
-            run_hooks("prestart", self.spec.hooks.prestart, state)
-            run_hooks("createRuntime", self.spec.hooks.create_runtime, state)
+            run_hooks("prestart", self.spec.hooks.prestart, state, self.bundle)
+            run_hooks("createRuntime", self.spec.hooks.create_runtime, state, self.bundle)
 
     def _finish(self, child: Child) -> OwnedFd | None:
         found = oci_state.process_start_time(child.pid)
@@ -247,6 +268,7 @@ class Creation:
             master.close()
             master = None
         self.directory.save(self.record)
+        send_pidfd(self.options.pidfd_socket, child)
         write_pid_file(self.options.pid_file, child.pid)
         child.answer()
         return master
@@ -255,12 +277,16 @@ class Creation:
 # --- parts that exec uses, too --------------------------------------------------------------------
 
 
-def cgroup_path(spec: Spec, name: str) -> str:
+def cgroup_path(spec: Spec, name: str, *, systemd: bool = False) -> str:
     """Where the container's cgroup is, from each hierarchy's root.
 
     A relative path is taken from a place of ours, always the same one for the same value.
     """
     path = spec.linux.cgroups_path
+    if systemd:
+        from scow.cgroups.unit import unit_of
+
+        return unit_of(path, name).path
     if not path:
         return f"{CGROUP_TOP}/{name}"
     parts = [part for part in path.split("/") if part not in ("", ".")]
@@ -273,6 +299,8 @@ def resources_of(spec: Spec) -> Resources:
     """The limits, with the device list that every container has: its own rules, then the defaults."""
     raw = bytes(spec.linux.resources)
     resources = decode_resources(raw) if raw not in (b"", b"null") else Resources()
+    if resources.pids is not None and resources.pids.limit == 0 and not _has_absent_limits(spec):
+        resources = msgspec.structs.replace(resources, pids=Pids(limit=-1))
     rules = [DeviceRule(allow=False)]
     rules += resources.devices or ()
     rules += [
@@ -280,6 +308,12 @@ def resources_of(spec: Spec) -> Resources:
         for kind, major, minor, access in DEFAULT_DEVICE_RULES
     ]
     return msgspec.structs.replace(resources, devices=tuple(rules))
+
+
+def _has_absent_limits(spec: Spec) -> bool:
+    """Whether a limit of 0 processes is one: until 1.3 it was how "none" was said, as podman does."""
+    major, minor, *_ = spec.oci_version.split(".")
+    return (int(major), int(minor)) >= (1, 3)
 
 
 def seccomp_filter(spec: Spec, process: Process, root: str) -> tuple[bytes, int] | None:
@@ -346,6 +380,18 @@ def send_terminal(path: str, master: OwnedFd) -> None:
             unix.send_with(sock.fileno(), b"/dev/ptmx", master.fileno())
     except OSError as error:
         raise ScowError(f"cannot use console socket '{path}': {error.strerror}") from error
+
+
+def send_pidfd(path: str, child: Child) -> None:
+    """Send the process itself, as a descriptor, to who listens at `path` (--pidfd-socket)."""
+    if not path:
+        return
+    assert child.pidfd is not None
+    try:
+        with unix.connect(path, unix.STREAM) as sock:
+            unix.send_with(sock.fileno(), b"pidfd", child.pidfd.fileno())
+    except OSError as error:
+        raise ScowError(f"cannot use pidfd socket '{path}': {error.strerror}") from error
 
 
 def write_pid_file(path: str, pid: int) -> None:

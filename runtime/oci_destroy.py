@@ -32,7 +32,7 @@ def try_poststop(spec: Spec, record: StateRecord) -> list[str]:
     state = oci_state.hook_state(record, "stopped")
     for hook in spec.hooks.poststop:
         try:
-            run_hooks("poststop", (hook,), state)
+            run_hooks("poststop", (hook,), state, record.bundle)
         except ScowError as error:
             warnings.append(str(error))
     return warnings
@@ -43,10 +43,13 @@ def destroy(directory: ContainerDir, record: StateRecord | None) -> list[str]:
     warnings: list[str] = []
     if record is not None:
         kill_and_wait(record)
+        owner = os.path.abspath(directory.path)
+        if record.unit:
+            from scow.runtime.oci_cgroup import end
+
+            warnings += end(record.cgroup, owner)
         try:
-            end_cgroup(
-                open_cgroup(record.cgroup, foreign=True, owner=os.path.abspath(directory.path))
-            )
+            end_cgroup(open_cgroup(record.cgroup, foreign=True, owner=owner))
         except PermissionDenied as error:
             # It is another's: `create` was killed before it saw that, or that one came after this.
             warnings.append(str(error))

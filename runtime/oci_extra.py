@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -74,7 +73,7 @@ def _from_flags(flags: Flags) -> Resources:
 
 
 def _update(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    _, cgroup = _running(root, operands)
+    record, cgroup = _running(root, operands)
     path = text(flags, "resources")
     if path:
         if path == "-":
@@ -86,7 +85,12 @@ def _update(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     else:
         resources = _from_flags(flags)
         _update_schemata(root, flags, operands)
-    cgroup.update(resources)
+    if record.unit:
+        from scow.runtime.oci_cgroup import update
+
+        update(record.cgroup, cgroup, resources)
+    else:
+        cgroup.update(resources)
     return 0
 
 
@@ -156,32 +160,16 @@ def stats_document(cgroup: Cgroup) -> dict[str, object]:
 
 
 def _events(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
+    from scow.runtime.oci_events import follow_events, parse_interval
+
     record, cgroup = _running(root, operands)
-    interval = _seconds(text(flags, "interval", "5s"))
-    killed = cgroup.oom_kills()
-    while True:
-        data = stats_document(cgroup)
-        event = {"type": "stats", "id": record.id, "data": data}
+    interval_s = parse_interval(text(flags, "interval", "5s"))
+    if switch(flags, "stats"):
+        event = {"type": "stats", "id": record.id, "data": stats_document(cgroup)}
         os.write(1, msgspec.json.encode(event) + b"\n")
-        if switch(flags, "stats"):
-            return 0
-        time.sleep(interval)
-        if not oci_state.is_running(record):
-            return 0
-        now = cgroup.oom_kills()
-        if now > killed:
-            os.write(1, msgspec.json.encode({"type": "oom", "id": record.id}) + b"\n")
-        killed = now
-
-
-def _seconds(value: str) -> float:
-    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-    for unit, factor in units.items():
-        digits = value.removesuffix(unit)
-        plain = digits.replace(".", "", 1)
-        if digits != value and plain.isascii() and plain.isdigit() and len(plain) <= 19:
-            return float(digits) * factor
-    raise InvalidArgument(f"invalid duration {value!r}")
+        return 0
+    follow_events(record, cgroup, interval_s)
+    return 0
 
 
 # --- features and spec ----------------------------------------------------------------------------
@@ -196,7 +184,7 @@ def _features(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 
 def _spec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    from scow.runtime.oci_features import example_spec
+    from scow.runtime.oci_example import example_spec
 
     if switch(flags, "rootless"):
         raise Unsupported("spec --rootless is not supported")

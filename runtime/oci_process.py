@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import msgspec
 
-from scow.native.errors import InvalidArgument, InvalidState, ScowError, Unsupported
+from scow.native.errors import InvalidArgument, InvalidState, ScowError
 from scow.native.fd import OwnedFd
 from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
@@ -20,6 +20,7 @@ from scow.runtime.oci_create import (
     create,
     kept_descriptors,
     seccomp_filter,
+    send_pidfd,
     send_terminal,
     standard_descriptors,
     write_pid_file,
@@ -33,10 +34,6 @@ Tell = Callable[[str, str], None]
 
 
 def _options(flags: Flags, *, detach: bool) -> CreateOptions:
-    if switch(flags, "no-pivot"):
-        raise Unsupported("--no-pivot is not supported: it leaves the host's root within reach")
-    if text(flags, "pidfd-socket"):
-        raise Unsupported("--pidfd-socket is not supported")
     return CreateOptions(
         bundle=text(flags, "bundle") or os.getcwd(),
         console_socket=text(flags, "console-socket"),
@@ -45,6 +42,8 @@ def _options(flags: Flags, *, detach: bool) -> CreateOptions:
         new_keyring=not switch(flags, "no-new-keyring"),
         detach=detach,
         systemd_cgroup=switch(flags, "systemd-cgroup"),
+        no_pivot=switch(flags, "no-pivot"),
+        pidfd_socket=text(flags, "pidfd-socket"),
     )
 
 
@@ -126,6 +125,7 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     child = _spawn_exec(directory, record, spec, process, flags, tell)
     try:
         master = _finish_exec(child, console, text(flags, "pid-file"), (spec, record.id))
+        send_pidfd(text(flags, "pidfd-socket"), child)
         if process.apparmor_profile or process.selinux_label:
             from scow.runtime.oci_labels import check_applied
 
@@ -170,10 +170,9 @@ def _spawn_exec(
 ) -> Child:
     from scow.cgroups.cgroup import open_cgroup
     from scow.native.fs import Root
-    from scow.runtime.oci_compile import Ends, compile_exec, complete
+    from scow.runtime.oci_compile import Ends, compile_exec
+    from scow.runtime.oci_complete import complete
 
-    if text(flags, "cgroup") not in ("", "/"):
-        raise Unsupported("exec --cgroup is not supported")
     with ExitStack() as held:
 
         def hold(fd: OwnedFd) -> int:
@@ -188,10 +187,15 @@ def _spawn_exec(
         for warning in warnings:
             tell("warning", warning)
         cgroup = open_cgroup(record.cgroup, foreign=True)
-        into = cgroup.dir_fd()
+        if texts(flags, "cgroup") or not cgroup.takes_processes():
+            from scow.cgroups.inside import places
+
+            tasks, into = places(cgroup, record.pid, texts(flags, "cgroup"))
+        else:
+            tasks, into = cgroup.join_fds(), cgroup.dir_fd()
         ends = Ends(
             hold=hold,
-            cgroup_tasks=tuple(hold(fd) for fd in cgroup.join_fds()),
+            cgroup_tasks=tuple(hold(fd) for fd in tasks),
             cgroup_fd=hold(into) if into is not None else None,
             seccomp=seccomp_filter(spec, process, directory.root),
             kept=kept_descriptors(number(flags, "preserve-fds") or 0),

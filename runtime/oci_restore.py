@@ -146,7 +146,9 @@ class _Restoration(Creation):
             notified=self._notified,
             log=f"{work}/restore.log",
         )
-        return self._settle()
+        if self.settle is not None:
+            self.settle()
+        return self._take_over()
 
     def _groups(self) -> Groups | None:
         """Those of resctrl."""
@@ -168,8 +170,8 @@ class _Restoration(Creation):
     def _notified(self, step: str, pid: int, fd: OwnedFd | None) -> None:
         if step == "setup-namespaces":
             state = oci_state.hook_state(self.record.born(pid, 0), "creating")
-            run_hooks("prestart", self.spec.hooks.prestart, state)
-            run_hooks("createRuntime", self.spec.hooks.create_runtime, state)
+            run_hooks("prestart", self.spec.hooks.prestart, state, self.record.bundle)
+            run_hooks("createRuntime", self.spec.hooks.create_runtime, state, self.record.bundle)
         elif step == "post-restore":
             self._pid = pid
             self._check_privileges(pid)
@@ -187,7 +189,7 @@ class _Restoration(Creation):
                 hint="CRIU 4.1 keeps it; the images are as they were",
             )
 
-    def _settle(self) -> tuple[int, OwnedFd, OwnedFd | None]:
+    def _take_over(self) -> tuple[int, OwnedFd, OwnedFd | None]:
         found = oci_state.process_start_time(self._pid)
         if found is None:
             raise ScowError("the container's first process is gone")
@@ -201,7 +203,7 @@ class _Restoration(Creation):
         self.directory.save(self.record)
         write_pid_file(self.options.pid_file, self._pid)
         state = oci_state.hook_state(self.record, "running")
-        run_hooks("poststart", self.spec.hooks.poststart, state)
+        run_hooks("poststart", self.spec.hooks.poststart, state, self.record.bundle)
         return self._pid, pidfd, master
 
     # --- mounts -------------------------------------------------------------------------------

@@ -64,7 +64,8 @@ def release(directory: ContainerDir, record: StateRecord) -> None:
 
         spec = _decode(config)
         try:
-            run_hooks("poststart", spec.hooks.poststart, oci_state.hook_state(record, "running"))
+            state = oci_state.hook_state(record, "running")
+            run_hooks("poststart", spec.hooks.poststart, state, record.bundle)
         except ScowError:
             kill_and_wait(record)
             raise

@@ -26,7 +26,7 @@ from scow.runtime import oci_cli
 from scow.runtime import oci_parent as parent
 from scow.runtime.oci_args import Flags, switch
 from scow.runtime.oci_parent import StartCold
-from scow.runtime.oci_warm_peer import HIGH, Front, FrontGone, Nature
+from scow.runtime.oci_warm_peer import HIGH, Front, FrontGone, Nature, become_like
 
 IDLE_S = 60
 _LOOK_MS = 5_000  # how often the parent asks whether it is still wanted
@@ -38,6 +38,7 @@ _PRELOAD = (
     "scow.runtime.hooks", "scow.runtime.oci_control", "scow.runtime.oci_process",
     "scow.runtime.oci_start", "scow.runtime.seccomp",
 )  # fmt: skip
+_CGROUP = "scow-oci-warm"
 _LULL_MS = 15
 _STOP_MS = 10_000
 _life: Life | None = None
@@ -56,6 +57,7 @@ class Life:
         self.nature = Nature("/proc/self")
         self.securebits = prctl.securebits()
         self.files: dict[str, int] = {}
+        self.lock: OwnedFd | None = None
         self.listener = -1
         self.inode = 0
 
@@ -85,11 +87,10 @@ class Life:
 def main(directory: str, name: str, front: str) -> None:
     """Live. Nobody sees our output; what prevents us leaves things as they are without us."""
     life = Life(directory, name, front)
-    if not _is_at_home(life.nature):
-        return
     _settle()
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    with OwnedFd(_lock(f"{life.path}.lock")):
+    with OwnedFd(_lock(f"{life.path}.lock")) as lock:
+        life.lock = lock
         oci_cli.import_codec()
         for module in _PRELOAD:
             __import__(module)
@@ -111,18 +112,6 @@ def main(directory: str, name: str, front: str) -> None:
                         os.unlink(path)
 
 
-def _is_at_home(ours: Nature) -> bool:
-    """Whether we are where the first process is: in a namespace of somebody's own we would keep that
-    alive, and serve few callers. Without the right to see its namespaces (ptrace(2)) the mounts tell,
-    whose numbers are unique on a host.
-    """
-    pairs = zip(ours.namespaces, Nature("/proc/1").namespaces, strict=True)
-    if any(first not in (mine, "") for mine, first in pairs):
-        return False
-    with open("/proc/self/mountinfo", "rb") as mine, open("/proc/1/mountinfo", "rb") as first:
-        return mine.readline() == first.readline()
-
-
 def _settle() -> None:
     """Leave what we have of the caller that started us: it may end, and be looked at, before us."""
     prctl.set_name("scow-oci-warm")
@@ -130,7 +119,13 @@ def _settle() -> None:
         _write(f"{hierarchy.directory}/tasks", "0")
     unified = detect.hierarchies().unified
     if unified is not None:
-        _write(f"{unified}/cgroup.procs", "0")
+        try:
+            _write(f"{unified}/cgroup.procs", "0")
+        except OSError:
+            # cgroups(7): no processes beside children with controllers; the real root is exempt, the
+            # root of a cgroup namespace is not
+            os.makedirs(f"{unified}/{_CGROUP}", exist_ok=True)
+            _write(f"{unified}/{_CGROUP}/cgroup.procs", "0")
     try:
         _write("/proc/self/oom_score_adj", "0")
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
@@ -146,13 +141,20 @@ def _write(path: str, text: str) -> None:
 
 
 def _rehearse() -> None:
-    """msgspec looks at the annotations of a type when it first decodes one: 2 ms for all of a bundle's."""
+    """Do what every request does, without effect.
+
+    In the parent: msgspec looks at the annotations of a type when it first decodes one, 2 ms for all of a
+    bundle's. In a child: after a fork each page is copied when it is first written to (a reference count
+    is enough), and 600 of them would be while somebody waits.
+    """
     from scow.cgroups.resources import decode_resources
     from scow.runtime.spec import decode_process, decode_spec
 
     decode_spec(b'{"ociVersion":"1.0.0","root":{"path":"/"}}', "")
     decode_process(b'{"cwd":"/"}', "")
     decode_resources(b"{}")
+    become_like(os.getpid(), Nature("/proc/self"), dict(os.environb))
+    oci_cli.run(["--root", "/nonexistent", "state", "nobody"])  # what it says goes to /dev/null
 
 
 def _lock(path: str) -> int:
@@ -202,8 +204,10 @@ def _live(life: Life) -> None:
             if os.read(ours.fileno(), 1):
                 idle = 0
                 _lull(life)
-            elif life.is_outdated():
+            elif life.is_outdated() or idle >= IDLE_S * 1000:
                 return
+            else:
+                idle += _LOOK_MS  # should children die for a reason, they do not for ever
 
 
 def _lull(life: Life) -> None:
@@ -226,10 +230,14 @@ def _be_spare(life: Life, ours: OwnedFd, theirs: OwnedFd) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         ours.close()
+        if life.lock is not None:
+            life.lock.close()  # flock(2): it is held for as long as anybody has it open
         with OwnedFd(fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, HIGH)) as link:
             theirs.close()
+            _rehearse()
             os.closerange(0, HIGH)
             front = _await(life, link)
+        os.close(life.listener)  # where nobody accepts, nobody shall be able to connect
         if front is not None:
             _serve(life, front)
         code = 0

@@ -124,13 +124,9 @@ class Front:
             nature = Nature(f"/proc/{pid}")
             if difference := ours.difference(nature):
                 raise StartCold(difference)
-            os.chdir(f"/proc/{pid}/cwd")
-            _set_limits(pid)
+            become_like(pid, nature, environment)
         except (OSError, ValueError) as error:
             raise StartCold(f"cannot become its like: {error}") from error
-        os.umask(nature.umask)
-        os.environb.clear()
-        os.environb.update(environment)
         self.arguments = [os.fsdecode(word) for word in words[1:]]
 
     def _receive_request(self) -> tuple[list[bytes], dict[bytes, bytes], list[int], int]:
@@ -226,9 +222,13 @@ class Front:
         return self._ask(b"W" + _INT.pack(pid))
 
 
-def _set_limits(pid: int) -> None:
-    """The caller's resource limits: hooks inherit them, and what we write counts against them."""
+def become_like(pid: int, nature: Nature, environment: dict[bytes, bytes]) -> None:
+    """Take over what hooks inherit, and what counts for what we write ourselves."""
+    os.chdir(f"/proc/{pid}/cwd")
+    os.umask(nature.umask)
     for limit in _LIMITS:
         wanted = resource.prlimit(pid, limit)
         if wanted != resource.getrlimit(limit):
             resource.setrlimit(limit, wanted)
+    os.environb.clear()
+    os.environb.update(environment)

@@ -77,7 +77,7 @@ _OFFSET_NR, _OFFSET_ARCH = 0, 4
 _X32_BIT = 0x40000000
 
 
-class Argument(msgspec.Struct, frozen=True, rename="camel"):
+class Argument(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """One condition on an argument of a call."""
 
     index: int
@@ -94,7 +94,7 @@ class Conditions(msgspec.Struct, frozen=True, rename="camel"):
     min_kernel: str = ""
 
 
-class Rule(msgspec.Struct, frozen=True, rename="camel"):
+class Rule(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What happens to the named calls."""
 
     action: str
@@ -113,7 +113,7 @@ class Architecture(msgspec.Struct, frozen=True, rename="camel"):
     sub_architectures: tuple[str, ...] | None = None
 
 
-class SeccompProfile(msgspec.Struct, frozen=True, rename="camel"):
+class SeccompProfile(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The OCI `linux.seccomp` object, with what Docker's profile files add."""
 
     default_action: str
@@ -240,10 +240,10 @@ def _asks_agent(profile: SeccompProfile, capabilities: frozenset[str]) -> bool:
     asked = [
         rule
         for rule in profile.syscalls or ()
-        if rule.action == "SCMP_ACT_NOTIFY" and _counts(rule, capabilities)
+        if rule.action == "SCMP_ACT_NOTIFY" and rule_counts(rule, capabilities)
     ]
     # The descriptor that the agent needs is announced by this very call.
-    if any("write" in _names(rule) for rule in asked):
+    if any("write" in rule_names(rule) for rule in asked):
         raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' cannot be used for 'write'")
     if asked and not profile.listener_path:
         raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' needs listenerPath")
@@ -288,16 +288,17 @@ def handlers(
     found: dict[int, list[Branch]] = {}
     for rule in profile.syscalls or ():
         branches = _branches(rule, default)
-        if not branches or not _counts(rule, capabilities):
+        if not branches or not rule_counts(rule, capabilities):
             continue
-        for name in _names(rule):
+        for name in rule_names(rule):
             number = numbers.get(name)
             if number is not None:
                 found.setdefault(number, []).extend(branches)
     return {number: _settle(branches) for number, branches in found.items()}
 
 
-def _names(rule: Rule) -> tuple[str, ...]:
+def rule_names(rule: Rule) -> tuple[str, ...]:
+    """The calls that a rule names, in either form."""
     return (*(rule.names or ()), *((rule.name,) if rule.name else ()))
 
 
@@ -324,7 +325,8 @@ def _branches(rule: Rule, default: int) -> list[Branch]:
     return [Branch(arguments, action)]
 
 
-def _counts(rule: Rule, capabilities: frozenset[str]) -> bool:
+def rule_counts(rule: Rule, capabilities: frozenset[str]) -> bool:
+    """Whether the conditions of a rule hold on this host, for a container with these capabilities."""
     includes, excludes = rule.includes, rule.excludes
     if includes is not None:
         if not capabilities.issuperset(_bare(includes.caps)):
@@ -417,7 +419,7 @@ class _Compiler:
         if self._default & 0xFFFF0000 in (_ALLOW, _LOG, _TRACE):
             return None
         rules = self._profile.syscalls or ()
-        known = [numbers[name] for rule in rules for name in _names(rule) if name in numbers]
+        known = [numbers[name] for rule in rules for name in rule_names(rule) if name in numbers]
         return max(known, default=None)
 
     def _tree(self, starts: list[tuple[int, Handler]]) -> list[Insn]:

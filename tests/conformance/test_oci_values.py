@@ -19,13 +19,9 @@ import pytest
 from fixtures import kernel
 from fixtures.bundle import SCOW_OCI, Bundle, Runtime
 from fixtures.hostile import KINDS, World, capabilities, facts, until
+from fixtures.profile import CAPABILITIES, DEFAULT, FORBIDDEN, USABLE
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
-ELEVEN = (
-    "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETFCAP", "SETGID",
-    "SETPCAP", "SETUID", "SYS_CHROOT",
-)  # fmt: skip
-ELEVEN_MASK = sum(1 << bit for bit in (0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31))
 
 
 def setting(name: str, value: Any) -> Any:
@@ -242,17 +238,17 @@ def test_inheritable_and_ambient_stay_empty(world: World, uid: int, nnp: bool) -
     """CVE-2022-24769, CVE-2022-29162, CVE-2016-8867, CVE-2018-10856: run and exec, root and another user."""
     box = world.bundle()
     box.process.update(
-        user={"uid": uid, "gid": uid}, capabilities=capabilities(*ELEVEN), noNewPrivileges=nnp
+        user={"uid": uid, "gid": uid}, capabilities=capabilities(*CAPABILITIES), noNewPrivileges=nnp
     )
     for flags in ((), ("--cap", "CAP_NET_RAW"), ("--cap", "CAP_SYS_ADMIN", "-u", str(uid))):
         for number, seen in enumerate(held(world, box, exec_flags=flags)):
             assert (seen["Inh"], seen["Amb"]) == (0, 0)
             extra = 0 if not flags or not number else 1 << (13 if "CAP_NET_RAW" in flags else 21)
-            wanted = ELEVEN_MASK | extra if uid == 0 else 0
+            wanted = DEFAULT | extra if uid == 0 else 0
             assert (seen["Prm"], seen["Eff"], seen["Bnd"]) == (
                 wanted,
                 wanted,
-                ELEVEN_MASK | extra,
+                DEFAULT | extra,
             ), (flags, number)
 
 
@@ -269,7 +265,7 @@ def test_another_user_has_no_powers_over_files(world: World) -> None:
     box = world.bundle()
     (box.rootfs / "root").mkdir(mode=0o700)
     (box.rootfs / "root/secret").write_text("x")
-    box.process.update(user={"uid": 1000, "gid": 1000}, capabilities=capabilities(*ELEVEN, "DAC_READ_SEARCH", "SYS_ADMIN"))  # fmt: skip
+    box.process.update(user={"uid": 1000, "gid": 1000}, capabilities=capabilities(*CAPABILITIES, "DAC_READ_SEARCH", "SYS_ADMIN"))  # fmt: skip
     assert world.probe(box, "open", "r", "/root/secret")["/root/secret"] == "EACCES"
 
 
@@ -391,20 +387,16 @@ def test_shared_memory_has_a_size(world: World) -> None:
     assert world.ok(box).split() == [str(64 << 20)]
 
 
-USABLE = ("c:1:3", "c:1:5", "c:1:7", "c:1:8", "c:1:9", "c:5:0", "c:5:2", "c:10:200")
-FORBIDDEN = ("c:1:1", "c:1:2", "c:1:4", "c:1:11", "c:4:0", "c:10:229", "c:10:237", "c:10:235", "b:7:0", "b:8:0", "b:253:0", "b:259:0")  # fmt: skip
-
-
 def test_nodes_can_be_made_and_not_opened(world: World) -> None:
     """The default rules: mknod of anything is harmless, opening is refused; tun is the twin that VPNs need."""
     box = world.bundle()
-    box.process["capabilities"] = capabilities(*ELEVEN, "MKNOD")
+    box.process["capabilities"] = capabilities(*CAPABILITIES, "MKNOD")
     seen = world.probe(box, "nodes", "/tmp", *USABLE, *FORBIDDEN)
     assert {key: seen[key] for key in FORBIDDEN} == dict.fromkeys(FORBIDDEN, "0 EPERM EPERM")
     assert all(seen[key].startswith("0 ") and "EPERM" not in seen[key] for key in USABLE), seen
-    box.process["capabilities"] = capabilities(*ELEVEN)
+    box.process["capabilities"] = capabilities(*CAPABILITIES)
     assert set(world.probe(box, "nodes", "/tmp", *USABLE[:3], *FORBIDDEN[:3]).values()) == {"EPERM"}
-    box.process["capabilities"] = capabilities(*ELEVEN, "MKNOD")
+    box.process["capabilities"] = capabilities(*CAPABILITIES, "MKNOD")
     box.linux["resources"] = {
         "devices": [{"allow": True, "type": "b", "major": 7, "access": "rwm"}]
     }
@@ -414,7 +406,7 @@ def test_nodes_can_be_made_and_not_opened(world: World) -> None:
 def test_a_forbidden_device_stays_forbidden_during_updates(world: World) -> None:
     """There is no moment without rules while the limits are changed."""
     box = world.bundle()
-    box.process["capabilities"] = capabilities(*ELEVEN, "MKNOD")
+    box.process["capabilities"] = capabilities(*CAPABILITIES, "MKNOD")
     box.script("mknod /tmp/d b 7 0; n=0; while [ ! -e /tmp/stop ]; do (: < /tmp/d) 2>/dev/null && echo OPENED; (: < /dev/null) || echo LOST; n=$((n+1)); done; echo n $n")  # fmt: skip
     world.start(box)
     for done in world.turns(60, "update", "--pids-limit", "1{n}", "box"):

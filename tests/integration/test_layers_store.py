@@ -32,7 +32,7 @@ from scow.native.errors import (
 )
 from scow.native.fd import OwnedFd
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.guest]
 
 
 def tar_of(*members: tuple[str, object]) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 from fixtures import kernel
 from fixtures.bundle import SCOW_OCI, Bundle, Runtime
 from fixtures.configs import hooks, linux, mount, namespaces, place, resources, user_namespace
-from fixtures.engines import missing, pack_rootfs, podman
+from fixtures.engines import OURS, missing, podman
 
 NAME = "c1"
 COUNT = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done"
@@ -75,7 +76,7 @@ def pipe() -> Iterator[Pipe]:
 def start(oci: Runtime, bundle: Bundle, pipe: Pipe) -> int:
     place(bundle, 0)
     pipe.run(oci, "run", "--detach", "--bundle", str(bundle.path), NAME)
-    time.sleep(0.3)
+    assert select.select([pipe.read], [], [], 20)[0]  # it runs
     return pid_of(oci)
 
 
@@ -161,7 +162,6 @@ def test_goes_on_where_it_was(case: str, oci: Runtime, bundle: Bundle, pipe: Pip
     assert oci("state", NAME).code == 1  # as with runc: what is written to files is deleted
     last = pipe.numbers()[-1]
     pid = restore(oci, bundle, pipe)
-    time.sleep(0.2)
     assert pipe.numbers()[0] == last + 1
     assert facts(pid) == before
     after = state(oci)
@@ -307,8 +307,10 @@ def terminal(oci: Runtime, bundle: Bundle, words: tuple[str, ...], said: bytes) 
         with connection:
             _, fds, _, _ = socket.recv_fds(connection, 64, 1)
     os.write(fds[0], said + b"\n")
-    time.sleep(0.3)
-    assert b"got " + said + b"\r\n/dev/pts/0\r\n" in os.read(fds[0], 4096)
+    heard = b""
+    while b"got " + said + b"\r\n/dev/pts/0\r\n" not in heard:
+        assert select.select([fds[0]], [], [], 20)[0], heard
+        heard += os.read(fds[0], 4096)
     yield
     os.close(fds[0])
 
@@ -385,20 +387,18 @@ def test_a_failed_restore_leaves_nothing(oci: Runtime, bundle: Bundle, pipe: Pip
 def test_podman(tmp_path: Path, oci: Runtime) -> None:
     if reason := missing("podman", "conmon"):
         pytest.skip(reason)
-    program = tmp_path / "scow-oci"
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(oci.argv[:-2])} "$@"\n')
-    program.chmod(0o755)
-    engine = podman(tmp_path, str(program))
-    pack_rootfs(Bundle(tmp_path / "bundle", "/unused").rootfs, tmp_path / "rootfs.tar")
-    engine.ok("import", str(tmp_path / "rootfs.tar"), "busy")
-    engine.ok("run", "-d", "--name", "n", "--network=none", "busy", "sh", "-c", COUNT)
-    time.sleep(0.5)
-    engine.ok("container", "checkpoint", "n")
-    count = len(engine.ok("logs", "n").split())
-    engine.ok("container", "restore", "n")
-    time.sleep(0.5)
-    numbers = [int(line) for line in engine.ok("logs", "n").split()]
-    engine.ok("rm", "-f", "-t", "0", "n")
+    with podman(tmp_path) as engines:
+        # Its own, but with the CRIU of the tests.
+        program = f'#!/bin/sh\nexec {shlex.join(oci.argv[:-2])} "$@"\n'
+        (tmp_path / OURS).write_text(program)
+        engine = engines[OURS]
+        engine.ok("run", "-d", "--name", "n", "--network=none", "busy", "sh", "-c", COUNT)
+        time.sleep(0.5)
+        engine.ok("container", "checkpoint", "n")
+        count = len(engine.ok("logs", "n").split())
+        engine.ok("container", "restore", "n")
+        time.sleep(0.5)
+        numbers = [int(line) for line in engine.ok("logs", "n").split()]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > count
 

@@ -277,6 +277,23 @@ def test_after_the_warm_process_is_killed_there_is_another(own: Warm) -> None:
     until(lambda: own.pid() not in (0, own.process))
 
 
+def test_what_is_at_work_does_not_keep_the_next_one_away(
+    own: Warm, oci: Runtime, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `run` in front may last for days; neither lock nor socket are its child's."""
+    monkeypatch.setenv(warm.VARIABLE, str(own.directory))
+    bundle.process["args"] = ["sleep", "100"]
+    bundle.write()
+    with start(oci, "run", "-b", str(bundle.path), NAME) as running:
+        until(lambda: '"running"' in oci("state", NAME).out)
+        os.kill(own.process, signal.SIGKILL)
+        until(lambda: "none is there yet" in oci("state", NAME).err)
+        until(lambda: own.pid() not in (0, own.process))
+        oci.ok("kill", NAME, "KILL")
+        assert running.wait(TIMEOUT_S) == 137
+    assert oci.ok("list", "-q") == ""
+
+
 def test_a_dead_spare_is_replaced(own: Warm) -> None:
     os.kill(own.spare(), signal.SIGKILL)
     done = own.command("--debug", "state", "nobody")
