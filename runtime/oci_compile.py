@@ -172,7 +172,9 @@ def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p
                 f"path '{item.path}' of the {item.type} namespace is not absolute"
             )
         try:
-            fd = hold(OwnedFd(os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)))
+            # not waiting for the writer of a fifo
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            fd = hold(OwnedFd(os.open(item.path, flags)))
             kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
         except OSError as error:
             raise InvalidArgument(
@@ -223,6 +225,8 @@ def _devices(spec: Spec, process: Process, hold: Callable[[OwnedFd], int]) -> li
     for device in wanted.values():
         if device.type not in DEVICE_MODES or not device.path.startswith("/"):
             raise InvalidArgument(f"invalid device '{device.path}' of type '{device.type}'")
+        if not (0 <= device.major < 1 << 12 and 0 <= device.minor < 1 << 20):
+            raise InvalidArgument(f"invalid number of device '{device.path}'")
         if _has(spec, "user"):
             tree = hold(open_bind_source(device.path, recursive=False))
             found.append(p.MountTree(tree, device.path, is_dir=False))
@@ -314,6 +318,8 @@ def complete(spec: Spec, process: Process, root: Root, umask: int) -> tuple[Proc
         raise InvalidArgument("args must not be empty")
     if not process.cwd.startswith("/"):
         raise InvalidArgument("Cwd must be an absolute path")
+    if not 0 <= (process.user.umask or 0) <= 0o777:
+        raise InvalidArgument(f"invalid umask {process.user.umask}")
     names = [limit.type for limit in process.rlimits]
     if len(names) != len(set(names)):
         raise InvalidArgument("a rlimit is given twice")

@@ -71,17 +71,11 @@ def _scheduler(asked: Scheduler) -> p.Operation:
     flags = 0
     for name in asked.flags:
         flags |= _look_up(_SCHED_FLAGS, name, "scheduler flag")
-    packed = struct.pack(
-        "<IIQiIQQQ",
-        48,
-        policy,
-        flags,
-        asked.nice,
-        asked.priority,
-        asked.runtime,
-        asked.deadline,
-        asked.period,
-    )
+    times = (asked.runtime, asked.deadline, asked.period)
+    try:
+        packed = struct.pack("<IIQiIQQQ", 48, policy, flags, asked.nice, asked.priority, *times)
+    except struct.error:
+        raise InvalidArgument("process.scheduler has a number that is out of range") from None
     return p.SetScheduler(packed, why="process.scheduler")
 
 

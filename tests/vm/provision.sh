@@ -18,8 +18,8 @@ PYTHON=/usr/bin/python3
 # To build and to run. libcap-dev is for python-prctl, which has no wheels.
 RUN="python3 python3-venv python3-dev gcc libc6-dev make musl-tools libcap-dev nftables iproute2 kmod ca-certificates"
 # To test: other programs' images, a registry, a Ruby for the Vagrantfile, sanitizers come with gcc,
-# engines that scow-oci is driven by (with crun and runc, which it is compared with).
-TEST="docker-registry skopeo umoci buildah mmdebstrap busybox-static zstd ruby curl procps strace podman containerd crun runc"
+# engines that scow-oci is driven by (with crun and runc, which it is compared with), and clang's libFuzzer.
+TEST="docker-registry skopeo umoci buildah mmdebstrap busybox-static zstd ruby curl procps strace podman containerd crun runc clang-14 libclang-rt-14-dev"
 # To load a server. The runtimes to compare with are the user's choice: none is installed.
 BENCH="wrk"
 # To boot the guest with cgroup v2.
