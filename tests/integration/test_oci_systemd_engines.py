@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.bundle import Bundle
-from fixtures.engines import Engine, pack_rootfs
+from fixtures.engines import Engine
 
 pytestmark = [pytest.mark.cgroup_v2, pytest.mark.root]
 
@@ -50,7 +51,8 @@ def runtime(directory: Path) -> str:
 
 def rootfs(directory: Path) -> str:
     archive = directory / "rootfs.tar"
-    pack_rootfs(Bundle(directory / "bundle", "/unused").rootfs, archive)
+    with tarfile.open(archive, "w") as tar:
+        tar.add(Bundle(directory / "bundle", "/unused").rootfs, ".")
     return str(archive)
 
 
