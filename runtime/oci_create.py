@@ -179,6 +179,10 @@ class Creation:
         process = _with_listen_fds(process)
         self.directory.save(self.record)  # from here on `delete` finds the cgroup
         cgroup = self._make_cgroup()
+        if spec.linux.uid_mappings:
+            from scow.runtime.oci_delegate import delegate
+
+            delegate(spec, self.record.cgroup)
         into = cgroup.dir_fd()
         state = msgspec.json.encode(
             {
