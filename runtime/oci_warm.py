@@ -154,9 +154,10 @@ def rehearse() -> None:
     """
     from scow.cgroups.cgroup import open_cgroup
     from scow.native.fs import Root
-    from scow.runtime.oci_compile import Ends, compile_create, complete
+    from scow.runtime.oci_compile import Ends, compile_create
+    from scow.runtime.oci_complete import complete
     from scow.runtime.oci_create import resources_of
-    from scow.runtime.oci_features import example_spec
+    from scow.runtime.oci_example import example_spec
     from scow.runtime.spec import Process, decode_process, decode_spec
 
     become_like(os.getpid(), Nature("/proc/self"), dict(os.environb))
