@@ -26,7 +26,8 @@ from scow.native.errors import InvalidArgument, ScowError
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.runtime import oci_args, smalljson
-from scow.runtime.oci_compile import Ends, compile_create, complete
+from scow.runtime.oci_compile import Ends, compile_create
+from scow.runtime.oci_complete import complete
 from scow.runtime.oci_create import cgroup_path, check_spec, resources_of, seccomp_filter
 from scow.runtime.oci_state import record_of
 from scow.runtime.spec import CONFIG_LIMIT, Process, decode_process, decode_spec
