@@ -387,22 +387,22 @@ def test_a_failed_restore_leaves_nothing(oci: Runtime, bundle: Bundle, pipe: Pip
 
 
 @works
-@pytest.mark.no_residue_check  # podman's own libpod_parent and locks stay
 def test_podman(tmp_path: Path, oci: Runtime) -> None:
     if reason := missing("podman", "conmon"):
         pytest.skip(reason)
-    with podman(tmp_path) as engines:
-        # Its own, but with the CRIU of the tests.
-        program = f'#!/bin/sh\nexec {shlex.join(oci.argv[:-2])} "$@"\n'
-        (tmp_path / OURS).write_text(program)
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(oci.argv[:-2])} "$@"\n')
+    program.chmod(0o755)
+    with podman(tmp_path, str(program)) as engines:
         engine = engines[OURS]
-        engine.ok("run", "-d", "--name", "n", "--network=none", "busy", "sh", "-c", COUNT)
+        engine.start("n", "busy", "sh", "-c", COUNT)
         time.sleep(0.5)
         engine.ok("container", "checkpoint", "n")
         count = len(engine.ok("logs", "n").split())
         engine.ok("container", "restore", "n")
         time.sleep(0.5)
         numbers = [int(line) for line in engine.ok("logs", "n").split()]
+        engine.ok("rm", "-f", "-t", "0", "n")
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > count
 

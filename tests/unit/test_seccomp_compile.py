@@ -248,6 +248,7 @@ def test_a_profile_too_large_for_the_kernel() -> None:
         (b"{", InvalidArgument, "cannot read"),
         (b'{"defaultAction":"SCMP_ACT_MAYBE"}', InvalidArgument, "MAYBE"),
         (b'{"defaultAction":"SCMP_ACT_NOTIFY"}', InvalidArgument, "NOTIFY"),
+        (b'{"defaultAction":"SCMP_ACT_LOG","architectures":["X"]}', InvalidArgument, "'X'"),
         (b'{"defaultAction":"SCMP_ACT_KILL","defaultErrnoRet":1}', InvalidArgument, "errnoRet"),
         (b'{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":5000}', InvalidArgument, "4095"),
         (b'{"defaultAction":"SCMP_ACT_ERRNO","flags":["X"]}', Unsupported, "'X'"),
