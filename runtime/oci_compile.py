@@ -216,7 +216,9 @@ def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p
                 f"path '{item.path}' of the {item.type} namespace is not absolute"
             )
         try:
-            fd = hold(OwnedFd(os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)))
+            # not waiting for the writer of a fifo
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            fd = hold(OwnedFd(os.open(item.path, flags)))
             kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
         except OSError as error:
             raise InvalidArgument(
@@ -287,6 +289,8 @@ def _devices(spec: Spec, hold: Callable[[OwnedFd], int]) -> list[p.Operation]:
     for device in wanted.values():
         if device.type not in DEVICE_MODES or not device.path.startswith("/"):
             raise InvalidArgument(f"invalid device '{device.path}' of type '{device.type}'")
+        if not (0 <= device.major < 1 << 12 and 0 <= device.minor < 1 << 20):
+            raise InvalidArgument(f"invalid number of device '{device.path}'")
         if _has(spec, "user") and device.type != "p":
             from scow.runtime.oci_enter import bound_device
 

@@ -23,6 +23,8 @@ def complete(spec: Spec, process: Process, root: Root, umask: int) -> tuple[Proc
         raise InvalidArgument("args must not be empty")
     if not process.cwd.startswith("/"):
         raise InvalidArgument("Cwd must be an absolute path")
+    if not 0 <= (process.user.umask or 0) <= 0o777:
+        raise InvalidArgument(f"invalid umask {process.user.umask}")
     names = [limit.type for limit in process.rlimits]
     if len(names) != len(set(names)):
         raise InvalidArgument("a rlimit is given twice")
