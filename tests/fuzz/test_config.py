@@ -59,7 +59,7 @@ ALL["mounts"] += [
     {"destination": "/up", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "size=1m"]},
 ]  # fmt: skip
 ALL["linux"].update(
-    devices=[{"path": "/dev/full", "type": "c", "major": 1, "minor": 3, "fileMode": 438, "uid": 0, "gid": 0}],
+    devices=[{"path": "/dev/full", "type": "c", "major": 1, "minor": 7, "fileMode": 438, "uid": 0, "gid": 0}],
     sysctl={"net.core.somaxconn": "7"}, rootfsPropagation="rslave", personality={"domain": "LINUX", "flags": []},
     memoryPolicy={"mode": "MPOL_DEFAULT", "nodes": "", "flags": []}, cgroupsPath="/scow-fuzz/x", mountLabel="",
     timeOffsets={"boottime": {"secs": 1, "nanosecs": 2}}, uidMappings=[{"containerID": 0, "hostID": 1, "size": 5}],

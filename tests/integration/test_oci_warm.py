@@ -84,7 +84,7 @@ def test_the_callers_directory_umask_and_paths_count(oci: Runtime, bundle: Bundl
 def test_hooks_are_run_as_from_a_cold_start(
     oci: Runtime, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clean environment, the caller's directory and limits, and no descriptor of ours."""
+    """A clean environment, the bundle, the caller's limits, and no descriptor of ours."""
     told = tmp_path / "told"
     script = f"exec >>{told}; umask; pwd; ulimit -n; env; readlink /proc/$$/fd/*; true"
     bundle.config["hooks"] = {
@@ -102,7 +102,7 @@ def test_hooks_are_run_as_from_a_cold_start(
         found.append(told.read_text().splitlines())
         told.unlink()
     assert found[0] == found[1]
-    assert found[0][1:3] == ["/usr", "600"]
+    assert found[0][1:3] == [str(bundle.path), "600"]
     assert "A=b" in found[0]
 
 
