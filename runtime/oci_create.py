@@ -123,7 +123,7 @@ def create(root: str, name: str, options: CreateOptions) -> Created:
     spec, data = read_bundle(bundle)
     check_spec(spec)
     if spec.process is not None and spec.process.terminal and not options.console_socket:
-        parent.current().need_terminal()
+        parent.current().need_caller("a terminal to relay")
     directory = ContainerDir(root, name)
     directory.create()
     with ExitStack() as undo, ExitStack() as held:

@@ -11,6 +11,7 @@ import msgspec
 from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cgroups.resources import BlockIO, Cpu, Memory, Pids, Resources, decode_resources
 from scow.native.errors import AlreadyExists, InvalidArgument, InvalidState, Unsupported
+from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
 from scow.runtime.oci_args import Flags, number, one_operand, switch, text
 from scow.runtime.oci_state import ContainerDir, StateRecord
@@ -202,12 +203,14 @@ def _spec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 
 def _checkpoint(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
+    parent.current().need_caller("CRIU's processes are its children")
     from scow.runtime.oci_checkpoint import checkpoint
 
     return checkpoint(root, flags, operands, tell)
 
 
 def _restore(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
+    parent.current().need_caller("CRIU's processes are its children")
     from scow.runtime.oci_restore import restore
 
     return restore(root, flags, operands, tell)

@@ -34,8 +34,8 @@ class Parent(Protocol):
         """What comes before there is a process to pass it on to waits until there is one."""
         ...
 
-    def need_terminal(self) -> None:
-        """What follows relays the caller's terminal."""
+    def need_caller(self, reason: str) -> None:
+        """What follows works only in the caller's own process: a terminal to relay, CRIU's children."""
         ...
 
     def wait(self, pid: int, pidfd: int, master: OwnedFd | None) -> int:
@@ -63,7 +63,7 @@ class Here:
     def hold_signals(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _IGNORED)
 
-    def need_terminal(self) -> None:
+    def need_caller(self, reason: str) -> None:
         pass
 
     def wait(self, pid: int, pidfd: int, master: OwnedFd | None) -> int:

@@ -113,7 +113,7 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     process = _exec_process(spec, flags, operands[1:])
     detach, console = switch(flags, "detach"), text(flags, "console-socket")
     if process.terminal and not console:
-        parent.current().need_terminal()
+        parent.current().need_caller("a terminal to relay")
     if not detach:
         parent.current().hold_signals()
     if process.terminal and detach and not console:

@@ -214,8 +214,8 @@ class Front:
     def hold_signals(self) -> None:
         self._send(b"H")
 
-    def need_terminal(self) -> None:
-        raise StartCold("a terminal to relay")
+    def need_caller(self, reason: str) -> None:
+        raise StartCold(reason)
 
     def wait(self, pid: int, pidfd: int, master: OwnedFd | None) -> int:
         assert master is None

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -188,6 +188,11 @@ def test_a_terminal_is_relayed_by_an_interpreter_of_its_own(oci: Runtime, bundle
     assert (done.code, done.out.strip()) == (0, "/dev/pts/0")
 
 
+def test_criu_is_left_to_an_interpreter_of_its_own(oci: Runtime) -> None:
+    for command in ("checkpoint", "restore"):
+        assert f"{COLD}: CRIU's processes" in oci(command, "nobody").err
+
+
 def test_none_is_started_in_namespaces_of_somebodys_own(tmp_path: Path) -> None:
     """It would keep them alive."""
     directory = tmp_path / "warm"
@@ -209,9 +214,15 @@ def waiting_hook(bundle: Bundle, tmp_path: Path) -> tuple[Path, Path]:
     return there, go
 
 
-def start(oci: Runtime, *words: str) -> subprocess.Popen[bytes]:
+@contextmanager
+def start(oci: Runtime, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     null = subprocess.DEVNULL
-    return subprocess.Popen([*oci.argv, *words], stdin=null, stdout=null, stderr=subprocess.PIPE)
+    argv = [*oci.argv, *words]
+    with subprocess.Popen(argv, stdin=null, stdout=null, stderr=subprocess.PIPE) as running:
+        try:
+            yield running
+        finally:
+            running.kill()  # does nothing when it has ended, as it should have
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -371,7 +382,7 @@ def test_after_an_upgrade_there_is_another(tmp_path: Path) -> None:
     with Warm.start(tmp_path / "warm", (str(front),)) as running:
         os.utime(front)
         done = running.command("--debug", "state", "nobody")
-        assert f"{COLD}: it was made of other files" in done.stderr
+        assert COLD in done.stderr
         until(lambda: not is_alive(running.process))
         running.command("list")
         until(lambda: running.pid() != 0)
