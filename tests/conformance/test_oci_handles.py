@@ -89,6 +89,25 @@ def test_a_tracer_finds_nothing_of_the_host_in_an_exec(world: World) -> None:
     assert "escape" not in (box.path / "output").read_text()
 
 
+def test_a_created_container_is_not_dumpable(world: World) -> None:
+    """CVE-2016-9962: proc(5) gives the files of such a process to root, not to the user that it runs as."""
+    box = world.bundle()
+    world.base.chmod(0o755)
+    box.path.chmod(0o755)
+    maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    box.linux["namespaces"].append({"type": "user"})
+    box.linux.update(uidMappings=maps, gidMappings=maps)
+    box.process["args"] = ["sleep", "100"]
+    box.write()
+    words = ("-b", str(box.path), "--pid-file", str(box.path / "pid"), "box")
+    assert world.oci.quiet("create", *words).code == 0, world.oci("create", *words)
+    pid = (box.path / "pid").read_text()
+    assert "Uid:\t100000" in Path(f"/proc/{pid}/status").read_text()
+    assert os.stat(f"/proc/{pid}/fd").st_uid == 0
+    world.oci.ok("start", "box")
+    assert os.stat(f"/proc/{pid}/fd").st_uid == 100000  # the program itself is as any other
+
+
 # --- descriptors and directories --------------------------------------------------------------------
 
 
