@@ -51,12 +51,21 @@ FOREIGN = {
 def test_sysctls_of_the_host(world: World) -> None:
     """CVE-2022-0811: no key and no value is ever joined, split or taken as a path that leaves its place."""
     box = world.bundle()
-    for key, done in zip(
-        FOREIGN, world.variants(box, [linux(sysctl={k: v}) for k, v in FOREIGN.items()]), strict=True
-    ):  # fmt: skip
+    settings = {key: harmless(key, value) for key, value in FOREIGN.items()}
+    changes = [linux(sysctl={key: value}) for key, value in settings.items()]
+    for key, done in zip(settings, world.variants(box, changes), strict=True):
         if key != "kernel.msgmax":  # an empty value is nothing written, or an error of the kernel
             assert done.code == 1, (key, done)
             world.clean_refusal(box, done)
+
+
+def harmless(key: str, value: str) -> str:
+    """The value that the host has already, so that a runtime which fails this test does not harm it."""
+    path = Path("/proc/sys", key.replace(".", "/"))
+    of_the_host = key.startswith(
+        ("kernel.core", "kernel/core", "kernel.panic", "kernel.sysrq", "vm.", "fs.file")
+    )
+    return path.read_text().strip() if of_the_host and path.is_file() else value
 
 
 @pytest.mark.parametrize("kind", ["none", "path", "bound"])

@@ -110,7 +110,7 @@ def changed(document: dict[str, Any], what: list[tuple[int, str, Any]]) -> dict[
     for number, how, value in what:
         every = places(document)
         *way, last = every[number % len(every)]
-        parent = document
+        parent, value = document, copy.deepcopy(value)
         for key in way:
             parent = parent[key]
         if how == "set":
