@@ -143,7 +143,8 @@ def _monitor(record: Record, options: ExecOptions) -> p.MonitorConfig:
 def _process(record: Record, root: Root, options: ExecOptions) -> Process:
     wanted = options.user or record.user
     groups = record.options.group_add if options.user is None else ()
-    user = resolve_user(root, wanted.user, wanted.group, groups)
+    policy = record.options.group_policy if options.user is None else ""
+    user = resolve_user(root, wanted.user, wanted.group, groups, policy)
     base = build_process(record, user)
     environment: dict[str, str] = {}
     for entry in base.env + options.environment:
@@ -166,7 +167,7 @@ def _process(record: Record, root: Root, options: ExecOptions) -> Process:
         terminal=options.terminal,
         console_size=ConsoleSize(height=rows, width=columns) if options.terminal else None,
         user=ProcessUser(uid=user.uid, gid=user.gid, umask=0o022, additional_gids=user.groups),
-        capabilities=build_capabilities(held),
+        capabilities=build_capabilities(held, record.options.security.cap_ambient),
         rlimits=base.rlimits,
         no_new_privileges=base.no_new_privileges,
         oom_score_adj=base.oom_score_adj,

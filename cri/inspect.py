@@ -38,7 +38,7 @@ def describe(
         "ResolvConfPath": f"{etc}resolv.conf",
         "HostnamePath": f"{etc}hostname",
         "HostsPath": f"{etc}hosts",
-        "LogPath": f"{directory}/container.log",
+        "LogPath": store.log_path(record),
         "Name": f"/{record.name}",
         "RestartCount": 0,
         "Driver": "overlay",

@@ -49,6 +49,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     volume_dir: Callable[[str], str]
     adopt_volumes: Callable[[str], None]
     cleanup_argv: Callable[[str], tuple[bytes, ...]]
+    image_layers: Callable[[str], list[str]]
 
 
 class Prepared(msgspec.Struct):
@@ -101,7 +102,10 @@ def _base_layer(store: RecordStore) -> str:
 
 def resolve_record_user(record: Record, root: Root) -> User:
     """Look the record's user up in the container's own files."""
-    return resolve_user(root, record.user.user, record.user.group, record.options.group_add)
+    options = record.options
+    return resolve_user(
+        root, record.user.user, record.user.group, options.group_add, options.group_policy
+    )
 
 
 def prepare_launch(
@@ -129,7 +133,7 @@ def prepare_launch(
     )
     root = Root(root_fd)
     user = resolve_record_user(record, root)
-    sandbox = prepare(record, store, around.network, around.pid_of, dry_run=dry_run)
+    sandbox = _sandbox(record, around, dry_run=dry_run)
     path = record.cgroup
     generated = specgen.build_spec(record, user, sandbox, path, around.volume_dir)
     cgroup = open_cgroup(path)
@@ -155,9 +159,39 @@ def prepare_launch(
         network_inside=sandbox.inside_netlink,
         run_init=record.options.init,
         mount_reasons=generated.reasons,
+        trees=_special_trees(record, around, hold),
     )
+    if not dry_run and record.member is not None:
+        _write_user(record, user, store)
     plan = compile_run(generated.spec, handles, _monitor_config(record, around, oom, lock_fd))
     return Prepared(plan, root, sandbox, generated)
+
+
+def _sandbox(record: Record, around: Surroundings, *, dry_run: bool) -> Sandbox:
+    if record.member is None:
+        return prepare(record, around.store, around.network, around.pid_of, dry_run=dry_run)
+    from scow.cri.pod_join import join_pod
+
+    return join_pod(record, record.member, around.store, around.pid_of)
+
+
+def _special_trees(
+    record: Record, around: Surroundings, hold: Callable[[OwnedFd], int]
+) -> dict[str, int]:
+    mounts = [mount for mount in record.options.mounts if mount.kind == "image" or mount.uid_map]
+    if not mounts:
+        return {}
+    from scow.cri.trees import open_tree_of
+
+    return {mount.target: hold(open_tree_of(mount, around.image_layers)) for mount in mounts}
+
+
+def _write_user(record: Record, user: User, store: RecordStore) -> None:
+    """Keep who the container runs as, which only its own files tell; derived at each start."""
+    path = f"{store.container_dir(record.id)}/user.json"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with OwnedFd(os.open(path, flags, 0o600)) as fd:
+        os.write(fd.fileno(), msgspec.json.encode(user))
 
 
 def _monitor_config(
@@ -168,7 +202,7 @@ def _monitor_config(
     directory = around.store.container_dir(record.id)
     return p.MonitorConfig(
         container_id=record.id,
-        log_path=f"{directory}/container.log",
+        log_path=around.store.log_path(record),
         log_max_bytes=options.log.max_bytes,
         log_max_files=options.log.max_files,
         socket_path=f"{run_dir}/monitor.sock",
@@ -218,11 +252,14 @@ def seccomp_filter(
     return found.program, found.flags
 
 
-def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -> MonitorConnection:
+def start(
+    record: Record, around: Surroundings, lock_fd: int, *, attach: bool, watch: bool = False
+) -> MonitorConnection:
     """Launch a container and release it; returns when its program runs.
 
     With `attach` the connection gets all output, and holds the container back where it cannot
-    keep up, as a pipe would; it also says that its owner cleans up. The caller holds the container's
+    keep up, as a pipe would; it also says that its owner cleans up, as `watch` alone does. The caller
+    holds the container's
     lock, `lock_fd`, which the monitor shares until the program runs: should we be killed, nobody
     else comes before it has ended what we began. On any failure nothing is left but the record.
     """
@@ -255,6 +292,7 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
         with suppress(BrokenPipeError, ConnectionResetError):
             if attach:
                 connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
+            if attach or watch:
                 connection.watch()
             connection.start()
         wait_for(connection, Started, prepared.plan, prepared.root, verb="start the container")

@@ -23,7 +23,7 @@ from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
 from scow.cri.merge import check_platform, merge
 from scow.cri.names import free_name
 from scow.cri.options import ContainerOptions, ExecOptions
-from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Record, RecordStore, VolumeUse
+from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Member, Record, RecordStore, VolumeUse
 from scow.cri.status import Status, read_status
 from scow.cri.validate import validate
 from scow.cri.volumes import VolumeStore
@@ -70,6 +70,7 @@ class Service:
             volume_dir=self.volumes.data_dir,
             adopt_volumes=self.volumes.adopt,
             cleanup_argv=_cleanup_argv,
+            image_layers=lambda image_id: self.images.layer_paths(self.images.get(image_id)),
         )
 
     # --- images -------------------------------------------------------------------------------
@@ -109,7 +110,12 @@ class Service:
         return self.images.remove(name, force=force, in_use=self._users_of)
 
     def _users_of(self, image_id: str) -> Strings:
-        return [record.id for record in self.store.list() if record.image_id == image_id]
+        return [
+            record.id
+            for record in self.store.list()
+            if record.image_id == image_id
+            or any(m.kind == "image" and m.source == image_id for m in record.options.mounts)
+        ]
 
     def _layer_paths(self, record: Record) -> Strings:
         from scow.image.digest import DiffID
@@ -118,8 +124,17 @@ class Service:
 
     # --- create, start, remove ----------------------------------------------------------------
 
-    def create(self, image: Image, options: ContainerOptions) -> str:
-        """Make a container of `image`; nothing runs yet. Returns its id."""
+    def create(
+        self,
+        image: Image,
+        options: ContainerOptions,
+        member: Member | None = None,
+        cgroup_parent: str | None = None,
+    ) -> str:
+        """Make a container of `image`; nothing runs yet. Returns its id.
+
+        `member` makes it one of a pod's, whose cgroup is `cgroup_parent`.
+        """
         check_platform(image, options.image_name)
         validate(options)
         merged = merge(image.config, options)
@@ -139,10 +154,11 @@ class Service:
             stop_signal=merged.stop_signal,
             labels=merged.labels,
             cgroup=container_path(
-                f"{self.store.cgroup_prefix}{container_id}", options.cgroup_parent
+                f"{self.store.cgroup_prefix}{container_id}", cgroup_parent or options.cgroup_parent
             ),
             options=options,
             exposed_ports=image.config.exposed_ports,
+            member=member,
         )
         self._check_references(record)
         try:
@@ -199,14 +215,23 @@ class Service:
         With `attach` the connection that started it is given to the caller, who gets all output
         from the first byte, and calls `finish` when it has ended.
         """
-        with self.store.locked(container_id) as lock_fd:
-            record = self.store.read(container_id)
-            require(record.name, self.status(record).state, Operation.START)
-            connection = launching.start(record, self._around, lock_fd, attach=attach)
+        connection = self._start(container_id, attach=attach)
         if attach:
             return connection
         connection.close()
         return None
+
+    def start_watched(self, container_id: str) -> MonitorConnection:
+        """Start a container; the connection tells its end, and its owner calls `finish` then."""
+        return self._start(container_id, attach=False, watch=True)
+
+    def _start(
+        self, container_id: str, *, attach: bool, watch: bool = False
+    ) -> MonitorConnection:
+        with self.store.locked(container_id) as lock_fd:
+            record = self.store.read(container_id)
+            require(record.name, self.status(record).state, Operation.START)
+            return launching.start(record, self._around, lock_fd, attach=attach, watch=watch)
 
     def finish(self, container_id: str) -> None:
         """Give back what a run that has ended took; remove the container if it was --rm.
@@ -401,7 +426,7 @@ class Service:
 
         record = self.store.read(container_id)
         return read_log(
-            f"{self.store.container_dir(container_id)}/container.log",
+            self.store.log_path(record),
             follow=follow,
             tail=tail,
             since_ns=since_ns,

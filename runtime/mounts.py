@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from scow.native import sys as kernel
 from scow.native.errors import InvalidArgument, NotFound, PermissionDenied, ScowError
@@ -114,11 +114,13 @@ def mount_operations(
     hold: Callable[[OwnedFd], int],
     reasons: dict[str, str],
     relative_to: str = "/",
+    trees: Mapping[str, int] | None = None,
 ) -> list[Operation]:
     """Turn OCI mounts into operations, in the order given.
 
     `hold` takes ownership of every descriptor opened here and lends its number; `reasons` gives
     words for --explain by destination; relative bind sources start at `relative_to` (the bundle).
+    `trees` are sources that are open already, by destination.
     """
     found: list[Operation] = []
     for index, mount in enumerate(mounts):
@@ -126,7 +128,11 @@ def mount_operations(
         options = Options(mount)
         why = reasons.get(mount.destination, "")
         if options.bind:
-            found.append(_bind(index, mount, options, hold, relative_to, why))
+            fd = (trees or {}).get(mount.destination)
+            if fd is None:
+                source = os.path.join(relative_to, mount.source)
+                fd = hold(open_bind_source(source, recursive=options.recursive))
+            found.append(_bind(index, mount, options, fd, why))
         elif mount.type == "cgroup":
             found += cgroup_mounts(mount.destination, options.set, why)
         elif mount.type in _FILESYSTEMS:
@@ -210,8 +216,7 @@ def _bind(
     index: int,
     mount: SpecMount,
     options: Options,
-    hold: Callable[[OwnedFd], int],
-    relative_to: str,
+    fd: int,
     why: str,
 ) -> Operation:
     if options.data:
@@ -220,9 +225,6 @@ def _bind(
             f"invalid option '{name}' of the bind mount on '{mount.destination}': "
             f"the kernel would drop it (mounts[{index}])"
         )
-    source = os.path.join(relative_to, mount.source)
-    tree = open_bind_source(source, recursive=options.recursive)
-    fd = hold(tree)
     return MountTree(
         fd,
         mount.destination,
