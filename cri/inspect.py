@@ -26,7 +26,6 @@ def describe(
     record: Record, status: Status, store: RecordStore, volumes: VolumeStore
 ) -> dict[str, object]:
     """Describe a container."""
-    directory = store.container_dir(record.id)
     etc = f"{store.run_dir(record.id)}/"
     return {
         "Id": record.id,

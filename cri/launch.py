@@ -12,7 +12,7 @@ import os
 import select
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -28,7 +28,7 @@ from scow.native.fs import Root, remove_tree
 from scow.native.spawn import launch_controlled
 from scow.runtime.compile import Handles, compile_run
 from scow.runtime.failures import explain_failure
-from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started
+from scow.runtime.monitor import Event, Failed, MonitorConnection, Ready, Started
 from scow.runtime.spec import Process
 from scow.runtime.users import User, resolve_user
 
@@ -69,7 +69,7 @@ def container_cgroup(record: Record) -> Cgroup:
 def mount_root(record: Record, around: Surroundings) -> OwnedFd:
     """Stack the image's layers under the container's own, as a mount attached nowhere."""
     directory = around.store.container_dir(record.id)
-    lowers = [*around.layer_paths(record), _base_layer(around.store)]
+    lowers = [*around.layer_paths(record), base_layer(around.store)]
     return mount_overlay(lowers, f"{directory}/upper", f"{directory}/work")
 
 
@@ -79,7 +79,7 @@ _BASE_DIRECTORIES = ("dev", "etc", "proc", "sys")
 _BASE_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
 
 
-def _base_layer(store: RecordStore) -> str:
+def base_layer(store: RecordStore) -> str:
     """Give the lowest directory of all stacks; made once, by whoever is first."""
     path = f"{store.root}/base"
     if os.path.isdir(path):
@@ -215,17 +215,17 @@ def _monitor_config(
         oom_baseline=0,
         lock_fd=lock_fd,
         cleanup_argv=around.cleanup_argv(record.id),
-        cleanup_env=_cleanup_env(),
+        cleanup_env=_cleanup_env(around.store),
     )
 
 
-def _cleanup_env() -> tuple[bytes, ...]:
-    kept = [b"PATH=/usr/sbin:/usr/bin:/sbin:/bin", b"LC_ALL=C.UTF-8"]
-    for name in ("SCOW_ROOT", "SCOW_RUN"):
-        value = os.environ.get(name)
-        if value:
-            kept.append(os.fsencode(f"{name}={value}"))
-    return tuple(kept)
+def _cleanup_env(store: RecordStore) -> tuple[bytes, ...]:
+    return (
+        b"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        b"LC_ALL=C.UTF-8",
+        os.fsencode(f"SCOW_ROOT={store.root}"),
+        os.fsencode(f"SCOW_RUN={store.run}"),
+    )
 
 
 def seccomp_filter(
@@ -270,7 +270,7 @@ def start(
         os.mkdir(run_dir, 0o700)
         os.makedirs(f"{around.store.run}/rootfs", mode=0o700, exist_ok=True)
         if record.options.ipc.kind == "shareable":
-            _make_shm(f"{run_dir}/shm", record)
+            make_shm(f"{run_dir}/shm", record.options.shm_bytes)
         _make_bind_sources(record)
         adopt_volumes(record, around)
         prepared = prepare_launch(record, around, held, lock_fd=lock_fd)
@@ -331,25 +331,29 @@ def _see_off(connection: MonitorConnection, pidfd: OwnedFd) -> None:
         poller.poll(int(MONITOR_END_S * 1000))
 
 
+E = TypeVar("E", bound=Event)
+
+
 def wait_for(
-    connection: MonitorConnection, wanted: type, plan: p.Plan, root: Root, *, verb: str
-) -> None:
+    connection: MonitorConnection, wanted: type[E], plan: p.Plan, root: Root, *, verb: str
+) -> E:
     """Read events until the wanted one; a failure becomes the error it stands for."""
     while True:
         event = connection.recv()
         if isinstance(event, wanted):
-            return
+            return event
         if isinstance(event, Failed):
             raise explain_failure(plan, event.failure, root)
         if event is None:
             raise ScowError(f"cannot {verb}: its monitor went away without a word")
 
 
-def _make_shm(path: str, record: Record) -> None:
+def make_shm(path: str, size: int | None = None) -> None:
+    """Mount a /dev/shm that several containers share."""
     from scow.native import sys as kernel
 
     os.mkdir(path, 0o755)
-    size = record.options.shm_bytes or specgen.DEFAULT_SHM_BYTES
+    size = size or specgen.DEFAULT_SHM_BYTES
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("shm", path, "tmpfs", flags, f"mode=1777,size={size}")
 

@@ -13,7 +13,15 @@ import msgspec
 from scow.cri.objects import ID_LENGTH, SHORT_ID, ObjectStore
 from scow.cri.options import ContainerOptions, UserSpec
 
-__all__ = ["DEFAULT_ROOT", "DEFAULT_RUN", "ID_LENGTH", "SHORT_ID", "Member", "Record", "RecordStore"]
+__all__ = [
+    "DEFAULT_ROOT",
+    "DEFAULT_RUN",
+    "ID_LENGTH",
+    "SHORT_ID",
+    "Member",
+    "Record",
+    "RecordStore",
+]
 
 RECORD_VERSION = 1
 DEFAULT_ROOT = "/var/lib/scow"
