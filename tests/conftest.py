@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from fixtures import kernel, residue
+from fixtures.api import ApiServer
 from fixtures.images import ImageFactory
 from fixtures.registry import Registry
+from scow.cri.api.listeners import open_listener
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
@@ -107,6 +109,20 @@ def scow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.mkdir(mode=0o700)
     monkeypatch.setenv("SCOW_RUN", str(path))
     return path
+
+
+@pytest.fixture
+def api_socket(tmp_path: Path) -> Path:
+    """Where `api` listens."""
+    return tmp_path / "scow.sock"
+
+
+@pytest.fixture
+def api(api_socket: Path) -> Iterator[ApiServer]:
+    """The door of the service on a unix socket, before a service that needs no kernel."""
+    server = ApiServer([open_listener(str(api_socket), None)])
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -345,8 +345,7 @@ def _writers(type_name: str) -> dict[str, _Writer]:
 def _writer(field: Field) -> _Writer:
     write = _converter(field.type)
     if field.repeated:
-        each = None if write is None else lambda values: [write(value) for value in values]
-        return field.json_name, list, each, []
+        return field.json_name, list, None if write is None else _each(write), []
     known = schema()
     if field.type in known.messages:
         return field.json_name, dict, write, _ABSENT
@@ -355,6 +354,10 @@ def _writer(field: Field) -> _Writer:
     if field.type == "map<string,string>":
         return field.json_name, dict, None, {}
     return field.json_name, _PYTHON_TYPES.get(field.type, int), write, known.default(field)
+
+
+def _each(write: Callable[[Any], Any]) -> Callable[[list[Any]], list[Any]]:
+    return lambda values: [write(value) for value in values]
 
 
 def _converter(type_name: str) -> Callable[[Any], Any] | None:
