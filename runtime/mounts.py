@@ -70,14 +70,14 @@ class Options:
     """The options of one mount, sorted into what each system call wants."""
 
     __slots__ = (
-        "bind", "clear", "data", "propagation", "recursive", "recursive_attributes",
+        "bind", "clear", "data", "propagation", "recursive",
         "recursive_propagation", "set", "tree_clear", "tree_set",
     )  # fmt: skip
 
     def __init__(self, mount: SpecMount) -> None:
         self.set = self.clear = self.propagation = 0
         self.bind = mount.type == "bind"
-        self.recursive = self.recursive_attributes = self.recursive_propagation = False
+        self.recursive = self.recursive_propagation = False
         self.tree_set = self.tree_clear = 0  # what the r-forms (rro, ...) ask for
         self.data: list[tuple[str, str | None]] = []
         for option in mount.options:
@@ -94,10 +94,8 @@ class Options:
             to_set, to_clear = _ATTRIBUTES[option[1:]]
             self.tree_set = (self.tree_set & ~to_clear) | to_set
             self.tree_clear = (self.tree_clear & ~to_set) | to_clear
-            self.recursive_attributes = True
         elif option in _PROPAGATION:
             self.propagation, recursive = _PROPAGATION[option]
-            self.recursive_attributes = self.recursive_attributes or recursive
             self.recursive_propagation = self.recursive_propagation or recursive
         elif option not in _IGNORED:
             key, equals, value = option.partition("=")
@@ -230,8 +228,9 @@ def _bind(
         mount.destination,
         attr_set=options.set,
         attr_clr=options.clear,
-        recursive=options.recursive_attributes,
+        recursive=bool(options.tree_set or options.tree_clear),
         propagation=options.propagation or kernel.MS_PRIVATE,
+        propagate_below=options.recursive_propagation,
         is_dir=stat.S_ISDIR(os.fstat(fd).st_mode),
         why=why,
     )
