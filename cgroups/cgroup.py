@@ -94,12 +94,17 @@ class Cgroup(Protocol):
 
 
 def open_cgroup(
-    path: str, *, hierarchies: detect.Hierarchies | None = None, foreign: bool = False
+    path: str,
+    *,
+    hierarchies: detect.Hierarchies | None = None,
+    foreign: bool = False,
+    pod: bool = False,
 ) -> Cgroup:
     """The cgroup at `path` (like `scow/<id>`, from the hierarchy's root), made or not.
 
     With `foreign` another program chose the path (an OCI configuration's cgroupsPath): it may be at
     the top, its parents are made as needed, and an empty cgroup that is there already is adopted.
+    With `pod` it is made to hold the cgroups of containers, and stays when the last of them goes.
     Raises InvalidArgument for a path that could mean something of the host.
     """
     tree.check_path(path, foreign=foreign)
@@ -107,10 +112,10 @@ def open_cgroup(
     if host.mode is detect.Mode.V2:
         from scow.cgroups.v2 import V2Cgroup
 
-        return V2Cgroup(path, host, foreign=foreign)
+        return V2Cgroup(path, host, foreign=foreign, pod=pod)
     from scow.cgroups.v1 import V1Cgroup
 
-    return V1Cgroup(path, host, foreign=foreign)
+    return V1Cgroup(path, host, foreign=foreign, pod=pod)
 
 
 def container_path(container_id: str, parent: str | None = None) -> str:

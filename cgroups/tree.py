@@ -22,6 +22,8 @@ from scow.native.errors import (
 
 MARK = "trusted.scow"
 CONTAINER, PARENT = b"container", b"parent"
+# Of a pod: has limits of its own and holds the cgroups of containers; stays when it is empty.
+POD = b"pod"
 # The tree that is ours without being told so; other parents must exist before.
 OWN_TOP = "scow"
 _MAX_COMPONENT = 255
@@ -77,7 +79,7 @@ def require_ours(directory: str) -> bool:
         mark = read_mark(directory)
     except FileNotFoundError:
         return False
-    if mark == CONTAINER:
+    if mark in (CONTAINER, POD):
         return True
     # A creation that was killed between mkdir and the mark leaves an unmarked directory; below a
     # parent that we made, nobody else makes any.
@@ -130,7 +132,7 @@ def is_own_parent(directory: str) -> bool:
     except FileNotFoundError:
         return False
     if mark is not None:
-        return mark == PARENT
+        return mark in (PARENT, POD)
     above, _, name = directory.rpartition("/")
     if os.path.ismount(above):
         return name == OWN_TOP
@@ -176,6 +178,8 @@ def remove_empty_parents(root: str, path: str) -> None:
         try:
             if not parts or (os.path.exists(directory) and not is_own_parent(directory)):
                 return
+            if read_mark(directory) == POD:
+                return  # it goes with its pod
             os.rmdir(directory)
         except FileNotFoundError:
             pass

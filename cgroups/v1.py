@@ -32,11 +32,14 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class V1Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_foreign", "_host", "_primary", "_unified", "path")
+    __slots__ = ("_foreign", "_host", "_mark", "_primary", "_unified", "path")
 
-    def __init__(self, path: str, hierarchies: Hierarchies, *, foreign: bool = False) -> None:
+    def __init__(
+        self, path: str, hierarchies: Hierarchies, *, foreign: bool = False, pod: bool = False
+    ) -> None:
         self.path = tree.check_path(path, foreign=foreign)
         self._foreign = foreign
+        self._mark = tree.POD if pod else tree.CONTAINER
         self._host = hierarchies
         self._primary = f"{hierarchies.v1[0].directory}/{path}"
         self._unified = f"{hierarchies.unified}/{path}" if hierarchies.unified else None
@@ -66,6 +69,8 @@ class V1Cgroup:
         try:
             for directory in self._others():
                 self._make_directory(directory)
+                if self._mark == tree.POD:
+                    tree.set_mark(directory, self._mark)  # else the last container would take it
             self._refuse_frozen()
             self._seed_cpuset()
             self._apply(writes)
@@ -87,7 +92,7 @@ class V1Cgroup:
         for attempt in (1, 2):
             try:
                 self._make_directory(self._primary)
-                tree.set_mark(self._primary, tree.CONTAINER)
+                tree.set_mark(self._primary, self._mark)
                 return
             except FileExistsError:
                 if self._foreign and tree.adopt(self._primary):

@@ -39,13 +39,16 @@ _USUAL_CONTROLLERS = ("cpu", "memory", "pids", "io", "cpuset")
 class V2Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_directory", "_foreign", "_root", "path")
+    __slots__ = ("_directory", "_foreign", "_mark", "_root", "path")
 
-    def __init__(self, path: str, hierarchies: Hierarchies, *, foreign: bool = False) -> None:
+    def __init__(
+        self, path: str, hierarchies: Hierarchies, *, foreign: bool = False, pod: bool = False
+    ) -> None:
         if hierarchies.unified is None:
             raise Unsupported("cgroup2 is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
         self.path = tree.check_path(path, foreign=foreign)
         self._foreign = foreign
+        self._mark = tree.POD if pod else tree.CONTAINER
         self._root = hierarchies.unified
         self._directory = f"{self._root}/{path}"
 
@@ -81,7 +84,7 @@ class V2Cgroup:
             try:
                 self._enable_controllers(writes)
                 os.mkdir(self._directory, 0o755)
-                tree.set_mark(self._directory, tree.CONTAINER)
+                tree.set_mark(self._directory, self._mark)
                 return
             except FileExistsError:
                 if self._foreign and tree.adopt(self._directory):

@@ -1,0 +1,253 @@
+"""Pods: sandboxes that hold several containers.
+
+Synchronous and without a state of its own, like the service it stands on: what a pod is doing is read
+from its record, its pins and its mark. Locks: a pod's before a container's, none held while waiting for
+an end. What a killed process leaves is found by `recover`, and by whoever wants the pod's name.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from scow.cgroups.cgroup import container_path, open_cgroup
+from scow.cri.launch import make_shm
+from scow.cri.limits import build_resources
+from scow.cri.pod_init import start_init
+from scow.cri.pod_join import is_ready, pinned_kinds
+from scow.cri.pod_names import write_pod_names
+from scow.cri.pod_namespaces import make_namespaces, unmount, unpin
+from scow.cri.pod_network import Link, PodNetwork
+from scow.cri.pod_records import PodOptions, PodRecord, PodStore, reserved_name
+from scow.cri.records import Record, cgroup_prefix
+from scow.native.errors import NotFound, ScowError
+from scow.native.fs import remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scow.cgroups.cgroup import Cgroup
+    from scow.cri.service import Service
+
+CNI_CONFIG_DIR = "/etc/cni/net.d"
+CNI_PLUGIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
+
+# Inside the class `list` is the verb.
+Records = Sequence[PodRecord]
+
+
+class Pods:
+    """The pods of a service."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        cni_config_dir: str | None = None,
+        cni_plugin_dirs: tuple[str, ...] = CNI_PLUGIN_DIRS,
+    ) -> None:
+        self.service = service
+        self.store = PodStore(service.root, service.run)
+        self.store.prepare()
+        self.store.on_burial = self._bury
+        config_dir = cni_config_dir or os.environ.get("SCOW_CNI_CONFIG") or CNI_CONFIG_DIR
+        self.network = PodNetwork(self.store, service.bridge, config_dir, cni_plugin_dirs)
+
+    # --- making -------------------------------------------------------------------------------
+
+    def run(self, options: PodOptions) -> str:
+        """Make a pod; it is ready on return. Returns its id."""
+        metadata = options.metadata
+        pod_id = self.store.new_id()
+        record = PodRecord(
+            id=pod_id,
+            name=reserved_name(
+                metadata.namespace, metadata.name, metadata.uid, str(metadata.attempt)
+            ),
+            created_ns=time.time_ns(),
+            cgroup=container_path(
+                f"{cgroup_prefix(self.store.run)}{pod_id}", options.cgroup_parent or None
+            ),
+            options=options,
+        )
+        try:
+            with self.store.making(pod_id):
+                self.store.claim_name(record.name, pod_id)
+                self.store.write_pending(record)
+                try:
+                    self.store.finish(self._build(record))
+                except BaseException:
+                    # The first error is the one to tell; the record below goes either way.
+                    with suppress(ScowError, OSError):
+                        self._release(record)
+                    raise
+        except BaseException:
+            self.store.discard(pod_id, record.name)
+            raise
+        return pod_id
+
+    def _build(self, record: PodRecord) -> PodRecord:
+        options = record.options
+        run_dir = self.store.run_dir(record.id)
+        kinds = pinned_kinds(record)
+        os.mkdir(run_dir, 0o700)
+        limits = build_resources(options.limits, [], privileged=False)
+        pod_cgroup(record).create(msgspec.structs.replace(limits, devices=None))
+        link = self.network.prepare(record) if options.network == "own" else Link()
+        hostname = options.hostname or record.id[:12]
+        if kinds:
+            make_namespaces(
+                run_dir,
+                kinds,
+                hostname=hostname,
+                sysctls=self._sysctls(options, link),
+                inside=link.inside,
+                connect=lambda pid: self.network.connect(link, pid),
+            )
+        if options.network == "own":
+            self.network.finish(record, link)
+        if options.ipc == "pod":
+            make_shm(f"{run_dir}/shm")
+        write_pod_names(options, run_dir, hostname, link)
+        if options.pid == "pod":
+            start_init(self.service.store, run_dir, record.id, record.cgroup, kinds)
+        os.close(os.open(f"{run_dir}/ready", os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return msgspec.structs.replace(
+            record,
+            addresses=link.addresses,
+            network_config=link.cni.name if link.cni is not None else "",
+        )
+
+    @staticmethod
+    def _sysctls(options: PodOptions, link: Link) -> dict[str, str]:
+        found: dict[str, str] = {}
+        if options.network == "own":
+            # Ports below 1024 and ping without rights: the namespace is the pod's own.
+            found["net.ipv4.ip_unprivileged_port_start"] = "0"
+            found["net.ipv4.ping_group_range"] = "0 2147483647"
+        found.update(link.sysctls)
+        found.update(options.sysctls)
+        return found
+
+    # --- ending -------------------------------------------------------------------------------
+
+    def stop(self, pod_id: str) -> None:
+        """End a pod: its containers, network and namespaces. One that is stopped or gone is fine."""
+        try:
+            with self.store.locked(pod_id):
+                record = self.store.read(pod_id)
+                # From here on nothing is started in it any more.
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{self.store.run_dir(pod_id)}/ready")
+            for container in self.containers(pod_id):
+                with suppress(NotFound):
+                    self.service.stop(container.id, 0)
+            with self.store.locked(pod_id):
+                self._release(record)
+        except NotFound:
+            return
+
+    def remove(self, pod_id: str) -> None:
+        """Remove a pod with its containers, whatever they do; one that is gone is fine."""
+        self.stop(pod_id)
+        try:
+            record = self.store.read(pod_id)
+        except NotFound:
+            return
+        for container in self.containers(pod_id):
+            with suppress(NotFound):
+                self.service.remove(container.id, force=True, volumes=True)
+        with suppress(NotFound), self.store.locked(pod_id):
+            self.store.discard(pod_id, record.name)
+
+    def _release(self, record: PodRecord) -> None:
+        """Give back what a pod holds; goes on past errors, again is fine."""
+        first: OSError | ScowError | None = None
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._release_cgroup(record),
+            # Plugins want the namespace that they shall leave, if it is still there.
+            lambda: self.network.release(record),
+            lambda: self.release_run_dir(record.id),
+        )
+        for step in steps:
+            try:
+                step()
+            except (OSError, ScowError) as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    def _release_cgroup(self, record: PodRecord) -> None:
+        cgroup = pod_cgroup(record)
+        if cgroup.exists():
+            # The init, and what outlived its container's first process.
+            if cgroup.pids():
+                cgroup.kill()
+            cgroup.remove()
+
+    def release_run_dir(self, pod_id: str) -> None:
+        """Take away what of a pod dies with the boot: pins, shared memory, name files."""
+        run_dir = self.store.run_dir(pod_id)
+        unpin(run_dir)
+        unmount(f"{run_dir}/shm")
+        parent = os.open(f"{self.store.run}/pods", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove_tree(parent, pod_id)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(parent)
+
+    def _bury(self, pod_id: str) -> None:
+        """Give back what a dead attempt at a pod took, or what is left without any record."""
+        record = self.store.read_pending(pod_id)
+        if record is not None:
+            self._release(record)
+
+    def recover(self) -> None:
+        """Clear what dead attempts left; to be called when a service starts."""
+        for entry in self.store.abandoned():
+            self.store.bury(entry)
+
+    # --- looking ------------------------------------------------------------------------------
+
+    def read(self, pod_id: str) -> PodRecord:
+        """The record of a pod; NotFound without one."""
+        return self.store.read(pod_id)
+
+    def is_ready(self, record: PodRecord) -> bool:
+        """Whether the pod can run containers."""
+        return is_ready(record, self.store.run_dir(record.id))
+
+    def list(self) -> Records:
+        """All pods, newest first."""
+        return sorted(self.store.list(), key=lambda record: record.created_ns, reverse=True)
+
+    def find(self, text: str) -> str:
+        """The id for an id, a beginning of one, or the name of a pod if only one has it."""
+        try:
+            return self.store.find(text)
+        except NotFound:
+            named = [r.id for r in self.store.list() if r.options.metadata.name == text]
+            if len(named) != 1:
+                raise
+            return named[0]
+
+    def containers(self, pod_id: str) -> Sequence[Record]:
+        """The containers of a pod, oldest first."""
+        found = [
+            record
+            for record in self.service.store.list()
+            if record.member is not None and record.member.pod_id == pod_id
+        ]
+        return sorted(found, key=lambda record: record.created_ns)
+
+
+def pod_cgroup(record: PodRecord) -> Cgroup:
+    """The cgroup that holds those of the pod's containers; it need not exist."""
+    return open_cgroup(record.cgroup, pod=True)
