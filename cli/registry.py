@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rmi": ("images", "RMI"),
     "save": ("archive", "SAVE"),
     "load": ("archive", "LOAD"),
+    "serve": ("serve", "SERVE"),
+    "call": ("call", "CALL"),
     "info": ("system", "INFO"),
     "version": ("system", "VERSION"),
     "system check": ("system", "CHECK"),
@@ -61,7 +63,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("Looking at containers", ("ps", "logs", "inspect", "stats")),
     ("Images", ("pull", "images", "tag", "rmi", "save", "load")),
-    ("This machine", ("info", "system check", "version", "completion")),
+    ("This machine", ("serve", "call", "info", "system check", "version", "completion")),
 )
 
 _CONTAINER = (
