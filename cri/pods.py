@@ -21,7 +21,7 @@ from scow.cri.limits import build_resources
 from scow.cri.pod_init import start_init
 from scow.cri.pod_join import is_ready, pinned_kinds
 from scow.cri.pod_names import write_pod_names
-from scow.cri.pod_namespaces import make_namespaces, unmount, unpin
+from scow.cri.pod_namespaces import make_namespaces, make_run_dir, unmount
 from scow.cri.pod_network import Link, PodNetwork
 from scow.cri.pod_records import PodOptions, PodRecord, PodStore, reserved_name
 from scow.cri.records import Record, cgroup_prefix
@@ -95,12 +95,19 @@ class Pods:
         options = record.options
         run_dir = self.store.run_dir(record.id)
         kinds = pinned_kinds(record)
-        os.mkdir(run_dir, 0o700)
-        limits = build_resources(options.limits, [], privileged=False)
-        pod_cgroup(record).create(msgspec.structs.replace(limits, devices=None))
+        make_run_dir(run_dir)
         link = self.network.prepare(record) if options.network == "own" else Link()
         hostname = options.hostname or record.id[:12]
-        if kinds:
+
+        def make_rest() -> None:
+            limits = build_resources(options.limits, [], privileged=False)
+            pod_cgroup(record).create(msgspec.structs.replace(limits, devices=None))
+            if options.ipc == "pod":
+                make_shm(f"{run_dir}/shm")
+
+        if not kinds:
+            make_rest()
+        else:
             make_namespaces(
                 run_dir,
                 kinds,
@@ -108,11 +115,10 @@ class Pods:
                 sysctls=self._sysctls(options, link),
                 inside=link.inside,
                 connect=lambda pid: self.network.connect(link, pid),
+                meanwhile=make_rest,
             )
         if options.network == "own":
             self.network.finish(record, link)
-        if options.ipc == "pod":
-            make_shm(f"{run_dir}/shm")
         write_pod_names(options, run_dir, hostname, link)
         if options.pid == "pod":
             start_init(self.service.store, run_dir, record.id, record.cgroup, kinds)
@@ -192,9 +198,7 @@ class Pods:
 
     def release_run_dir(self, pod_id: str) -> None:
         """Take away what of a pod dies with the boot: pins, shared memory, name files."""
-        run_dir = self.store.run_dir(pod_id)
-        unpin(run_dir)
-        unmount(f"{run_dir}/shm")
+        unmount(self.store.run_dir(pod_id))
         parent = os.open(f"{self.store.run}/pods", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             remove_tree(parent, pod_id)
