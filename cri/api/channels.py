@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -94,20 +95,33 @@ async def serve_process(
         inputs = asyncio.ensure_future(relay.input())
         try:
             await asyncio.wait((output, inputs, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if output.done():
-                code = output.result()
-                status = exit_status(code) if is_exec else success()
-                await _end(socket, status)
-            elif stopped.done():
-                await socket.close(GOING_AWAY, "the service stops")
-        except ScowError as error:
-            await _end(socket, failure_status(error))
-        except ConnectionError:
-            pass  # the client went while it was told something
         finally:
-            for task in (output, inputs):
-                task.cancel()
-            await asyncio.gather(output, inputs, return_exceptions=True)
+            # Both, before the last words: only one at a time may read or write.
+            await cancel(inputs, output)
+    await _conclude(socket, output, is_exec=is_exec, stops=stopped.done())
+
+
+async def _conclude(
+    socket: WebSocket, output: asyncio.Future[int], *, is_exec: bool, stops: bool
+) -> None:
+    if output.cancelled():
+        if stops:
+            await socket.close(GOING_AWAY, "the service stops")
+        return  # else the client has gone
+    try:
+        code = output.result()
+        await _end(socket, exit_status(code) if is_exec else success())
+    except ScowError as error:
+        await _end(socket, failure_status(error))
+    except ConnectionError:
+        pass  # the client went while it was told something
+
+
+async def cancel(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel what still runs, and wait until it has let go."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _end(socket: WebSocket, status: dict[str, object]) -> None:

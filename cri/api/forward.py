@@ -14,6 +14,7 @@ import struct
 from collections.abc import Sequence
 from urllib.parse import parse_qs
 
+from scow.cri.api.channels import cancel
 from scow.cri.api.pools import Pools
 from scow.cri.api.tokens import PortSession
 from scow.cri.api.websocket import GOING_AWAY, NORMAL, WebSocket
@@ -57,14 +58,13 @@ async def serve_ports(
     inputs = asyncio.ensure_future(_input(socket, lines, can_half_close))
     try:
         await asyncio.wait((everything, inputs, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if everything.done():
-            await socket.close(NORMAL)
-        elif stopped.done():
-            await socket.close(GOING_AWAY, "the service stops")
     finally:
-        for task in (everything, inputs, *tasks):
-            task.cancel()
-        await asyncio.gather(everything, inputs, *tasks, return_exceptions=True)
+        # All, before the last words: only one at a time may read.
+        await cancel(inputs, everything, *tasks)
+    if not everything.cancelled():
+        await socket.close(NORMAL)
+    elif stopped.done():
+        await socket.close(GOING_AWAY, "the service stops")
 
 
 async def _input(socket: WebSocket, lines: list[_Line], can_half_close: bool) -> None:
@@ -132,8 +132,7 @@ class _Line:
                 while data := await loop.sock_recv(connection, PIECE):
                     await self._socket.send(self._data + data)
             finally:
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
+                await cancel(writer)
 
     async def _connect(self) -> sockets.socket:
         running = self._pools.submit("exec", lambda: self._session.connect(self._port))
