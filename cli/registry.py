@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rmi": ("images", "RMI"),
     "save": ("archive", "SAVE"),
     "load": ("archive", "LOAD"),
+    "serve": ("serve", "SERVE"),
+    "call": ("call", "CALL"),
     "info": ("system", "INFO"),
     "version": ("system", "VERSION"),
     "system check": ("system", "CHECK"),
@@ -80,7 +82,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("Images", ("pull", "images", "tag", "rmi", "save", "load")),
-    ("This machine", ("info", "system check", "version", "completion")),
+    ("This machine", ("serve", "call", "info", "system check", "version", "completion")),
 )
 
 _CONTAINER = (

@@ -44,25 +44,38 @@ class ServeOptions:
     debug: bool = False
 
 
-ServiceMaker = Callable[[Tokens], Mapping[str, object]]
+ServiceMaker = Callable[[Tokens, contextlib.ExitStack], Mapping[str, object]]
 
 
 def serve(options: ServeOptions, make_services: ServiceMaker) -> None:
-    """Serve until SIGTERM or SIGINT. `make_services` gives the two services by their CRI names."""
+    """Serve until a signal ends it (SIGTERM, SIGINT, SIGHUP).
+
+    `make_services` gives the two services by their CRI names; what is to be closed after them goes
+    on the stack.
+    """
     _start_log(debug=options.debug)
     _raise_descriptor_limit()
-    asyncio.run(_serve(options, make_services))
+    busy = asyncio.run(_serve(options, make_services))
+    if busy:
+        # The interpreter would wait for their threads, perhaps for ever. Whatever they are at, it
+        # must be fit to be killed at any instruction.
+        log.warning("%d calls did not end in time, leaving them", busy)
+        logging.shutdown()
+        os._exit(0)
 
 
-async def _serve(options: ServeOptions, make_services: ServiceMaker) -> None:
+async def _serve(options: ServeOptions, make_services: ServiceMaker) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     with contextlib.ExitStack() as stack:
-        listeners = open_listeners(options, stack)
+        # Made before we listen: who can connect is answered. Systemd's socket lets them wait.
+        listeners: list[Listener] = []
         tokens = Tokens(lambda: _stream_base(options, listeners))
-        server = Server(make_services(tokens), tokens, document(options.version))
+        services = make_services(tokens, stack)
+        listeners += open_listeners(options, stack)
+        server = Server(services, tokens, document(options.version))
         for listener in listeners:
             what = " (stream URLs only)" if listener.streams_only else ""
             log.info("listening on %s%s", listener.url(), what)
@@ -73,7 +86,9 @@ async def _serve(options: ServeOptions, make_services: ServiceMaker) -> None:
                 )
         notify("READY=1")
         await server.run(listeners, stop)
+        notify("STOPPING=1")
         log.info("stopped; containers run on")
+        return server.busy_calls
 
 
 def open_listeners(options: ServeOptions, stack: contextlib.ExitStack) -> list[Listener]:

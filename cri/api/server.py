@@ -61,6 +61,11 @@ class Server:
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @property
+    def busy_calls(self) -> int:
+        """How many calls have not ended."""
+        return sum(self._pools.busy().values())
+
     async def run(self, listeners: list[Listener], stop: asyncio.Event) -> None:
         """Serve until `stop` is set and what ran then has ended; the listeners are closed by this."""
         servers = [await self._listen(listener) for listener in listeners]
