@@ -28,6 +28,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unpause": ("lifecycle", "UNPAUSE"),
     "wait": ("lifecycle", "WAIT"),
     "rm": ("lifecycle", "RM"),
+    "pod create": ("pod", "CREATE"),
+    "pod ps": ("pod", "PS"),
+    "pod inspect": ("pod", "INSPECT"),
+    "pod stop": ("pod", "STOP"),
+    "pod rm": ("pod", "RM"),
+    "pod logs": ("pod", "LOGS"),
+    "pod stats": ("pod", "STATS"),
     "images": ("images", "IMAGES"),
     "pull": ("pull", "PULL"),
     "tag": ("images", "TAG"),
@@ -62,6 +69,18 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("Looking at containers", ("ps", "logs", "inspect", "stats")),
+    (
+        "Pods",
+        (
+            "pod create",
+            "pod ps",
+            "pod inspect",
+            "pod stop",
+            "pod rm",
+            "pod logs",
+            "pod stats",
+        ),
+    ),
     ("Images", ("pull", "images", "tag", "rmi", "save", "load")),
     ("This machine", ("serve", "call", "info", "system check", "version", "completion")),
 )
@@ -76,6 +95,8 @@ ALIASES: dict[str, str] = {
     "container list": "ps",
     "container ps": "ps",
     "container remove": "rm",
+    "pod ls": "pod ps",
+    "pod list": "pod ps",
     "image ls": "images",
     "image list": "images",
     "image pull": "pull",
@@ -89,7 +110,7 @@ ALIASES: dict[str, str] = {
     "ls": "ps",
 }
 
-GROUPS = ("container", "image", "system")
+GROUPS = ("container", "image", "pod", "system")
 
 
 def find(words: list[str]) -> tuple[str, list[str]] | None:

@@ -1,9 +1,12 @@
 """The namespaces of a pod: made by a process of a moment, kept by pins.
 
 A pin is a bind mount of /proc/PID/ns/X on a file below the pod's run directory (namespaces(7)): the
-namespace lives as long as the mount, with no process in it. The process that makes them waits, held by
-a direct plan (native/direct.c), while the host's half of the network is made and the pins are mounted;
-when the control socket closes it ends. What must not be here: addresses, records.
+namespace lives as long as the mount, with no process in it. The run directory is a small tmpfs of the
+pod's own: one umount2(2) lets go of it with all that is mounted below, and pays for one RCU grace period.
+
+The process that makes the namespaces waits, held by a direct plan (native/direct.c), while the host's
+half of the network is made and the pins are mounted; when the control socket closes it ends. What must
+not be here: addresses, records.
 """
 
 from __future__ import annotations
@@ -33,11 +36,13 @@ def make_namespaces(
     sysctls: dict[str, str],
     inside: bytes,
     connect: Callable[[int], None],
+    meanwhile: Callable[[], None],
 ) -> None:
     """Make and pin namespaces of these kinds.
 
     `connect` is called with the pid of a process in them, and makes the host's half of the network;
-    then `inside` is sent in there. On failure what is pinned is for the caller to `unpin`.
+    then `inside` is sent in there. `meanwhile` is done while the process is born. On failure what is
+    pinned is for the caller to let go.
     """
     spec = Spec(
         oci_version="1.2.0",
@@ -61,6 +66,7 @@ def make_namespaces(
     plan = p.Plan(ops=tuple(ops), namespaces=flags, direct=True)
     child = spawn(plan, (-1, -1, -1))
     try:
+        meanwhile()
         if not follow(child, lambda born, moment: connect(born.pid)):
             raise InvalidState("the process that makes the pod's namespaces went away")
         for kind in kinds:
@@ -80,14 +86,15 @@ def pin(source: str, path: str) -> None:
     kernel.mount(source, path, None, kernel.MS_BIND)
 
 
-def unpin(run_dir: str) -> None:
-    """Let go of all namespaces that are pinned there; fine when none is."""
-    for file in FILES.values():
-        unmount(f"{run_dir}/{file}")
+def make_run_dir(run_dir: str) -> None:
+    """Make the directory that holds what of a pod dies with the boot."""
+    os.mkdir(run_dir, 0o700)
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("scow-pod", run_dir, "tmpfs", flags, "mode=700,size=1m")
 
 
 def unmount(path: str) -> None:
-    """Unmount whatever lies on a path, however often; fine when nothing does."""
+    """Unmount whatever lies on a path and below, however often; fine when nothing does."""
     while True:
         try:
             kernel.umount2(path, kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)

@@ -18,14 +18,15 @@ import msgspec
 from scow.cgroups.cgroup import container_path, open_cgroup
 from scow.cri.launch import make_shm
 from scow.cri.limits import build_resources
+from scow.cri.options import ContainerOptions, NamespaceMode, NetworkOptions
 from scow.cri.pod_init import start_init
-from scow.cri.pod_join import is_ready, pinned_kinds
+from scow.cri.pod_join import is_ready, pinned_kinds, require_ready
 from scow.cri.pod_names import write_pod_names
-from scow.cri.pod_namespaces import make_namespaces, unmount, unpin
+from scow.cri.pod_namespaces import make_namespaces, make_run_dir, unmount
 from scow.cri.pod_network import Link, PodNetwork
 from scow.cri.pod_records import PodOptions, PodRecord, PodStore, reserved_name
-from scow.cri.records import Record, cgroup_prefix
-from scow.native.errors import NotFound, ScowError
+from scow.cri.records import Member, Record, cgroup_prefix
+from scow.native.errors import InvalidArgument, NotFound, ScowError
 from scow.native.fs import remove_tree
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from scow.cgroups.cgroup import Cgroup
     from scow.cri.service import Service
+    from scow.image.store import Image
 
 CNI_CONFIG_DIR = "/etc/cni/net.d"
 CNI_PLUGIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
@@ -95,12 +97,19 @@ class Pods:
         options = record.options
         run_dir = self.store.run_dir(record.id)
         kinds = pinned_kinds(record)
-        os.mkdir(run_dir, 0o700)
-        limits = build_resources(options.limits, [], privileged=False)
-        pod_cgroup(record).create(msgspec.structs.replace(limits, devices=None))
+        make_run_dir(run_dir)
         link = self.network.prepare(record) if options.network == "own" else Link()
         hostname = options.hostname or record.id[:12]
-        if kinds:
+
+        def make_rest() -> None:
+            limits = build_resources(options.limits, [], privileged=False)
+            pod_cgroup(record).create(msgspec.structs.replace(limits, devices=None))
+            if options.ipc == "pod":
+                make_shm(f"{run_dir}/shm")
+
+        if not kinds:
+            make_rest()
+        else:
             make_namespaces(
                 run_dir,
                 kinds,
@@ -108,11 +117,10 @@ class Pods:
                 sysctls=self._sysctls(options, link),
                 inside=link.inside,
                 connect=lambda pid: self.network.connect(link, pid),
+                meanwhile=make_rest,
             )
         if options.network == "own":
             self.network.finish(record, link)
-        if options.ipc == "pod":
-            make_shm(f"{run_dir}/shm")
         write_pod_names(options, run_dir, hostname, link)
         if options.pid == "pod":
             start_init(self.service.store, run_dir, record.id, record.cgroup, kinds)
@@ -133,6 +141,32 @@ class Pods:
         found.update(link.sysctls)
         found.update(options.sysctls)
         return found
+
+    def create_container(self, pod_id: str, image: Image, options: ContainerOptions) -> str:
+        """Make a container in a pod, with what `run` takes; nothing runs yet. Returns its id."""
+        pod = self.read(pod_id)
+        require_ready(pod, self.store.run_dir(pod_id))
+        shared = (options.network, options.ipc, options.uts, options.pid, options.hostname)
+        plain = ContainerOptions()
+        if shared != (plain.network, plain.ipc, plain.uts, plain.pid, plain.hostname):
+            raise InvalidArgument(
+                "--pod excludes options of network, ports, host name, IPC and PID namespaces",
+                hint="they belong to the pod: scow pod create",
+            )
+        pids = {"pod": "pod", "container": "private", "host": "host"}
+        shown = options.name or f"c{len(self.containers(pod_id))}"
+        options = msgspec.structs.replace(
+            options,
+            hostname=pod.options.hostname or pod.id[:12],
+            network=NetworkOptions(mode=NamespaceMode("pod")),
+            ipc=NamespaceMode("pod" if pod.options.ipc == "pod" else "host"),
+            uts=NamespaceMode("pod"),
+            pid=NamespaceMode(pids[pod.options.pid]),
+        )
+        member = Member(
+            pod.id, shown, 0, labels=options.labels, image={"image": options.image_name}
+        )
+        return self.service.create(image, options, member, pod.cgroup)
 
     # --- ending -------------------------------------------------------------------------------
 
@@ -192,9 +226,7 @@ class Pods:
 
     def release_run_dir(self, pod_id: str) -> None:
         """Take away what of a pod dies with the boot: pins, shared memory, name files."""
-        run_dir = self.store.run_dir(pod_id)
-        unpin(run_dir)
-        unmount(f"{run_dir}/shm")
+        unmount(self.store.run_dir(pod_id))
         parent = os.open(f"{self.store.run}/pods", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             remove_tree(parent, pod_id)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from scow.cri.api.answers import Answer
 from scow.cri.records import Record
@@ -139,7 +140,9 @@ class Events:
             del self._watched[fd]
             self._ids.discard(container_id)
         connection.close()
-        self._pool.submit(self._finish, container_id)
+        # RuntimeError: the interpreter ends; the next service finds what is left.
+        with suppress(RuntimeError):
+            self._pool.submit(self._finish, container_id)
 
     def _finish(self, container_id: str) -> None:
         try:

@@ -120,8 +120,7 @@ def test_after_a_reboot(places: tuple[str, str]) -> None:
     os.kill(cri.service.status(cri.service.store.read(container)).pid, signal.SIGKILL)
     wait_until(lambda: not os.path.exists(f"{places[1]}/containers/{container}"))
     cri.service.bridge().detach(pod)
-    for name in ("net", "ipc", "uts", "shm"):
-        unmount(f"{places[1]}/pods/{pod}/{name}")
+    unmount(f"{places[1]}/pods/{pod}")
     shutil.rmtree(places[1])
     booted = Cri(*places)
     assert booted.pod_state(pod)["state"] == "SANDBOX_NOTREADY"

@@ -19,7 +19,7 @@ PYTHON=/usr/bin/python3
 RUN="python3 python3-venv python3-dev gcc libc6-dev make musl-tools libcap-dev nftables iproute2 kmod ca-certificates"
 # To test: other programs' images, a registry, a Ruby for the Vagrantfile, sanitizers come with gcc,
 # engines that scow-oci is driven by (with crun and runc, which it is compared with).
-TEST="docker-registry skopeo umoci buildah mmdebstrap busybox-static zstd ruby curl procps strace podman containerd crun runc"
+TEST="docker-registry skopeo umoci buildah mmdebstrap busybox-static zstd ruby curl procps strace podman containerd crun runc containernetworking-plugins"
 # To load a server. The runtimes to compare with are the user's choice: none is installed.
 BENCH="wrk"
 # To boot the guest with cgroup v2.
