@@ -60,7 +60,7 @@ def read_status(store: RecordStore, record: Record) -> Status:
         return _lost(run.created_at) if ended is None else read_status(store, record)
     try:
         paused = container_cgroup(record).is_frozen()
-    except NotFound:
+    except (NotFound, FileNotFoundError):
         paused = False  # it ends at this moment
     return Status(State.PAUSED if paused else State.RUNNING, pid=run.pid, started_ns=run.created_at)
 
