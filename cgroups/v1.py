@@ -381,7 +381,10 @@ class V1Cgroup:
         try:
             with OwnedFd(os.open(self._unified, _DIRECTORY)) as fd:
                 control.write_file(fd.fileno(), "cgroup.kill", "1")
-        except FileNotFoundError:
+        except OSError as error:
+            # ENODEV: removed between the open and the write.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
             return False
         return True
 

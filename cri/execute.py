@@ -27,7 +27,7 @@ from scow.cri.specgen import build_capabilities, build_process
 from scow.cri.status import is_process
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidState, SetupError
+from scow.native.errors import InvalidState, NotFound, SetupError
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.native.spawn import launch
@@ -45,6 +45,16 @@ _KINDS = (
     (kernel.CLONE_NEWCGROUP, "cgroup"),
     (kernel.CLONE_NEWNS, "mnt"),
 )
+
+# What the kernel says when everything in the container is being killed: pid_namespaces(7) has ENOMEM
+# where the first process is ending; the cgroup is gone; the process was killed at once.
+_KILLED = frozenset({errno.ENOMEM, errno.ESRCH, errno.ECHILD})
+_NO_CGROUP = frozenset({errno.ENOENT, errno.ENODEV})
+
+
+def _is_of_the_end(error: SetupError) -> bool:
+    in_cgroup = error.step in ("clone the process", p.JoinCgroups.step)
+    return error.errno in _KILLED or (in_cgroup and error.errno in _NO_CGROUP)
 
 
 class Execution(msgspec.Struct):
@@ -83,11 +93,14 @@ def start_exec(
             for (kind, file), fd in zip(_KINDS, namespaces, strict=True)
         )
         cgroup = container_cgroup(record)
-        into = cgroup.dir_fd()
+        try:
+            into, tasks = cgroup.dir_fd(), cgroup.join_fds()
+        except (NotFound, FileNotFoundError):
+            raise _ended(record) from None
         handles = Handles(
             root_fd=root.fileno(),
             hold=hold,
-            cgroup_tasks=tuple(hold(fd) for fd in cgroup.join_fds()),
+            cgroup_tasks=tuple(hold(fd) for fd in tasks),
             cgroup_fd=hold(into) if into is not None else None,
             seccomp=_seccomp(record, process, around, options),
         )
@@ -111,8 +124,7 @@ def start_exec(
             wait_for(connection, Started, plan, root, verb="execute")
         except SetupError as error:
             _close(connection, pidfd)
-            # pid_namespaces(7): ENOMEM where the namespace's first process is ending.
-            if error.errno == errno.ENOMEM or not is_process(run.pid, run.start_time):
+            if _is_of_the_end(error) or not is_process(run.pid, run.start_time):
                 raise _ended(record) from error
             raise
         except ProcessLookupError:

@@ -180,6 +180,9 @@ class Pods:
                     os.unlink(f"{self.store.run_dir(pod_id)}/ready")
             for container in self.containers(pod_id):
                 with suppress(NotFound):
+                    # Who holds it may be starting it, and has found the pod ready.
+                    with self.service.store.locked(container.id):
+                        pass
                     self.service.stop(container.id, 0)
             with self.store.locked(pod_id):
                 self._release(record)

@@ -6,6 +6,7 @@ processes may use it at once. Locks: store < network < container, none held whil
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from scow.cri.status import Status, read_status
 from scow.cri.validate import validate
 from scow.cri.volumes import VolumeStore
 from scow.cri.watcher import Watcher, goes_on
-from scow.native.errors import DeadlineExceeded, InvalidState, NotFound
+from scow.native.errors import DeadlineExceeded, InvalidState, NotFound, SetupError
 from scow.runtime.monitor import MonitorConnection
 from scow.runtime.state import Operation, State, require
 
@@ -193,7 +194,14 @@ class Service:
         with self.store.locked(container_id) as lock_fd:
             record = self.store.read(container_id)
             require(record.name, self.status(record).state, Operation.START)
-            return launching.start(record, self._around, lock_fd, attach=attach, watch=watch)
+            try:
+                return launching.start(record, self._around, lock_fd, attach=attach, watch=watch)
+            except SetupError as error:
+                if error.errno in (errno.ESRCH, errno.ECHILD):
+                    raise InvalidState(
+                        f"container '{record.name}' was killed while it was being started"
+                    ) from error
+                raise
 
     def finish(self, container_id: str) -> None:
         """Give back what a run that has ended took; remove the container if it was --rm.

@@ -16,7 +16,7 @@ from scow.cri.api.answers import Answer
 from scow.cri.api.calls import as_json, chunks
 from scow.cri.usage import Usage, Usages
 from scow.image.reference import parse_reference
-from scow.native.errors import InvalidArgument, NotFound, ScowError
+from scow.native.errors import InvalidArgument, NotFound, RegistryError, ScowError
 
 if TYPE_CHECKING:
     from scow.cri.api.message import Message
@@ -80,9 +80,12 @@ class ImageService:
 
     def pull_image(self, request: Message) -> Answer:
         """PullImage."""
-        image = self.service.images.pull(
-            _name(request.image), credentials=_credentials(request.auth)
-        )
+        credentials = _credentials(request.auth)
+        try:
+            image = self.service.images.pull(_name(request.image), credentials=credentials)
+        except RegistryError as error:
+            # The word that kubelets look for.
+            raise RegistryError(f"RegistryUnavailable: {error}", hint=error.hint) from error
         return {"image_ref": image.id}
 
     def remove_image(self, request: Message) -> Answer:
@@ -95,16 +98,24 @@ class ImageService:
 
     def image_fs_info(self, request: Message) -> Answer:
         """ImageFsInfo."""
+        from scow.image.layers import LayerStore
+
         root = self.service.root
-        places = (f"{root}/layers", f"{root}/images")
-        layers = [self._usages.get(path) for path in places if os.path.isdir(path)]
+        store = LayerStore(f"{root}/layers")
+        os.makedirs(f"{root}/images", mode=0o700, exist_ok=True)
+        blobs = self._usages.get(f"{root}/images")
+        # Layers were measured when they came in: they are never walked.
+        layers = [
+            Usage(blobs.time_ns, info.size, info.entries)
+            for info in (store.info(diff_id) for diff_id in store.list())
+        ]
         uppers = [
             self._usages.get(path)
             for container_id in self.service.store.ids()
             if os.path.isdir(path := f"{self.service.store.container_dir(container_id)}/upper")
         ]
         return {
-            "image_filesystems": [_filesystem(root, layers)],
+            "image_filesystems": [_filesystem(root, [blobs, *layers])],
             "container_filesystems": [_filesystem(root, uppers)],
         }
 

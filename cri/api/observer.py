@@ -54,6 +54,12 @@ def _signature(path: str) -> Signature | None:
     return info.st_ino, info.st_mtime_ns, info.st_size
 
 
+def _is_new(seen: Seen, directory: str) -> bool:
+    """Whether no run was begun: a monitor reserves the place of its exit record before all else."""
+    reserved = f"{directory}/.exit.json.tmp"
+    return seen.status.state is State.CREATED and not os.access(reserved, os.F_OK)
+
+
 class Observer:
     """Everything of one service; to be used by any thread."""
 
@@ -140,10 +146,12 @@ class Observer:
                 seen = Seen(record, signature, Status(State.CREATED))
                 self._containers[container_id] = seen
             seen.record, seen.signature = record, signature
-        ended = _signature(f"{directory}/exit.json")
+        # access(2) first: most have none, and an exception costs more than the call.
+        has_ended = os.access(f"{directory}/exit.json", os.F_OK)
+        ended = _signature(f"{directory}/exit.json") if has_ended else None
         if ended is not None and ended == seen.ended:
             return seen
-        if ended is None and seen.monitor is not None:
+        if ended is None and (seen.monitor is not None or _is_new(seen, directory)):
             return seen
         seen.ended = ended
         self._ask(seen)

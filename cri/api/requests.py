@@ -15,6 +15,7 @@ from scow.cri.api.security import container_security, user_of
 from scow.cri.options import (
     ContainerOptions,
     Device,
+    LogOptions,
     Mount,
     NamespaceMode,
     NetworkOptions,
@@ -191,6 +192,7 @@ def container_options(
     if config.CDI_devices:
         raise Unsupported("CDI devices are not supported by this runtime")
     user, groups, policy = user_of(security)
+    log = log_path(pod.options.log_directory, config.log_path)
     pid, ipc = _container_modes(security, pod, target)
     options = ContainerOptions(
         image_name=image.user_specified_image or image.image,
@@ -218,6 +220,8 @@ def container_options(
         pid=pid,
         ipc=ipc,
         uts=NamespaceMode("pod"),
+        # Who asked for a log of its own rotates it: ReopenContainerLog.
+        log=LogOptions(max_bytes=0, max_files=1) if log else LogOptions(),
     )
     member = Member(
         pod_id=pod.id,
@@ -228,7 +232,7 @@ def container_options(
         image=plain(image),
         mounts=tuple(plain(mount) for mount in config.mounts),
         resources=plain(resources),
-        log_path=log_path(pod.options.log_directory, config.log_path),
+        log_path=log,
         stop_signal=config.stop_signal,
     )
     return options, member

@@ -294,8 +294,9 @@ class RuntimeService(Measuring):
                 f"cannot start container '{record.name}': it is {status.state.value}"
             )
         connection = self.service.start_watched(record.id)
-        self.events.watch(record.id, connection)
+        # In this order: who watches tells the end.
         self.events.publish(record.id, events.STARTED)
+        self.events.watch(record.id, connection)
         return {}
 
     def stop_container(self, request: Message) -> Answer:
