@@ -505,12 +505,10 @@ def test_the_cgroup_of_a_pod_stays_when_its_containers_go(group: Cgroup, host: H
         assert pod.exists()
     if limits.pids is not None:
         assert pod.stats().pids_limit == 7
+    plain = cgroup.open_cgroup(f"{pod.path}/box", hierarchies=host)
+    plain.create(Resources())
+    deeper = cgroup.open_cgroup(f"{plain.path}/deeper", hierarchies=host)
     with pytest.raises(InvalidArgument, match="cgroup of a container"):
-        plain = cgroup.open_cgroup(f"{pod.path}/box", hierarchies=host)
-        plain.create(Resources())
-        try:
-            cgroup.open_cgroup(f"{plain.path}/deeper", hierarchies=host).create(Resources())
-        finally:
-            plain.remove()
+        deeper.create(Resources())
     pod.remove()
     assert not pod.exists()
