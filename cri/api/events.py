@@ -98,6 +98,11 @@ class Events:
 
     # --- watching -----------------------------------------------------------------------------
 
+    def expect(self, container_id: str) -> None:
+        """Say that `watch` will be called for it: until then nobody else is to adopt it."""
+        with self._lock:
+            self._ids.add(container_id)
+
     def watch(self, container_id: str, connection: MonitorConnection) -> None:
         """Take a connection that watches a container which was just started."""
         with self._lock:

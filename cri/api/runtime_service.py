@@ -294,7 +294,8 @@ class RuntimeService(Measuring):
                 f"cannot start container '{record.name}': it is {status.state.value}"
             )
         connection = self.service.start_watched(record.id)
-        # In this order: who watches tells the end.
+        # In this order: who watches tells the end. Describing it for the event would adopt it.
+        self.events.expect(record.id)
         self.events.publish(record.id, events.STARTED)
         self.events.watch(record.id, connection)
         return {}

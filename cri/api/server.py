@@ -17,7 +17,7 @@ from scow.cri.api.channels import serve_process
 from scow.cri.api.connect import Caller, failure
 from scow.cri.api.forward import ports_of, serve_ports
 from scow.cri.api.http import Answer, Connection, Peer, Request, Response, Upgrade
-from scow.cri.api.listeners import Listener, unix_peer
+from scow.cri.api.listeners import Listener, is_loopback, unix_peer
 from scow.cri.api.pools import Pools
 from scow.cri.api.tokens import PortSession, ProcessSession, Tokens
 from scow.cri.api.websocket import PROTOCOLS, WebSocket, handshake
@@ -39,7 +39,6 @@ _POLICY = (
     "connect-src 'self'; frame-ancestors 'none'",
 )
 _RUNTIME = "/runtime.v1.RuntimeService"
-_LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
 Labelled = dict[tuple[str, ...], int]
 
@@ -255,7 +254,7 @@ def _refuse_foreign(request: Request) -> Response | None:
     """
     host = request.headers.get("host", "")
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    if request.peer.is_plain and name.lower() not in _LOCAL_NAMES:
+    if request.peer.is_plain and name.lower() != "localhost" and not is_loopback(name.strip("[]")):
         return failure(403, "permission_denied", "the Host header does not name loopback")
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from fixtures.api import ApiServer
-from fixtures.connect_client import generate, run_node
+from fixtures.connect_client import NODE_BIN, generate, run_node
 from scow.cri.api.listeners import open_listener
 
 pytestmark = pytest.mark.timeout(300)
@@ -155,6 +156,17 @@ def test_curl(api: ApiServer, api_socket: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.endswith("}404")
+
+
+def test_the_page_is_a_program(tmp_path: Path) -> None:
+    """Its script parses, and its policy lets it do what it does."""
+    page = (Path(__file__).resolve().parents[2] / "cri/api/page.html").read_text()
+    ((_, script),) = re.findall(r"<script>()(.*?)</script>", page, re.DOTALL)
+    path = tmp_path / "page.js"
+    path.write_text(script)
+    done = subprocess.run([NODE_BIN / "node", "--check", path], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=|\son[a-z]+=", page)
 
 
 def test_openapi_is_what_is_served() -> None:

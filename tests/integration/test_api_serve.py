@@ -55,6 +55,45 @@ def test_serve_and_call(environment: dict[str, str], scow_run: Path) -> None:
     assert "Traceback" not in rest
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["call", "Nope"], "CRI has no method 'Nope'"),
+        (["call", "Version", "{"], "the body is not JSON"),
+        (["call", "Version", "[]"], "must be an object"),
+        (["call", "StopContainer", '{"timeout": "x"}'], "timeout: "),
+        (["call", "--timeout", "0", "Version"], "--timeout is a number of seconds"),
+        (["call", "Version"], "cannot reach the service at 'unix:///"),
+        (["--host", "unix:///nonexistent", "call", "Version"], "'unix:///nonexistent': No such file"),
+        (["--host", "tcp://127.0.0.1:1", "call", "Version"], "needs a client certificate"),
+        (["--host", "ftp://x", "call", "Version"], "is no address of a service"),
+        (["--host", "http://127.0.0.1:1", "call", "Version"], "Connection refused"),
+        (["--host", "unix:///nonexistent", "ps"], "works on this machine only"),
+        (["--host"], "option --host needs a value: --host ADDRESS"),
+    ],
+)  # fmt: skip
+def test_calls_that_cannot_be_made(
+    environment: dict[str, str], words: list[str], text: str
+) -> None:
+    done = scow(environment, *words)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_request_from_stdin_and_a_stream(environment: dict[str, str]) -> None:
+    with serving(environment) as service:
+        service.wait_for("stream URLs only")
+        done = subprocess.run(
+            [SCOW, "call", "ListImages", "-"], env=environment, input="{}", text=True,
+            capture_output=True, check=True,
+        )  # fmt: skip
+        assert done.stdout == "{}\n"
+        assert scow(environment, "call", "StreamContainers").stdout == "{}\n"
+        done = scow(environment, "call", "--timeout", "1", "GetContainerEvents")
+        assert (done.returncode, "its time is over" in done.stderr) == (125, True)
+
+
 def test_who_changes_something_is_logged(environment: dict[str, str], scow_run: Path) -> None:
     with serving(environment) as service:
         service.wait_for("stream URLs only")
