@@ -71,13 +71,9 @@ class Server:
         try:
             await stop.wait()
         finally:
-            for server in servers:
-                server.close()
+            await _stop_accepting(servers)
             for listener in listeners:
                 listener.close()
-            for _ in range(10):
-                # A client that was just accepted needs some turns of the loop to become one of ours.
-                await asyncio.sleep(0)
             await self._finish()
             self._pools.close()
 
@@ -236,6 +232,22 @@ class Server:
             pools=self._pools,
             stopped=self._stopped,
         )
+
+
+async def _stop_accepting(servers: list[asyncio.Server]) -> None:
+    """Close the servers when whoever was just accepted has become a connection of ours.
+
+    Python 3.11: to close a server between accept(2) and the making of the transport leaves a socket
+    that nobody closes. So first no more is accepted, then the loop turns, then they are closed.
+    """
+    loop = asyncio.get_running_loop()
+    for server in servers:
+        for sock in server.sockets:
+            loop.remove_reader(sock.fileno())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()
 
 
 _CLOSE = ("connection", "close")
