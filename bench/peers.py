@@ -26,7 +26,9 @@ LIMIT_BYTES = 64 << 20
 LIMIT_PIDS = 64
 # peers.md: crun 1.8 refuses a hybrid host unless it does not see the v2 mount. The directory itself
 # is on a tmpfs that is shared with the host, so it is covered here and never removed.
-PRIVATE = 'mount --bind "$(mktemp -d)" /sys/fs/cgroup/unified; exec "$@"'
+_HIDE = 'mount --bind "$(mktemp -d)" /sys/fs/cgroup/unified; exec "$@"'
+_UNSHARE = ("unshare", "--mount", "--propagation", "private", "sh", "-c", _HIDE, "sh")
+PRIVATE = _UNSHARE if os.path.exists("/sys/fs/cgroup/unified/cgroup.procs") else ()
 
 
 @dataclass
@@ -49,10 +51,7 @@ class Yard:
     @cached_property
     def private(self) -> Worker:
         """A worker for those who do not get along with a hybrid host."""
-        if not os.path.exists("/sys/fs/cgroup/unified/cgroup.procs"):
-            return self.worker()
-        unshare = ("unshare", "--mount", "--propagation", "private")
-        return self.worker(*unshare, "sh", "-c", PRIVATE, "sh")
+        return self.worker(*PRIVATE)
 
     def archives(self, kind: str) -> list[str]:
         """The two images as files (skopeo's `oci-archive` or `docker-archive`)."""
@@ -73,13 +72,19 @@ class Yard:
         return one
 
 
-def scow(yard: Yard) -> list[Runtime]:
-    """scow as a service in its own process, and as a command; installed as a user has it."""
+def install(yard: Yard) -> Path:
+    """A virtual environment with scow in it, as a user has it."""
     venv = yard.work / "venv"
     # An editable install starts slower, by the finder that setuptools puts in its way.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     pip = [sys.executable, "-m", "pip", "--python", f"{venv}/bin/python", "install", "-q"]
     subprocess.run([*pip, checkout.build_wheel(yard.work)], check=True)
+    return venv
+
+
+def scow(yard: Yard) -> list[Runtime]:
+    """scow as a service in its own process, and as a command."""
+    venv = install(yard)
     root, run = f"{yard.work}/scow", f"{yard.run}/scow"
     command = Runtime(
         "scow",
@@ -131,12 +136,18 @@ def low_level(name: str, yard: Yard) -> Runtime:
     """crun or runc alone, on a bundle with the distribution's seccomp profile and our limits."""
     program = [name, "--root", f"{yard.run}/{name}-state"]
     found = Bundle(name, program, yard.private, networks=())
-    found.bundle = yard.work / "bundle"
-    if not found.bundle.exists():
+    found.bundle = bundle(yard)
+    return found
+
+
+def bundle(yard: Yard) -> Path:
+    """The bundle that all low-level runtimes run; made once."""
+    found = yard.work / "bundle"
+    if not found.exists():
         source = f"{images.ensure('busybox')}:latest"
-        unpack = ["umoci", "unpack", "--image", source, found.bundle]
+        unpack = ["umoci", "unpack", "--image", source, found]
         subprocess.run(unpack, check=True, capture_output=True)
-        path = found.bundle / "config.json"
+        path = found / "config.json"
         path.write_text(json.dumps(bundle_config(json.loads(path.read_text()))))
     return found
 

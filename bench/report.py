@@ -63,12 +63,12 @@ def table(result: Result) -> list[str]:
     return [*lines, ""]
 
 
-def write(directory: Path, head: list[str], results: list[Result]) -> Path:
+def write(directory: Path, head: list[str], results: list[Result], suffix: str = "") -> Path:
     """Write the page; its name is the time."""
     now = datetime.datetime.now(datetime.UTC)
     lines = [f"# {now:%Y-%m-%d %H:%M} UTC", "", *head, ""]
     for result in results:
         lines += table(result)
-    path = directory / f"{now:%Y-%m-%d-%H%M}.md"
+    path = directory / f"{now:%Y-%m-%d-%H%M}{suffix}.md"
     path.write_text("\n".join(lines))
     return path

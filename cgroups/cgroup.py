@@ -36,6 +36,14 @@ class Cgroup(Protocol):
         """
         ...
 
+    def update_writes(self, resources: Resources) -> list[Write]:
+        """The writes of `update`, without doing them and without the device list."""
+        ...
+
+    def current_values(self, writes: list[Write]) -> list[Write]:
+        """What `writes` would replace, last one first; lists per device cannot be put back."""
+        ...
+
     def update(self, resources: Resources) -> None:
         """Change what is set in `resources`; unset values stay, and on failure the old ones."""
         ...
@@ -50,6 +58,10 @@ class Cgroup(Protocol):
 
     def dir_fd(self) -> OwnedFd | None:
         """The directory in cgroup2, for CLONE_INTO_CGROUP; None on a host without."""
+        ...
+
+    def takes_processes(self) -> bool:
+        """Whether its top may hold any: on v2 not once a container has divided its controllers."""
         ...
 
     def freeze(self) -> None:
@@ -98,13 +110,18 @@ def open_cgroup(
     *,
     hierarchies: detect.Hierarchies | None = None,
     foreign: bool = False,
+    owner: str = "",
+    keeper: int = 0,
     pod: bool = False,
 ) -> Cgroup:
     """The cgroup at `path` (like `scow/<id>`, from the hierarchy's root), made or not.
 
     With `foreign` another program chose the path (an OCI configuration's cgroupsPath): it may be at
     the top, its parents are made as needed, and an empty cgroup that is there already is adopted.
-    With `pod` it is made to hold the cgroups of containers, and stays when the last of them goes.
+    Two containers may then have the same path: `owner` names the one that is meant, and a cgroup that
+    was made for another is refused (PermissionDenied). `keeper` is a process which is in it when it
+    is a service manager's, who then also removes it when `create` fails. With `pod` it is made to
+    hold the cgroups of containers, and stays when the last of them goes.
     Raises InvalidArgument for a path that could mean something of the host.
     """
     tree.check_path(path, foreign=foreign)
@@ -112,10 +129,10 @@ def open_cgroup(
     if host.mode is detect.Mode.V2:
         from scow.cgroups.v2 import V2Cgroup
 
-        return V2Cgroup(path, host, foreign=foreign, pod=pod)
+        return V2Cgroup(path, host, foreign=foreign, owner=owner, keeper=keeper, pod=pod)
     from scow.cgroups.v1 import V1Cgroup
 
-    return V1Cgroup(path, host, foreign=foreign, pod=pod)
+    return V1Cgroup(path, host, foreign=foreign, owner=owner, keeper=keeper, pod=pod)
 
 
 def container_path(container_id: str, parent: str | None = None) -> str:

@@ -1,14 +1,20 @@
 """Directories of one hierarchy: make, mark, list, remove.
 
 The invariant of the whole room lives here: nothing is touched unless its path is well formed and
-scow made it. The mark is an extended attribute (`trusted.scow`; kernfs keeps it in memory, and
-trusted.* needs CAP_SYS_ADMIN in the initial user namespace, so a container cannot forge it).
+scow made it. Two things tell:
+
+- The sticky bit, which means nothing else on a cgroup: mkdir(2) gives it in the same step, so that
+  whoever is killed right after it leaves a directory of which it can still be seen who made it.
+- A container's cgroup has a mark besides, an extended attribute (`trusted.scow`; kernfs keeps it in
+  memory, and trusted.* needs CAP_SYS_ADMIN in the initial user namespace, so a container cannot forge
+  it) which may name the container. Only what has one may hold processes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Iterable
 
@@ -21,9 +27,11 @@ from scow.native.errors import (
 )
 
 MARK = "trusted.scow"
-CONTAINER, PARENT = b"container", b"parent"
+CONTAINER = b"container"
 # Of a pod: has limits of its own and holds the cgroups of containers; stays when it is empty.
 POD = b"pod"
+# mkdir(2) honours the permission bits and the sticky bit, and kernfs keeps them.
+_MODE = 0o755 | stat.S_ISVTX
 # The tree that is ours without being told so; other parents must exist before.
 OWN_TOP = "scow"
 _MAX_COMPONENT = 255
@@ -68,45 +76,66 @@ def read_mark(directory: str) -> bytes | None:
         raise
 
 
-def set_mark(directory: str, mark: bytes) -> None:
-    """Mark a directory that this process has just made."""
-    os.setxattr(directory, MARK, mark)
+def set_mark(directory: str, owner: str = "", *, pod: bool = False) -> None:
+    """Say that a directory is a container's cgroup (or a pod's), and whose if that has a name."""
+    kind = POD if pod else CONTAINER
+    os.setxattr(directory, MARK, kind + os.fsencode(f" {owner}" if owner else ""))
 
 
-def require_ours(directory: str) -> bool:
-    """Refuse a cgroup that scow did not make; False when it does not exist."""
+def make(directory: str) -> None:
+    """mkdir, so that it shows who made it. Raises OSError."""
+    os.mkdir(directory, _MODE)
+
+
+def is_container(directory: str) -> bool:
+    """Whether `directory` is a container's cgroup. Raises FileNotFoundError."""
+    return (read_mark(directory) or b"").startswith(CONTAINER)
+
+
+def is_own_parent(directory: str) -> bool:
+    """Whether scow made `directory` and has not marked it: to hold containers, or killed before."""
+    return bool(os.stat(directory).st_mode & stat.S_ISVTX) and not is_container(directory)
+
+
+def require_ours(directory: str, owner: str = "") -> bool:
+    """Refuse a cgroup that scow did not make, or not for `owner`; False when it does not exist."""
     try:
         mark = read_mark(directory)
+        if mark is None and is_own_parent(directory) and not _content(directory):
+            return True  # whoever made it was killed before the mark
     except FileNotFoundError:
         return False
-    if mark in (CONTAINER, POD):
-        return True
-    # A creation that was killed between mkdir and the mark leaves an unmarked directory; below a
-    # parent that we made, nobody else makes any.
-    if mark is None and is_own_parent(os.path.dirname(directory)):
-        return True
-    raise PermissionDenied(f"cgroup '{directory}' was not made by scow, leaving it alone")
+    if mark is None or not mark.startswith((CONTAINER, POD)):
+        raise PermissionDenied(f"cgroup '{directory}' was not made by scow, leaving it alone")
+    marked = os.fsdecode(mark).partition(" ")[2]
+    if owner and marked and owner != marked:
+        raise PermissionDenied(f"cgroup '{directory}' belongs to '{marked}', leaving it alone")
+    return True
 
 
-def adopt(directory: str) -> bool:
+def _content(directory: str, keeper: int = 0) -> str:
+    """What makes a cgroup a slice of the host or another's container; empty without such."""
+    if pids := [pid for pid in list_pids(directory) if pid != keeper]:
+        return f"has processes {pids[:8]}"
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        names = child_names(fd)
+        return f"holds other cgroups {names[:4]}" if names else ""
+    finally:
+        os.close(fd)
+
+
+def adopt(directory: str, owner: str = "", keeper: int = 0) -> bool:
     """Make an empty cgroup that somebody else made a container's; False when it is one already.
 
     Whoever configures a container may have made its cgroup before. Refuses (InvalidState) one with
-    processes or with cgroups below: that is a slice of the host, or another's container.
+    processes, but for `keeper`, or with cgroups below.
     """
-    if read_mark(directory) == CONTAINER:
+    if is_container(directory):
         return False
-    if pids := list_pids(directory):
-        raise InvalidState(
-            f"container's cgroup is not empty: '{directory}' has processes {pids[:8]}"
-        )
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if names := child_names(fd):
-            raise InvalidState(f"cgroup '{directory}' holds other cgroups: {names[:4]}")
-    finally:
-        os.close(fd)
-    set_mark(directory, CONTAINER)
+    if content := _content(directory, keeper):
+        raise InvalidState(f"container's cgroup is not empty: '{directory}' {content}")
+    set_mark(directory, owner)
     return True
 
 
@@ -121,24 +150,6 @@ def require_parent(roots: Iterable[str], path: str) -> None:
     )
 
 
-def is_own_parent(directory: str) -> bool:
-    """Whether scow made `directory` to hold containers; False when it does not exist.
-
-    Who was killed between mkdir and the mark left one without: below a parent of ours, or as our own
-    top, nobody else makes any.
-    """
-    try:
-        mark = read_mark(directory)
-    except FileNotFoundError:
-        return False
-    if mark is not None:
-        return mark in (PARENT, POD)
-    above, _, name = directory.rpartition("/")
-    if os.path.ismount(above):
-        return name == OWN_TOP
-    return not os.path.ismount(directory) and is_own_parent(above)
-
-
 def refuse_container_above(root: str, path: str) -> None:
     """Refuse a parent that is, or is inside, the cgroup of a container."""
     parts = path.split("/")[:-1]
@@ -148,24 +159,23 @@ def refuse_container_above(root: str, path: str) -> None:
     for part in parts:
         directory = f"{directory}/{part}"
         try:
-            mark = read_mark(directory)
+            is_taken = is_container(directory)
         except FileNotFoundError:
             return
-        if mark == CONTAINER:
+        if is_taken:
             raise InvalidArgument(f"cgroup parent '{directory}' is the cgroup of a container")
 
 
 def make_parents(root: str, path: str) -> list[str]:
-    """Make and mark what is missing above the last component; gives what was made, top first."""
+    """Make what is missing above the last component; gives what was made, top first."""
     made: list[str] = []
     directory = root
     for part in path.split("/")[:-1]:
         directory = f"{directory}/{part}"
         try:
-            os.mkdir(directory, 0o755)
+            make(directory)
         except FileExistsError:
             continue
-        set_mark(directory, PARENT)
         made.append(directory)
     return made
 
@@ -176,7 +186,7 @@ def remove_empty_parents(root: str, path: str) -> None:
     while len(parts) > 1 or parts[:1] != [OWN_TOP]:
         directory = "/".join((root, *parts))
         try:
-            if not parts or (os.path.exists(directory) and not is_own_parent(directory)):
+            if not parts or not is_own_parent(directory):
                 return
             if read_mark(directory) == POD:
                 return  # it goes with its pod

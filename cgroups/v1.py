@@ -32,14 +32,20 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class V1Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_foreign", "_host", "_mark", "_primary", "_unified", "path")
+    __slots__ = ("_foreign", "_host", "_keeper", "_owner", "_pod", "_primary", "_unified", "path")
 
     def __init__(
-        self, path: str, hierarchies: Hierarchies, *, foreign: bool = False, pod: bool = False
+        self,
+        path: str,
+        hierarchies: Hierarchies,
+        *,
+        foreign: bool = False,
+        owner: str = "",
+        keeper: int = 0,
+        pod: bool = False,
     ) -> None:
         self.path = tree.check_path(path, foreign=foreign)
-        self._foreign = foreign
-        self._mark = tree.POD if pod else tree.CONTAINER
+        self._foreign, self._owner, self._keeper, self._pod = foreign, owner, keeper, pod
         self._host = hierarchies
         self._primary = f"{hierarchies.v1[0].directory}/{path}"
         self._unified = f"{hierarchies.unified}/{path}" if hierarchies.unified else None
@@ -69,16 +75,17 @@ class V1Cgroup:
         try:
             for directory in self._others():
                 self._make_directory(directory)
-                if self._mark == tree.POD:
-                    tree.set_mark(directory, self._mark)  # else the last container would take it
+                if self._pod:
+                    tree.set_mark(directory, pod=True)  # else the last container would take it
             self._refuse_frozen()
             self._seed_cpuset()
             self._apply(writes)
         except BaseException:
             # The first failure is the one to tell; what cannot be removed now is marked, and the
             # next create or remove of this id takes it away.
-            with contextlib.suppress(OSError, ScowError):
-                self._remove_directories()
+            if not self._keeper:
+                with contextlib.suppress(OSError, ScowError):
+                    self._remove_directories()
             raise
 
     def _others(self) -> list[str]:
@@ -92,10 +99,10 @@ class V1Cgroup:
         for attempt in (1, 2):
             try:
                 self._make_directory(self._primary)
-                tree.set_mark(self._primary, self._mark)
+                tree.set_mark(self._primary, self._owner, pod=self._pod)
                 return
             except FileExistsError:
-                if self._foreign and tree.adopt(self._primary):
+                if self._foreign and tree.adopt(self._primary, self._owner, self._keeper):
                     return
                 if attempt == 2:
                     raise tree.already_exists(self._primary) from None
@@ -112,7 +119,7 @@ class V1Cgroup:
         try:
             for _ in range(_PARENT_TRIES):
                 with contextlib.suppress(FileNotFoundError):
-                    os.mkdir(directory, 0o755)
+                    tree.make(directory)
                     return
                 if not self._foreign:
                     tree.require_parent((h.directory for h in self._host.v1), self.path)
@@ -121,11 +128,11 @@ class V1Cgroup:
                 with contextlib.suppress(FileNotFoundError):
                     for parent in tree.make_parents(root, self.path):
                         self._seed_directory(parent)
-            os.mkdir(directory, 0o755)
+            tree.make(directory)
         except FileExistsError:
             if directory == self._primary:
                 raise
-            if self._foreign and not tree.list_pids(directory):
+            if self._foreign and not set(tree.list_pids(directory)) - {self._keeper}:
                 return
             # The primary directory was free, so this is not a leftover of ours.
             raise tree.already_exists(directory) from None
@@ -237,17 +244,22 @@ class V1Cgroup:
                 facts = f"available are {available}"
         return control.refused_write_error(error, directory, write.file, write.value, facts=facts)
 
-    def update(self, resources: Resources) -> None:
+    def update_writes(self, resources: Resources) -> list[Write]:
         """See `cgroup.Cgroup`."""
         validate_resources(resources)
         self._require()
         writes = v1_limits.limit_writes(resources)
         for write in writes:
             self._directory(write)
+        return writes
+
+    def update(self, resources: Resources) -> None:
+        """See `cgroup.Cgroup`."""
+        writes = self.update_writes(resources)
         self._check_usage(resources)
         if resources.devices is not None:
             writes.extend(self._device_writes(resources))
-        before = self._current_values(writes)
+        before = self.current_values(writes)
         try:
             self._apply(writes)
         except BaseException:
@@ -273,8 +285,8 @@ class V1Cgroup:
                 f"cannot lower the memory limit of '{self.path}' to {memory.limit}: usage is {used}"
             )
 
-    def _current_values(self, writes: list[Write]) -> list[Write]:
-        """What `writes` would replace, to put back; lists per device are not put back."""
+    def current_values(self, writes: list[Write]) -> list[Write]:
+        """See `cgroup.Cgroup`."""
         before: list[Write] = []
         for write in reversed(writes):
             if write.controller == "devices" or "_device" in write.file:
@@ -312,12 +324,16 @@ class V1Cgroup:
         self._require()
         return OwnedFd(os.open(self._unified, _DIRECTORY))
 
+    def takes_processes(self) -> bool:
+        """See `cgroup.Cgroup`."""
+        return True
+
     def pids(self) -> list[int]:
         """See `cgroup.Cgroup`."""
         return tree.list_pids(self._primary)
 
     def _require(self) -> None:
-        if not tree.require_ours(self._primary):
+        if not tree.require_ours(self._primary, self._owner):
             raise NotFound(f"cgroup '{self.path}' does not exist")
 
     def _freezer(self) -> str:
@@ -364,7 +380,7 @@ class V1Cgroup:
 
     def kill(self) -> None:
         """See `cgroup.Cgroup`."""
-        if not tree.require_ours(self._primary):
+        if not tree.require_ours(self._primary, self._owner):
             return
         is_told = self._kill_unified()
         # v1 keeps even SIGKILL waiting while a process is frozen.
@@ -435,25 +451,24 @@ class V1Cgroup:
 
     def remove(self) -> None:
         """See `cgroup.Cgroup`."""
-        # Without the primary directory the rest can only be what a dead attempt left, or what
-        # somebody else made; below a parent that is ours it is the former.
-        if tree.require_ours(self._primary) or tree.is_own_parent(os.path.dirname(self._primary)):
+        if tree.require_ours(self._primary, self._owner):
             self._remove_directories()
+        else:
+            self._remove_empty_parents(self._primary)
 
     def _remove_directories(self) -> None:
         first: Exception | None = None
         deadline = time.monotonic() + tree.REMOVE_TIMEOUT_S
-        for directory in (*self._others(), self._primary):
+        for directory in self._others():
             try:
                 tree.remove_tree(directory, deadline=deadline)
+                self._remove_empty_parents(directory)
             except (OSError, ScowError) as error:
-                if first is None:
-                    first = error
-                if directory != self._primary:
-                    continue
-            self._remove_empty_parents(directory)
+                first = first or error
         if first is not None:
-            raise first
+            raise first  # the primary one stays, and says whose the rest is
+        tree.remove_tree(self._primary, deadline=deadline)
+        self._remove_empty_parents(self._primary)
 
     def _remove_empty_parents(self, directory: str) -> None:
         if "/" in self.path.removeprefix(f"{tree.OWN_TOP}/"):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _FREEZE_TIMEOUT_S = 10.0
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# Enabled for a cgroup's children, these leave room for processes in itself (cgroup-v2.rst "Threads").
+_THREADED = frozenset(("cpu", "cpuset", "perf_event", "pids"))
 # Enabled for every container where the host has them, so that `stats` has numbers; others only
 # when a limit asks for them.
 _USUAL_CONTROLLERS = ("cpu", "memory", "pids", "io", "cpuset")
@@ -39,16 +41,22 @@ _USUAL_CONTROLLERS = ("cpu", "memory", "pids", "io", "cpuset")
 class V2Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_directory", "_foreign", "_mark", "_root", "path")
+    __slots__ = ("_directory", "_foreign", "_keeper", "_owner", "_pod", "_root", "path")
 
     def __init__(
-        self, path: str, hierarchies: Hierarchies, *, foreign: bool = False, pod: bool = False
+        self,
+        path: str,
+        hierarchies: Hierarchies,
+        *,
+        foreign: bool = False,
+        owner: str = "",
+        keeper: int = 0,
+        pod: bool = False,
     ) -> None:
         if hierarchies.unified is None:
             raise Unsupported("cgroup2 is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
         self.path = tree.check_path(path, foreign=foreign)
-        self._foreign = foreign
-        self._mark = tree.POD if pod else tree.CONTAINER
+        self._foreign, self._owner, self._keeper, self._pod = foreign, owner, keeper, pod
         self._root = hierarchies.unified
         self._directory = f"{self._root}/{path}"
 
@@ -74,8 +82,9 @@ class V2Cgroup:
         except BaseException:
             # The first failure is the one to tell; a marked directory that stays is removed by
             # the next create or remove of this id.
-            with contextlib.suppress(OSError, ScowError):
-                self._remove()
+            if not self._keeper:
+                with contextlib.suppress(OSError, ScowError):
+                    self._remove()
             raise
 
     def _make(self, writes: list[Write]) -> None:
@@ -83,11 +92,11 @@ class V2Cgroup:
         for attempt in (1, 2):
             try:
                 self._enable_controllers(writes)
-                os.mkdir(self._directory, 0o755)
-                tree.set_mark(self._directory, self._mark)
+                tree.make(self._directory)
+                tree.set_mark(self._directory, self._owner, pod=self._pod)
                 return
             except FileExistsError:
-                if self._foreign and tree.adopt(self._directory):
+                if self._foreign and tree.adopt(self._directory, self._owner, self._keeper):
                     return
                 if attempt == 2:
                     raise tree.already_exists(self._directory) from None
@@ -223,20 +232,29 @@ class V2Cgroup:
         with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
             bpf.replace_device_program(fd.fileno(), program)
 
-    def update(self, resources: Resources) -> None:
+    def update_writes(self, resources: Resources) -> list[Write]:
         """See `cgroup.Cgroup`."""
         validate_resources(resources)
         self._require()
         with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
             cpu_max = control.read_or(fd.fileno(), "cpu.max", "")
-            writes = v2_limits.limit_writes(resources, current_cpu_max=cpu_max)
-            self._check_usage(fd.fileno(), resources)
-            before = [
+        return v2_limits.limit_writes(resources, current_cpu_max=cpu_max)
+
+    def current_values(self, writes: list[Write]) -> list[Write]:
+        """See `cgroup.Cgroup`."""
+        with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
+            return [
                 write._replace(value=value, instead=None)
                 for write in reversed(writes)
                 if (value := control.read_or(fd.fileno(), write.file, "").strip())
                 and "\n" not in value
             ]
+
+    def update(self, resources: Resources) -> None:
+        """See `cgroup.Cgroup`."""
+        writes = self.update_writes(resources)
+        self._check_usage(resources)
+        before = self.current_values(writes)
         try:
             self._enable_controllers(writes)
             self._apply(writes)
@@ -247,12 +265,13 @@ class V2Cgroup:
                     self._apply([write])
             raise
 
-    def _check_usage(self, fd: int, resources: Resources) -> None:
+    def _check_usage(self, resources: Resources) -> None:
         # Unlike v1, a memory.max below the usage is taken, and kills.
         memory = resources.memory
         if memory is None or not memory.check_before_update or (memory.limit or 0) <= 0:
             return
-        used = int(control.read_or(fd, "memory.current", "0"))
+        with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
+            used = int(control.read_or(fd.fileno(), "memory.current", "0"))
         if memory.limit is not None and used > memory.limit:
             raise InvalidState(
                 f"cannot lower the memory limit of '{self.path}' to {memory.limit}: usage is {used}"
@@ -270,12 +289,18 @@ class V2Cgroup:
         self._require()
         return OwnedFd(os.open(self._directory, _DIRECTORY))
 
+    def takes_processes(self) -> bool:
+        """See `cgroup.Cgroup`."""
+        with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
+            enabled = control.read_file(fd.fileno(), "cgroup.subtree_control").split()
+        return _THREADED.issuperset(enabled)
+
     def pids(self) -> list[int]:
         """See `cgroup.Cgroup`."""
         return tree.list_pids(self._directory)
 
     def _require(self) -> None:
-        if not tree.require_ours(self._directory):
+        if not tree.require_ours(self._directory, self._owner):
             raise NotFound(f"cgroup '{self.path}' does not exist")
 
     def _set_frozen(self, *, frozen: bool) -> None:
@@ -317,7 +342,7 @@ class V2Cgroup:
 
     def kill(self) -> None:
         """See `cgroup.Cgroup`."""
-        if not tree.require_ours(self._directory):
+        if not tree.require_ours(self._directory, self._owner):
             return
         try:
             with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
@@ -375,8 +400,10 @@ class V2Cgroup:
 
     def remove(self) -> None:
         """See `cgroup.Cgroup`."""
-        if tree.require_ours(self._directory):
+        if tree.require_ours(self._directory, self._owner):
             self._remove()
+        else:
+            self._remove_empty_parents()
 
     def _remove(self) -> None:
         tree.remove_tree(self._directory)

@@ -14,7 +14,7 @@ from scow.cli.targets import each, tell
 from scow.native.errors import NotFound, ScowError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from scow.cri.logs import LogEntry
     from scow.cri.pod_records import PodOptions, PodRecord
@@ -113,7 +113,9 @@ HEADINGS = {
 _COLUMNS = ("ID", "Name", "Namespace", "State", "RunningFor", "Containers", "IP")
 
 
-def _row(record: PodRecord, *, ready: bool, count: int, full: bool) -> Row:
+def _row(
+    record: PodRecord, addresses: Sequence[str], *, ready: bool, count: int, full: bool
+) -> Row:
     metadata, labels = record.options.metadata, record.options.labels
     return {
         "ID": record.id if full else record.id[:12],
@@ -123,7 +125,7 @@ def _row(record: PodRecord, *, ready: bool, count: int, full: bool) -> Row:
         "CreatedAt": lambda: human.local_time(record.created_ns),
         "RunningFor": lambda: human.ago(record.created_ns, time.time_ns()),
         "Containers": str(count),
-        "IP": record.addresses[0] if ready and record.addresses else "",
+        "IP": addresses[0] if addresses else "",
         "Attempt": str(metadata.attempt),
         "Labels": lambda: ",".join(f"{key}={labels[key]}" for key in sorted(labels)),
     }
@@ -137,7 +139,13 @@ def _ps(values: Values) -> int:
         return 0
     members = [r.member.pod_id for r in service().store.list() if r.member is not None]
     rows = [
-        _row(record, ready=pods.is_ready(record), count=members.count(record.id), full=full)
+        _row(
+            record,
+            pods.network.addresses(record) if pods.is_ready(record) else (),
+            ready=pods.is_ready(record),
+            count=members.count(record.id),
+            full=full,
+        )
         for record in records
     ]
     write_rows(rows, columns=_COLUMNS, headings=HEADINGS, form=values.text("format"))

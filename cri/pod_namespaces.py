@@ -21,7 +21,6 @@ from scow.native.errors import InvalidState
 from scow.native.fd import OwnedFd
 from scow.runtime.compile import NAMESPACE_FLAGS, checked_sysctl
 from scow.runtime.oci_child import follow, spawn
-from scow.runtime.spec import Linux, Namespace, RootFilesystem, Spec
 
 # By their names in the specification; the file names are those below /proc/PID/ns.
 FILES = {"network": "net", "ipc": "ipc", "uts": "uts"}
@@ -44,11 +43,6 @@ def make_namespaces(
     then `inside` is sent in there. `meanwhile` is done while the process is born. On failure what is
     pinned is for the caller to let go.
     """
-    spec = Spec(
-        oci_version="1.2.0",
-        root=RootFilesystem(""),
-        linux=Linux(namespaces=tuple(Namespace(kind) for kind in kinds)),
-    )
     ops: list[p.Operation] = []
     if inside:
         ops.append(p.AwaitParent(_HOST_NETWORK, why="the host's end of the cable must exist first"))
@@ -56,7 +50,7 @@ def make_namespaces(
     if "uts" in kinds and hostname:
         ops.append(p.SetHostname(hostname))
     for key, value in sysctls.items():
-        ops.append(p.SetSysctl(checked_sysctl(key, spec), value))
+        ops.append(p.SetSysctl(checked_sysctl(key, frozenset(kinds)), value))
     ops.append(p.AwaitStart(why="be there until the namespaces are pinned"))
     # Never reached: the socket is closed instead of saying 'start'.
     ops.append(p.Execute((b"scow-pod",), nothing=True))

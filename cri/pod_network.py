@@ -66,11 +66,10 @@ class PodNetwork:
         missing = Plugins(self._plugin_dirs).missing(network)
         return f"CNI plugins are missing: {', '.join(missing)}" if missing else ""
 
-    def prepare(self, record: PodRecord) -> Link:
+    def prepare(self, record: PodRecord, network: NetworkList | None) -> Link:
         """Take an address and the ports of the pod, where that comes first."""
         from scow.netns.veth import inside_sysctls, loopback_messages
 
-        network = self.configuration()
         if network is not None:
             return Link(inside=loopback_messages(), cni=network)
         bridge = self._bridge()
@@ -120,6 +119,18 @@ class PodNetwork:
         elif record.options.network == "own":
             # The kernel takes the link with the namespace, which nothing keeps any more.
             self._bridge().detach(record.id, drop_link=False)
+
+    def addresses(self, record: PodRecord) -> tuple[str, ...]:
+        """The addresses that the pod holds now."""
+        if record.options.network != "own":
+            return ()
+        kept = self._kept(record.id) if record.network_config else None
+        if kept is not None:
+            from scow.netns.cni import addresses
+
+            return tuple(addresses(kept.result))
+        attachment = None if record.network_config else self._bridge().attachment(record.id)
+        return (attachment.address,) if attachment is not None else ()
 
     def check(self, record: PodRecord) -> None:
         """Ask the plugins whether the connection is whole; ScowError says what is not."""

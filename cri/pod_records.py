@@ -1,21 +1,20 @@
 """Pods on disk: one record each, and the names that are reserved for them.
 
-A pod's record is written when all that it says is there: a client that hears of a pod can use it. What
-it will be is in `pending.json` before anything is taken, so that whoever finds a dead attempt knows
-what to give back. The namespaces and their pins are in pod_namespaces.py.
+A pod's record gets its name when all that it says is there: a client that hears of a pod can use it.
+Before that, and before anything is taken, it is `pending.json`, so that whoever finds a dead attempt
+knows what to give back. The namespaces and their pins are in pod_namespaces.py.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 import msgspec
 
 from scow.cri.objects import ObjectStore
 from scow.cri.options import Limits
 from scow.cri.records import Plain
-from scow.native.fs import write_atomic
+from scow.native.fd import OwnedFd
 from scow.netns.ports import PortMapping
 
 RECORD_VERSION = 1
@@ -63,20 +62,56 @@ class PodOptions(msgspec.Struct, frozen=True):
 
 
 class PodRecord(msgspec.Struct, frozen=True):
-    """A pod. `addresses` are those of its network namespace; `network_config` names the CNI list
-    that they came by, "" is scow's own bridge."""
+    """A pod. `network_config` names the CNI list that connects it, "" is scow's own bridge."""
 
     id: str
     name: str  # what is reserved
     created_ns: int
     cgroup: str
     options: PodOptions
-    addresses: tuple[str, ...] = ()
     network_config: str = ""
     version: int = RECORD_VERSION
 
 
 _DECODER = msgspec.json.Decoder(PodRecord)
+
+
+class Pending:
+    """A record on its way: it is written down to the disk while the pod is being made."""
+
+    def __init__(self, directory: str, data: bytes) -> None:
+        from threading import Thread
+
+        self._directory = directory
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._file = OwnedFd(os.open(f"{directory}/pending.json", flags, 0o600))
+        self._failed: OSError | None = None
+        os.write(self._file.fileno(), data)
+        self._thread = Thread(target=self._sync, name="scow-fsync")
+        self._thread.start()
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._failed = error
+
+    def __enter__(self) -> Pending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        self._file.close()
+
+    def publish(self) -> None:
+        """Give the record its name: from here on the pod exists."""
+        self._thread.join()
+        if self._failed is not None:
+            raise self._failed
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        with OwnedFd(os.open(self._directory, flags)) as directory:
+            os.rename(f"{self._directory}/pending.json", f"{self._directory}/record.json")
+            os.fsync(directory.fileno())
 
 
 class PodStore(ObjectStore[PodRecord]):
@@ -90,14 +125,9 @@ class PodStore(ObjectStore[PodRecord]):
     def __init__(self, root: str, run: str) -> None:
         super().__init__(root, run, _DECODER)
 
-    def write_pending(self, record: PodRecord) -> None:
-        """Note what is going to be taken. No fsync: what it leads to dies with the boot, too."""
-        path = f"{self.directory(record.id)}/pending.json"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, msgspec.json.encode(record))
-        finally:
-            os.close(fd)
+    def begin(self, record: PodRecord) -> Pending:
+        """Note what is going to be taken; `publish` makes it the pod's record."""
+        return Pending(self.directory(record.id), msgspec.json.encode(record))
 
     def read_pending(self, pod_id: str) -> PodRecord | None:
         """What a dead attempt was about to take; None where it had not come so far."""
@@ -106,12 +136,6 @@ class PodStore(ObjectStore[PodRecord]):
                 return _DECODER.decode(file.read())
         except (FileNotFoundError, msgspec.DecodeError):
             return None
-
-    def finish(self, record: PodRecord) -> None:
-        """Write the record: from here on the pod exists."""
-        write_atomic(self.directory(record.id), "record.json", msgspec.json.encode(record))
-        with suppress(FileNotFoundError):
-            os.unlink(f"{self.directory(record.id)}/pending.json")
 
 
 def reserved_name(*parts: str) -> str:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from scow.cgroups.cgroup import Cgroup
     from scow.cri.service import Service
     from scow.image.store import Image
+    from scow.netns.cni import NetworkList
 
 CNI_CONFIG_DIR = "/etc/cni/net.d"
 CNI_PLUGIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
@@ -66,6 +67,7 @@ class Pods:
         """Make a pod; it is ready on return. Returns its id."""
         metadata = options.metadata
         pod_id = self.store.new_id()
+        network = self.network.configuration() if options.network == "own" else None
         record = PodRecord(
             id=pod_id,
             name=reserved_name(
@@ -76,29 +78,31 @@ class Pods:
                 f"{cgroup_prefix(self.store.run)}{pod_id}", options.cgroup_parent or None
             ),
             options=options,
+            network_config=network.name if network is not None else "",
         )
         try:
             with self.store.making(pod_id):
                 self.store.claim_name(record.name, pod_id)
-                self.store.write_pending(record)
-                try:
-                    self.store.finish(self._build(record))
-                except BaseException:
-                    # The first error is the one to tell; the record below goes either way.
-                    with suppress(ScowError, OSError):
-                        self._release(record)
-                    raise
+                with self.store.begin(record) as pending:
+                    try:
+                        self._build(record, network)
+                        pending.publish()
+                    except BaseException:
+                        # The first error is the one to tell; the record below goes either way.
+                        with suppress(ScowError, OSError):
+                            self._release(record)
+                        raise
         except BaseException:
             self.store.discard(pod_id, record.name)
             raise
         return pod_id
 
-    def _build(self, record: PodRecord) -> PodRecord:
+    def _build(self, record: PodRecord, network: NetworkList | None) -> None:
         options = record.options
         run_dir = self.store.run_dir(record.id)
         kinds = pinned_kinds(record)
         make_run_dir(run_dir)
-        link = self.network.prepare(record) if options.network == "own" else Link()
+        link = self.network.prepare(record, network) if options.network == "own" else Link()
         hostname = options.hostname or record.id[:12]
 
         def make_rest() -> None:
@@ -125,11 +129,6 @@ class Pods:
         if options.pid == "pod":
             start_init(self.service.store, run_dir, record.id, record.cgroup, kinds)
         os.close(os.open(f"{run_dir}/ready", os.O_CREAT | os.O_CLOEXEC, 0o600))
-        return msgspec.structs.replace(
-            record,
-            addresses=link.addresses,
-            network_config=link.cni.name if link.cni is not None else "",
-        )
 
     @staticmethod
     def _sysctls(options: PodOptions, link: Link) -> dict[str, str]:

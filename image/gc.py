@@ -50,7 +50,9 @@ def collect(store: ImageStore, *, now: bool = True) -> list[str]:
             content.write_index(kept)
         for lease in dead:
             os.unlink(lease.path)
-        return deleted
+    if deleted:
+        store.layers.empty_trash()  # seconds of work that nobody has to wait for
+    return deleted
 
 
 def _named_by(

@@ -135,7 +135,8 @@ class LayerStore:
     def remove(self, diff_id: DiffID) -> bool:
         """Take a layer away, and the thin ones that complete a stack with it; whether it was there.
 
-        The caller knows that no container uses it.
+        The caller knows that no container uses it. Its files lie in the trash until `empty_trash`:
+        a distribution has 50,000 of them, and the caller may hold a lock that others wait for.
         """
         if not os.path.isdir(self.root_dir):
             return False
@@ -154,6 +155,10 @@ class LayerStore:
             with self._locked(name, wait=False) as lock:
                 if not lock.closed:
                     self._throw_away(self._file(".staging"), name)
+        self.empty_trash()
+
+    def empty_trash(self) -> None:
+        """Delete the files of what was removed, by this process or by one that was killed."""
         with OwnedFd(os.open(self._file(".trash"), _DIR)) as trash:
             fs.empty_trash(trash.fileno())
 
@@ -250,13 +255,16 @@ class LayerStore:
             os.fsync(root.fileno())
 
     def _discard(self, name: str) -> bool:
-        gone = self._throw_away(self.root_dir, name)
-        if gone:
-            with OwnedFd(os.open(self.root_dir, _DIR)) as root:
+        with (
+            OwnedFd(os.open(self.root_dir, _DIR)) as root,
+            OwnedFd(os.open(self._file(".trash"), _DIR)) as trash,
+        ):
+            gone = fs.move_to_trash(root.fileno(), name, trash.fileno()) is not None
+            if gone:
                 os.fsync(root.fileno())
         return gone
 
-    def _throw_away(self, parent: str, name: str) -> bool:
+    def _throw_away(self, parent: str, name: str) -> None:
         """Rename to the trash, so that it is gone at once, then delete."""
         with (
             OwnedFd(os.open(parent, _DIR)) as directory,
@@ -265,7 +273,6 @@ class LayerStore:
             ticket = fs.move_to_trash(directory.fileno(), name, trash.fileno())
             if ticket is not None:
                 fs.remove_tree(trash.fileno(), ticket)
-        return ticket is not None
 
     # -- reading -----------------------------------------------------------------------------
 

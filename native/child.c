@@ -105,8 +105,8 @@ static int op_join_cgroups(struct child *child, const struct plan_op *op) {
 }
 
 static int op_join_namespace(struct child *child, const struct plan_op *op) {
-    if (child->plan->direct && child->plan->mode == PLAN_RUN)
-        return 0; /* direct.c joined them all, while it had the rights */
+    if (plan_joins_first(child->plan, op))
+        return 0; /* direct.c did, while it had the rights */
     if (op->num[0] & CLONE_NEWPID)
         child->must_move = true; /* pid_namespaces(7): only children live in it */
     return sys_setns(plan_fd(op->fd), (int)op->num[0]);
@@ -214,6 +214,9 @@ static const op_function FUNCTIONS[OP_END] = {
     [OP_SET_AFFINITY] = op_set_affinity,
     [OP_SET_MEMORY_POLICY] = op_set_memory_policy,
     [OP_SET_LABEL] = op_set_label,
+    [OP_LABEL_MOUNT] = op_label_mount,
+    [OP_SET_PROPAGATION] = op_set_propagation,
+    [OP_HIDE_HOST] = op_hide_host,
 };
 
 /* The monitor's log, sockets and signalfd came along with the clone. Only the plan's descriptors stay
@@ -241,6 +244,8 @@ static int drop_monitor_fds(struct child *child) {
 static bool is_kept(const struct plan *plan, uint32_t fd) {
     for (uint32_t i = 0; i < plan->n_ops; i++) {
         const struct plan_op *op = &plan->ops[i];
+        if (op->code == OP_AWAIT_START_SOCKET && op->fd == fd)
+            return true; /* it says no more than "start", and only once */
         const uint32_t *fds = (const uint32_t *)(const void *)(plan->block + op->blob);
         for (uint32_t k = 0; op->code == OP_KEEP_FDS && k < op->count; k++)
             if (fds[k] == fd)
@@ -279,11 +284,14 @@ static int op_enter_pid_namespace(struct child *child, const struct plan_op *op)
         .flags = CLONE_PARENT | CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)&pidfd};
     if (!child->must_move)
         return -EINVAL;
+    int r = child->plan->direct ? child_own_null(child) : 0;
+    if (r < 0)
+        return r;
     close_fdp(&child->root);
     close_fdp(&child->proc);
     close_fdp(&child->cover);
     child->root = child->proc = child->cover = -1;
-    int r = child_keep_capabilities(op->num[0]);
+    r = child_keep_capabilities(op->num[0]);
     if (r < 0)
         return r;
     r = forget_host(child);

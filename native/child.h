@@ -49,10 +49,13 @@ int op_mount_propagation(struct child *child, const struct plan_op *op);
 int op_attach_root(struct child *child, const struct plan_op *op);
 int op_mount_filesystem(struct child *child, const struct plan_op *op);
 int op_mount_tree(struct child *child, const struct plan_op *op);
+int child_check_destination(int fd, const char *dest);
 int op_mask(struct child *child, const struct plan_op *op);
 int op_read_only_path(struct child *child, const struct plan_op *op);
 int op_mount_joined_proc(struct child *child, const struct plan_op *op);
 int op_set_mount_attributes(struct child *child, const struct plan_op *op);
+int op_set_propagation(struct child *child, const struct plan_op *op);
+int op_hide_host(struct child *child, const struct plan_op *op);
 int op_pivot_root(struct child *child, const struct plan_op *op);
 int op_remount_root_read_only(struct child *child, const struct plan_op *op);
 /* child_files.c */
@@ -78,6 +81,7 @@ int op_load_seccomp(struct child *child, const struct plan_op *op);
 int op_execute(struct child *child, const struct plan_op *op);
 /* child_direct.c */
 int op_await_start_socket(struct child *child, const struct plan_op *op);
+int child_own_null(struct child *child);
 int op_stdio_inherit(struct child *child, const struct plan_op *op);
 int op_keep_fds(struct child *child, const struct plan_op *op);
 int op_probe_command(struct child *child, const struct plan_op *op);
@@ -90,6 +94,7 @@ int op_set_io_priority(struct child *child, const struct plan_op *op);
 int op_set_affinity(struct child *child, const struct plan_op *op);
 int op_set_memory_policy(struct child *child, const struct plan_op *op);
 int op_set_label(struct child *child, const struct plan_op *op);
+int op_label_mount(struct child *child, const struct plan_op *op);
 
 #define CHILD_DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 const char *child_find_variable(char **env, const char *name);

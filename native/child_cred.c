@@ -129,10 +129,21 @@ static int before_the_filter(struct child *child) {
     int r = child_tell_ready(child);
     if (r < 0)
         return r;
-    if (fcntl(child->ends.sock, F_SETFL, O_NONBLOCK) < 0) /* for die_with_monitor */
+    if (!child->plan->direct && fcntl(child->ends.sock, F_SETFL, O_NONBLOCK) < 0) /* for die_with_monitor */
         return -errno;
     /* last barrier against a descriptor of the host in the container (CVE-2024-21626) */
     return sys_close_range(3 + child->kept, UINT_MAX, CLOSE_RANGE_CLOEXEC);
+}
+
+/* The starter takes the descriptor by pidfd_getfd(2) and gives it to the agent; execve would close it.
+ * Nothing here but write and read: the filter has the say by now, and it may ask the agent about any
+ * other call, which nobody answers yet. (Of write the compiler knows that it is not asked about.) */
+static int hand_over_listener(struct child *child, int fd) {
+    struct child_msg msg = {.type = CHILD_LISTENER, .pid = fd};
+    if (!child->plan->direct)
+        return -EINVAL; /* no monitor passes it on */
+    int r = child_tell(child, &msg, -1);
+    return r < 0 ? r : child_await(child, CHILD_PARENT_READY);
 }
 
 /* num[0]: SECCOMP_FILTER_FLAG_* */
@@ -144,7 +155,8 @@ int op_load_seccomp(struct child *child, const struct plan_op *op) {
     int r = before_the_filter(child);
     if (r < 0)
         return r;
-    return (int)sys_result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, (unsigned)op->num[0], &program));
+    int fd = (int)sys_result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, (unsigned)op->num[0], &program));
+    return fd < 0 || !(op->num[0] & SECCOMP_FILTER_FLAG_NEW_LISTENER) ? fd : hand_over_listener(child, fd);
 }
 
 const char *child_find_variable(char **env, const char *name) {

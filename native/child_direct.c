@@ -72,25 +72,38 @@ static int open_null(int root) {
     return steal_fd(&fd);
 }
 
-/* The caller's own 0, 1 and 2. num: uid that they are given to, whether this is a session of our own */
-int op_stdio_inherit(struct child *child, const struct plan_op *op) {
+/* Never an inode of the host's /dev: who has it open may change its mode. */
+int child_own_null(struct child *child) {
     int root = child_root(child);
     if (root < 0)
         return root;
+    for (int i = 0; i < 3; i++) {
+        struct stat st;
+        if (fstat(i, &st) < 0)
+            return -errno;
+        if (!is_null_device(&st))
+            continue;
+        cleanup_fd int null = open_null(root);
+        if (null >= 0 && dup2(null, i) < 0)
+            return -errno;
+    }
+    return 0;
+}
+
+/* The caller's own 0, 1 and 2. num: uid that they are given to, whether this is a session of our own */
+int op_stdio_inherit(struct child *child, const struct plan_op *op) {
+    int r = child_own_null(child);
+    if (r < 0)
+        return r;
     if (setsid() < 0)
         return -errno;
     for (int i = 0; i < 3; i++) {
         struct stat st;
         if (fstat(i, &st) < 0)
             return -errno;
-        if (is_null_device(&st)) { /* never an inode of the host's /dev */
-            cleanup_fd int null = open_null(root);
-            if (null >= 0 && dup2(null, i) < 0)
-                return -errno;
-            continue;
-        }
-        /* so that /dev/stdout can be opened by the user; where it cannot be given away it stays */
-        if (!S_ISCHR(st.st_mode) && !S_ISBLK(st.st_mode) && !S_ISREG(st.st_mode) && st.st_uid != op->num[0])
+        /* so that /dev/stdout can be opened by the user; where it cannot be given away it stays. What has
+         * a name on the host (a file, a directory) stays its owner's. */
+        if ((S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)) && st.st_uid != op->num[0])
             (void)!fchown(i, (uid_t)op->num[0], (gid_t)-1);
     }
     return 0;
@@ -203,6 +216,14 @@ static int open_state(struct child *child, const struct plan_op *op) {
     return lseek(fd, 0, SEEK_SET) < 0 ? -errno : steal_fd(&fd);
 }
 
+/* As the other runtimes have it: the container's root before it is the root, process.cwd after. */
+static void enter_hook_directory(struct child *child, bool is_inside) {
+    const struct plan_op *cwd = find_op(child->plan, OP_SET_CWD);
+    if (is_inside ? cwd && chdir(op_text(child, cwd, 0)) == 0 : child->root >= 0 && fchdir(child->root) == 0)
+        return;
+    (void)!chdir("/");
+}
+
 static _Noreturn void become_hook(const char *path, char **argv, char **env, int state) {
     umask(022);
     if (dup2(state, 0) < 0 || sys_close_range(3, UINT_MAX, CLOSE_RANGE_CLOEXEC) < 0)
@@ -211,8 +232,8 @@ static _Noreturn void become_hook(const char *path, char **argv, char **env, int
     _exit(errno == ENOENT ? 127 : 126);
 }
 
-/* Runs a hook where we are: in the container's namespaces. num: argc, envc, timeout in ms or 0. The
- * detail says how it ended, as wait(2) does. */
+/* Runs a hook where we are: in the container's namespaces. num: argc, envc, timeout in ms or 0, whether
+ * its root is ours. The detail says how it ended, as wait(2) does. */
 int op_run_hook(struct child *child, const struct plan_op *op) {
     char **argv = (char **)(void *)(child->plan->block + op->blob);
     int status = 0, pidfd = -1, r = 0;
@@ -224,8 +245,10 @@ int op_run_hook(struct child *child, const struct plan_op *op) {
     long pid = syscall(SYS_clone3, &args, sizeof args);
     if (pid < 0)
         return -errno;
-    if (pid == 0)
+    if (pid == 0) {
+        enter_hook_directory(child, op->num[3]);
         become_hook(op_text(child, op, 0), argv, argv + op->num[0] + 1, state);
+    }
     struct pollfd wait = {.fd = pidfd, .events = POLLIN};
     int n;
     do

@@ -106,8 +106,11 @@ int op_set_cwd(struct child *child, const struct plan_op *op) {
     close_fdp(&child->root);
     close_fdp(&child->proc);
     child->root = child->proc = -1;
-    if (child->plan->n_fds)
-        sys_close_range(FD_FIRST, (unsigned)plan_fd(child->plan->n_fds) - 1, 0);
+    /* but for those that KeepFds has put there for the program */
+    unsigned first = child->kept > FD_FIRST - 3 ? 3 + child->kept : FD_FIRST;
+    unsigned end = (unsigned)plan_fd(child->plan->n_fds);
+    if (first < end)
+        sys_close_range(first, end - 1, 0);
     if (chdir(path) < 0)
         return -errno;
     /* A directory outside of the root, reached by a leaked descriptor, reads "(unreachable)..."

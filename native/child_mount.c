@@ -82,9 +82,9 @@ int op_attach_root(struct child *child, const struct plan_op *op) {
 
 /* A link in the image must not lead a mount onto procfs, where it would hide or fake what the kernel
  * says (CVE-2019-16884); only a destination that says /proc itself may lie there. */
-static int check_destination(int fd, const char *dest) {
+int child_check_destination(int fd, const char *dest) {
     struct statfs fs;
-    if (strncmp(dest, "/proc/", 6) == 0)
+    if (strncmp(dest, "/proc/", 6) == 0 && !strstr(dest, "/.."))
         return 0;
     if (fstatfs(fd, &fs) < 0)
         return -errno;
@@ -98,7 +98,7 @@ static int open_destination(struct child *child, const char *dest, bool is_dir) 
     cleanup_fd int fd = is_dir ? path_make_directories(root, dest, 0755, NULL) : path_make_file(root, dest, 0644);
     if (fd < 0)
         return fd;
-    int r = check_destination(fd, dest);
+    int r = child_check_destination(fd, dest);
     return r < 0 ? r : steal_fd(&fd);
 }
 
@@ -161,7 +161,8 @@ int op_mount_joined_proc(struct child *child, const struct plan_op *op) {
     if (r < 0 || own_proc < 0)
         return r < 0 ? r : own_proc;
     cleanup_fd int own = openat(own_proc, "self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    if (own < 0)
+    cleanup_fd int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (own < 0 || root < 0)
         return -errno;
     r = sys_setns(plan_fd(fds[0]), CLONE_NEWNS);
     if (r < 0)
@@ -170,6 +171,10 @@ int op_mount_joined_proc(struct child *child, const struct plan_op *op) {
     r = sys_setns(own, CLONE_NEWNS);
     if (r < 0 || tree < 0)
         return r < 0 ? r : tree;
+    /* setns put us on what lies on top of "/", which is the container's root when it is attached there:
+     * pivot_root(2) wants to find us below it. */
+    if (fchdir(root) < 0 || chroot(".") < 0)
+        return -errno;
     r = sys_mount_setattr(tree, "", AT_EMPTY_PATH, &attr);
     if (r < 0)
         return r;
@@ -235,15 +240,35 @@ int op_read_only_path(struct child *child, const struct plan_op *op) {
     return r < 0 ? r : sys_move_mount(tree, "", target, "", ONTO_FD);
 }
 
-/* num: attributes to set, to clear. Of this one mount and none below it: what had to stay writable
- * while places for other mounts were made in it. A path that is no mount point is EINVAL. */
+/* num: attributes to set, to clear, whether of all below it, too. A path that is no mount point is
+ * EINVAL. */
 int op_set_mount_attributes(struct child *child, const struct plan_op *op) {
     struct mount_attr attr = {.attr_set = op->num[0], .attr_clr = op->num[1]};
     int root = child_root(child);
     if (root < 0)
         return root;
     cleanup_fd int mount = path_open(root, op_text(child, op, 0), O_PATH, 0);
-    return mount < 0 ? mount : sys_mount_setattr(mount, "", AT_EMPTY_PATH, &attr);
+    return mount < 0 ? mount : sys_mount_setattr(mount, "", AT_EMPTY_PATH | (op->num[2] ? AT_RECURSIVE : 0), &attr);
+}
+
+/* num: MS_*, whether of all below it, too */
+int op_set_propagation(struct child *child, const struct plan_op *op) {
+    struct mount_attr attr = {.propagation = op->num[0]};
+    int root = child_root(child);
+    if (root < 0)
+        return root;
+    cleanup_fd int mount = path_open(root, op_text(child, op, 0), O_PATH, 0);
+    return mount < 0 ? mount : sys_mount_setattr(mount, "", AT_EMPTY_PATH | (op->num[1] ? AT_RECURSIVE : 0), &attr);
+}
+
+/* text: a mount point of the host, in our copy of its mounts. What a user namespace may not unmount
+ * (mount_namespaces(7): it came with the whole tree) is covered. */
+int op_hide_host(struct child *child, const struct plan_op *op) {
+    const char *path = op_text(child, op, 0);
+    int r = sys_umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW);
+    if (r == -EINVAL || r == -EPERM)
+        r = sys_mount("none", path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    return r == -ENOENT ? 0 : r; /* it lay below another one, which is gone */
 }
 
 /* The working directory of an image need not exist; it is made while we are still root, through the
@@ -266,13 +291,16 @@ static int check_alone(void) {
     return root.st_dev == above.st_dev && root.st_ino == above.st_ino ? 0 : -EXDEV;
 }
 
+/* num[0]: without pivot_root(2), which needs a root that is no ramfs. The root lies on top of the
+ * host's, as after MS_MOVE; what is below stays mounted. */
 int op_pivot_root(struct child *child, const struct plan_op *op) {
-    (void)op;
     if (child->root < 0)
         return -EBADF;
     make_cwd(child);
     if (fchdir(child->root) < 0)
         return -errno;
+    if (op->num[0])
+        return chroot(".") < 0 || chdir("/") < 0 ? -errno : check_alone();
     /* New and old root on the same place: the old one lies on top and is "." then. */
     int r = sys_pivot_root(".", ".");
     if (r < 0)

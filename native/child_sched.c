@@ -1,8 +1,10 @@
 /* What the scheduler, the allocator and the security modules shall know of the program. */
 #include <limits.h>
 #include <sys/personality.h>
+#include <sys/xattr.h>
 
 #include "child.h"
+#include "paths.h"
 #include "sys.h"
 
 #define IOPRIO_WHO_PGRP 2
@@ -48,4 +50,17 @@ int op_set_label(struct child *child, const struct plan_op *op) {
         return -ENAMETOOLONG;
     strcat(strcat(strcpy(path, number), "/"), name);
     return child_write_proc(child, path, op_text(child, op, 1));
+}
+
+/* text: a directory in the root; the label of SELinux that its inode gets */
+int op_label_mount(struct child *child, const struct plan_op *op) {
+    const char *label = op_text(child, op, 1);
+    int root = child_root(child);
+    if (root < 0)
+        return root;
+    cleanup_fd int fd = path_open(root, op_text(child, op, 0), O_RDONLY | O_DIRECTORY, RESOLVE_NO_SYMLINKS);
+    if (fd < 0)
+        return fd;
+    /* with its zero, as attr(5) of SELinux has it */
+    return fsetxattr(fd, "security.selinux", label, strlen(label) + 1, 0) < 0 ? -errno : 0;
 }

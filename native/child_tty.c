@@ -48,7 +48,8 @@ static int bind_console(int root, int slave) {
     cleanup_fd int target = path_make_file(root, "dev/console", 0600);
     if (target < 0)
         return target;
-    return sys_move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+    int r = child_check_destination(target, "/dev/console");
+    return r < 0 ? r : sys_move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 
 /* num: rows, cols, uid, whether to bind /dev/console */
@@ -60,8 +61,9 @@ int op_terminal(struct child *child, const struct plan_op *op) {
     cleanup_fd int master = open_master(root);
     if (master < 0)
         return master;
-    /* by the master, never by the path /dev/pts/N */
-    cleanup_fd int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    /* by the master, never by the path /dev/pts/N. Without O_CLOEXEC, which the kernel would keep in
+     * the file's own flags, where F_GETFL and CRIU find it; this descriptor is closed below. */
+    cleanup_fd int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY);
     if (slave < 0)
         return -errno;
     if (size.ws_row && ioctl(slave, TIOCSWINSZ, &size) < 0)

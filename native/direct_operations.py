@@ -86,6 +86,8 @@ class RunHook(Operation, frozen=True):
     timeout_ms: int = 0
     state_before: Text = ""
     state_after: Text = ""
+    inside: bool = False
+    """After pivot_root: it starts in the directory that SetCwd names, and before in the new root."""
 
     def describe(self) -> str:
         return f"clone(); execve({show(self.path)}); waitpid()"
@@ -106,7 +108,7 @@ class RunHook(Operation, frozen=True):
             texts=(self.path, self.state_before, self.state_after),
             blob=blob,
             blob_len=self.vectors_size(),
-            numbers=(len(self.argv), len(self.env), self.timeout_ms),
+            numbers=(len(self.argv), len(self.env), self.timeout_ms, self.inside),
         )
 
 
@@ -221,3 +223,21 @@ class SetLabel(Operation, frozen=True):
 
     def encode(self, writer: BlockWriter) -> bytes:
         return writer.record(self.code, texts=(self.file, self.label))
+
+
+class LabelMount(Operation, frozen=True):
+    """Give the top inode of a mount a label of SELinux, where the file system takes no `context`."""
+
+    code = 51
+    step = "label mount"
+    path: Text
+    label: str
+
+    def describe(self) -> str:
+        return f"fsetxattr({show(self.path)}, security.selinux, {self.label!r})"
+
+    def subject(self) -> str | None:
+        return show(self.path)
+
+    def encode(self, writer: BlockWriter) -> bytes:
+        return writer.record(self.code, texts=(self.path, self.label))

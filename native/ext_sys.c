@@ -64,6 +64,10 @@ int scow_unshare(uint64_t flags) {
     return sys_unshare(flags);
 }
 
+int scow_pidfd_getfd(int pidfd, int fd) {
+    return (int)sys_result(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
+}
+
 int scow_bpf(int command, void *attributes, unsigned size) {
     return (int)sys_result(syscall(SYS_bpf, command, attributes, size));
 }

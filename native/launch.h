@@ -1,13 +1,13 @@
-/* Starting the static monitor from the extension, in Python's process. */
+/* Starting the static monitor: from the extension, in Python's process, or from the front of scow-oci. */
 #ifndef SCOW_LAUNCH_H
 #define SCOW_LAUNCH_H
 
 #include <stddef.h>
 
-/* A sealed memfd with the monitor's bytes, or -errno. */
+/* embed.c: a sealed memfd with the monitor's bytes, or -errno. */
 int scow_monitor_memfd(void);
 
-/* The size of the embedded monitor. */
+/* embed.c: the size of the embedded monitor. */
 size_t scow_monitor_size(void);
 
 /* Starts exe_fd in a session of its own, cwd "/", with `fds` at 3, 4, ... and stdio[0..2] (-1:

@@ -258,26 +258,67 @@ class ReadOnlyPath(Operation, frozen=True):
 
 
 class SetMountAttributes(Operation, frozen=True):
-    """Change the attributes of one mount that is there already, of none below it."""
+    """Change the attributes of one mount that is there already, or of all below it, too."""
 
     code = 35
     step = "set mount attributes"
     path: Text
     attr_set: int
     attr_clr: int = 0
+    recursive: bool = False
 
     def describe(self) -> str:
-        parts = [show(self.path), flag_names(self.attr_set, _ATTR_NAMES)]
+        parts = [show(self.path), flag_names(self.attr_set, _ATTR_NAMES) if self.attr_set else "0"]
         if self.attr_clr:
             parts.append(f"clear {flag_names(self.attr_clr, _ATTR_NAMES)}")
+        if self.recursive:
+            parts.append("AT_RECURSIVE")
         return f"mount_setattr({', '.join(parts)})"
 
     def subject(self) -> str | None:
         return show(self.path)
 
     def encode(self, writer: BlockWriter) -> bytes:
-        numbers = (self.attr_set, self.attr_clr)
+        numbers = (self.attr_set, self.attr_clr, self.recursive)
         return writer.record(self.code, texts=(self.path,), numbers=numbers)
+
+
+class SetPropagation(Operation, frozen=True):
+    """How mounts travel from and to one that is there already (MS_SHARED and the like)."""
+
+    code = 52
+    step = "set mount propagation"
+    path: Text
+    flags: int
+    recursive: bool = False
+
+    def describe(self) -> str:
+        more = ", AT_RECURSIVE" if self.recursive else ""
+        flags = flag_names(self.flags, _PROPAGATION_NAMES)
+        return f"mount_setattr({show(self.path)}, {flags}{more})"
+
+    def subject(self) -> str | None:
+        return show(self.path)
+
+    def encode(self, writer: BlockWriter) -> bytes:
+        return writer.record(self.code, texts=(self.path,), numbers=(self.flags, self.recursive))
+
+
+class HideHost(Operation, frozen=True):
+    """Take a mount of the host's away, or cover it, where the host's root stays below the container's."""
+
+    code = 53
+    step = "hide the host's mount"
+    path: Text
+
+    def describe(self) -> str:
+        return f"umount2({show(self.path)}, MNT_DETACH)"
+
+    def subject(self) -> str | None:
+        return show(self.path)
+
+    def encode(self, writer: BlockWriter) -> bytes:
+        return writer.record(self.code, texts=(self.path,))
 
 
 class PivotRoot(Operation, frozen=True):
@@ -285,9 +326,14 @@ class PivotRoot(Operation, frozen=True):
 
     code = 20
     step = "pivot root"
+    keep_host: bool = False
+    """chroot(2) to the root that lies on top: for a host whose own root is a ramfs."""
 
     def describe(self) -> str:
-        return "pivot_root(., .); umount2(., MNT_DETACH)"
+        return "chroot(.)" if self.keep_host else "pivot_root(., .); umount2(., MNT_DETACH)"
+
+    def encode(self, writer: BlockWriter) -> bytes:
+        return writer.record(self.code, numbers=(self.keep_host,))
 
 
 class RemountRootReadOnly(Operation, frozen=True):

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <limits.h>
+#include <linux/sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -43,6 +44,9 @@ static const struct op_shape SHAPES[OP_END] = {
     [OP_SET_AFFINITY] = {false, 0, BLOB_BYTES},
     [OP_SET_MEMORY_POLICY] = {false, 0, BLOB_BYTES},
     [OP_SET_LABEL] = {false, 3, BLOB_NONE},
+    [OP_LABEL_MOUNT] = {false, 3, BLOB_NONE},
+    [OP_SET_PROPAGATION] = {false, 1, BLOB_NONE},
+    [OP_HIDE_HOST] = {false, 1, BLOB_NONE},
 };
 
 static int refuse(struct failure *ret, uint32_t index, size_t where) {
@@ -301,6 +305,15 @@ int plan_load(int fd, struct plan *ret, struct failure *ret_failure) {
     close(fd);
     int r = plan_parse(block, (size_t)st.st_size, ret, ret_failure);
     return r < 0 ? r : check_descriptors(ret, ret_failure);
+}
+
+bool plan_joins_first(const struct plan *plan, const struct plan_op *op) {
+    if (!plan->direct || plan->mode != PLAN_RUN)
+        return false;
+    for (uint32_t i = 0; op->num[0] & CLONE_NEWPID && i < plan->n_ops; i++)
+        if (plan->ops[i].code == OP_ENTER_PID_NAMESPACE)
+            return false;
+    return true;
 }
 
 void plan_drop_ops(struct plan *plan) {

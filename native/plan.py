@@ -19,6 +19,7 @@ from scow.native.direct_operations import (
     AwaitStartSocket,
     BecomeRoot,
     KeepFds,
+    LabelMount,
     NewTimeNamespace,
     ProbeCommand,
     RunHook,
@@ -38,6 +39,7 @@ from scow.native.errors import (
 )
 from scow.native.mount_operations import (
     AttachRoot,
+    HideHost,
     MakeDevice,
     MakeDirectory,
     MakeSymlink,
@@ -50,6 +52,7 @@ from scow.native.mount_operations import (
     ReadOnlyPath,
     RemountRootReadOnly,
     SetMountAttributes,
+    SetPropagation,
 )
 from scow.native.operation import Operation, flag_names
 from scow.native.process_operations import (
@@ -89,9 +92,11 @@ __all__ = [
     "DropBounding",
     "EnterPidNamespace",
     "Execute",
+    "HideHost",
     "JoinCgroups",
     "JoinNamespace",
     "KeepFds",
+    "LabelMount",
     "LoadSeccomp",
     "MakeDevice",
     "MakeDirectory",
@@ -125,6 +130,7 @@ __all__ = [
     "SetMountAttributes",
     "SetOomScoreAdj",
     "SetPersonality",
+    "SetPropagation",
     "SetRlimit",
     "SetScheduler",
     "SetSysctl",

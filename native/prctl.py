@@ -12,6 +12,8 @@ class _Prctl(Protocol):
     def set_dumpable(self, value: int) -> None: ...
     def capbset_read(self, capability: int) -> bool: ...
     def get_seccomp(self) -> int: ...
+    def get_securebits(self) -> int: ...
+    def set_name(self, name: str) -> None: ...
 
 
 def _module() -> _Prctl:
@@ -28,6 +30,16 @@ def forbid_dumps() -> None:
 def may_be_given(capability: int) -> bool:
     """Whether a capability (its number) is in our bounding set: no child of ours can have others."""
     return _module().capbset_read(capability)
+
+
+def set_name(name: str) -> None:
+    """What ps and /proc/PID/comm show us as; the kernel keeps 15 bytes."""
+    _module().set_name(name)
+
+
+def securebits() -> int:
+    """How root's capabilities are treated (capabilities(7), PR_GET_SECUREBITS)."""
+    return _module().get_securebits()
 
 
 def has_seccomp() -> bool:

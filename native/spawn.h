@@ -24,6 +24,7 @@ enum child_msg_type {
     CHILD_MOVED = 4,   /* inside spawn_child only (exec mode): SCM_RIGHTS pidfd of the new process */
     CHILD_CLONED = 5,  /* direct.c: `pid` exists; SCM_RIGHTS its pidfd */
     CHILD_WAITS = 6,   /* direct plans: AwaitParent waits, `pid` is what the operation calls itself */
+    CHILD_LISTENER = 7, /* direct plans: LoadSeccomp waits, `pid` is its descriptor of the notifications */
 };
 
 struct child_msg {

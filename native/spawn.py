@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from _thread import allocate_lock  # `threading` costs every start a millisecond
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -44,6 +44,14 @@ def monitor_memfd() -> int:
                 raise OSError(-fd, os.strerror(-fd), "scow-monitor")
             _cached_memfd = OwnedFd(fd)
         return _cached_memfd.fileno()
+
+
+def keep_memfd(lowest: int) -> None:
+    """Make the executable now, as a descriptor that is not below `lowest`."""
+    global _cached_memfd
+    low = OwnedFd(os.dup(monitor_memfd()))
+    with low:
+        _cached_memfd = OwnedFd(fcntl.fcntl(low.fileno(), fcntl.F_DUPFD_CLOEXEC, lowest))
 
 
 def _start(
@@ -89,9 +97,20 @@ def launch_controlled(plan: Plan, control_fd: int) -> tuple[int, OwnedFd]:
     return pid, OwnedFd(os.pidfd_open(pid))
 
 
-def launch_direct(plan: Plan, stdio: tuple[int, int, int]) -> tuple[int, OwnedFd]:
-    """Start the binary with a direct plan; its pid (the caller reaps it), and the socket that the
+def start_init(stdio: Sequence[int], fds: Sequence[int]) -> int:
+    """Start the binary for a container without a monitor, as a child of ours; its pid."""
+    return _start(("scow-init",), (), stdio, fds)
+
+
+def launch_direct(
+    plan: Plan,
+    stdio: tuple[int, int, int],
+    start: Callable[[Sequence[int], Sequence[int]], int] = start_init,
+) -> tuple[int, OwnedFd]:
+    """Start the binary with a direct plan; its pid (its parent reaps it), and the socket that the
     container's first process will be heard on. -1 for a standard descriptor is /dev/null.
+
+    `start` gets the standard descriptors and those that are the binary's from 3 on (borrowed).
     """
     block, fds = plan.build()
     with OwnedFd(os.memfd_create("scow-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)) as memfd:
@@ -100,7 +119,7 @@ def launch_direct(plan: Plan, stdio: tuple[int, int, int]) -> tuple[int, OwnedFd
             view = view[os.write(memfd.fileno(), view) :]
         control, theirs = pair()
         with theirs:
-            pid = _start(("scow-init",), (), stdio, (memfd.fileno(), theirs.fileno(), *fds))
+            pid = start(stdio, (memfd.fileno(), theirs.fileno(), *fds))
     return pid, control
 
 

@@ -185,6 +185,11 @@ def unshare(flags: int) -> None:
     _check(_lib.scow_unshare(flags))
 
 
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A copy of another process's descriptor, close-on-exec; needs the right to trace it (5.6)."""
+    return _check(_lib.scow_pidfd_getfd(pidfd, fd))
+
+
 def bpf(command: int, attributes: bytes | bytearray) -> int:
     """bpf(2): `attributes` is the packed union; what the kernel writes to it stays in a bytearray."""
     if isinstance(attributes, bytearray):

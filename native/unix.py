@@ -28,14 +28,14 @@ def _at(path: str) -> tuple[OwnedFd, str]:
     return at, f"/proc/self/fd/{at.fileno()}/{name}"
 
 
-def listen(path: str) -> OwnedFd:
+def listen(path: str, backlog: int = 8) -> OwnedFd:
     """A new packet socket that listens at `path`."""
     at, name = _at(path)
     with at:
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
             sock.bind(name)
-            sock.listen(8)
+            sock.listen(backlog)
             return OwnedFd(sock.detach())
         finally:
             sock.close()
@@ -53,9 +53,25 @@ def connect(path: str, kind: int = SEQPACKET) -> OwnedFd:
             sock.close()
 
 
+def accept(fd: int) -> OwnedFd:
+    """The next connection to a packet socket that listens. BlockingIOError when there is none."""
+    sock = _of(fd)
+    try:
+        sock.setblocking(False)
+        low, _ = sock._accept()  # type: ignore[attr-defined]  # pyright: ignore  # what socket.accept calls
+        return OwnedFd(low)
+    finally:
+        sock.detach()
+
+
+def _of(fd: int) -> _socket.socket:
+    """A packet socket by its descriptor (borrowed: detach it); told what it is, nobody asks the kernel."""
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
+
+
 def receive(fd: int, size: int) -> tuple[bytes, OwnedFd | None]:
     """One message and the descriptor that came with it; empty at the end, however it came."""
-    sock = _socket.socket(fileno=fd)
+    sock = _of(fd)
     try:
         space = _socket.CMSG_SPACE(_INT.size)
         data, ancillary, _, _ = sock.recvmsg(size, space, _socket.MSG_CMSG_CLOEXEC)

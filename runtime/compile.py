@@ -14,7 +14,7 @@ import msgspec
 
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidArgument
+from scow.native.errors import InvalidArgument, Unsupported
 from scow.native.fd import OwnedFd
 from scow.runtime.mounts import mount_operations
 from scow.runtime.security import mask_of
@@ -35,6 +35,8 @@ JOIN_ORDER = ("user", "pid", "network", "ipc", "uts", "cgroup", "mount")
 DEVICE_MODES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 
 UNLIMITED = 2**64 - 1
+SECCOMP_NEW_LISTENER = 8  # SECCOMP_FILTER_FLAG_NEW_LISTENER, of a filter that asks an agent
+_RLIMIT_LOCKS = 10  # asm-generic/resource.h
 
 
 class Handles(msgspec.Struct, frozen=True):
@@ -65,6 +67,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
     process = spec.process
     if process is None:
         raise InvalidArgument("cannot run a container without 'process' in its configuration")
+    _check_filter(handles.seccomp)
     new, joins = namespace_operations(spec, handles.hold)
     holder = _pid_namespace_holder(spec, joins, handles.hold)
     ops: list[p.Operation] = []
@@ -138,6 +141,7 @@ def compile_exec(
     `joins` are the namespaces of the container's first process; its limits come first here too,
     and no part of the host is open or dumpable when they are entered (CVE-2016-9962).
     """
+    _check_filter(handles.seccomp)
     ops: list[p.Operation] = []
     if handles.cgroup_tasks:
         ops.append(p.JoinCgroups(handles.cgroup_tasks, why="be under the container's limits"))
@@ -158,6 +162,11 @@ def compile_exec(
         pid_offsets=(),
         monitor=monitor,
     )
+
+
+def _check_filter(seccomp: tuple[bytes, int] | None) -> None:
+    if seccomp is not None and seccomp[1] & SECCOMP_NEW_LISTENER:
+        raise Unsupported("seccomp action 'SCMP_ACT_NOTIFY' is not supported: there is no agent")
 
 
 def namespace_operations(
@@ -220,19 +229,23 @@ _KEPT_TO_ENTER = ("SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE")
 
 
 def enter_pid_namespace(
-    process: Process, seccomp: tuple[bytes, int] | None, *, mounts_console: bool
+    process: Process,
+    seccomp: tuple[bytes, int] | None,
+    *,
+    mounts_console: bool,
+    keep: tuple[str, ...] = (),
 ) -> list[p.Operation]:
     """Give up what can be given up, then become visible to whoever may trace in the namespace."""
     capabilities = process.capabilities
     bounding = mask_of(capabilities.bounding) if capabilities else 0
-    keep = mask_of(capabilities.permitted) if capabilities else 0
-    keep |= mask_of(_KEPT_TO_ENTER)
+    kept = mask_of(capabilities.permitted) if capabilities else 0
+    kept |= mask_of(_KEPT_TO_ENTER + keep)
     if mounts_console or (seccomp is not None and not process.no_new_privileges):
-        keep |= mask_of(("SYS_ADMIN",))
+        kept |= mask_of(("SYS_ADMIN",))
     return [
         p.DropBounding(bounding, why="what is not kept here no setuid program can give back"),
         p.EnterPidNamespace(
-            keep, why="be one of its processes only now: nothing of the host is open any more"
+            kept, why="be one of its processes only now: nothing of the host is open any more"
         ),
     ]
 
@@ -260,6 +273,9 @@ def _devices(spec: Spec) -> list[p.Operation]:
 
 
 def cover_operations(spec: Spec) -> list[p.Operation]:
+    for path in (*spec.linux.readonly_paths, *spec.linux.masked_paths):
+        if not path.startswith("/"):
+            raise InvalidArgument(f"path '{path[:128]}' to be covered is not absolute")
     found: list[p.Operation] = [
         p.ReadOnlyPath(path, why="the host's kernel settings are not the container's to change")
         for path in spec.linux.readonly_paths
@@ -268,14 +284,17 @@ def cover_operations(spec: Spec) -> list[p.Operation]:
     return found
 
 
-def name_operations(spec: Spec) -> list[p.Operation]:
+def name_operations(spec: Spec, own: frozenset[str] | None = None) -> list[p.Operation]:
+    """Names and sysctls; `own`: the types of namespaces that are the container's to change."""
+    if own is None:
+        own = frozenset(item.type for item in spec.linux.namespaces if not item.path)
     found: list[p.Operation] = []
     if spec.hostname:
         found.append(p.SetHostname(spec.hostname))
     if spec.domainname:
         found.append(p.SetDomainname(spec.domainname))
     for key, value in spec.linux.sysctl.items():
-        found.append(p.SetSysctl(checked_sysctl(key, spec), value))
+        found.append(p.SetSysctl(checked_sysctl(key, own), value))
     return found
 
 
@@ -285,20 +304,23 @@ _SYSCTL_IPC = frozenset({
 })  # fmt: skip
 
 
-def checked_sysctl(key: str, spec: Spec) -> str:
+def checked_sysctl(key: str, own: frozenset[str]) -> str:
     """Give a sysctl's path below /proc/sys if the container owns the namespace it belongs to.
 
-    CVE-2022-0811, CVE-2022-0532: the key is checked part by part, and only *new* namespaces count.
+    CVE-2022-0811, CVE-2022-0532: the key is checked part by part, and what is shared with the host
+    never counts.
     """
-    path = key if "/" in key else key.replace(".", "/")
+    # sysctl(8): whichever of the two comes first separates, the other is part of a name.
+    first = next((char for char in key if char in "./"), "/")
+    path = key if first == "/" else key.translate(str.maketrans("./", "/."))
     parts = path.split("/")
     if not all(part and part.strip(".") and _is_plain(part) for part in parts):
         raise InvalidArgument(f"invalid sysctl '{key[:128]}'")
-    new = {item.type for item in spec.linux.namespaces if not item.path}
     allowed = (
-        ("ipc" in new and (path in _SYSCTL_IPC or path.startswith("fs/mqueue/")))
-        or ("network" in new and path.startswith("net/"))
-        or ("uts" in new and path == "kernel/domainname")
+        ("ipc" in own and (path in _SYSCTL_IPC or path.startswith("fs/mqueue/")))
+        or ("network" in own and path.startswith("net/"))
+        or ("uts" in own and path == "kernel/domainname")
+        or ("user" in own and path.startswith("user/"))
     )
     if not allowed:
         raise InvalidArgument(
@@ -333,7 +355,9 @@ def limit_operations(process: Process, keyring: str = "scow") -> list[p.Operatio
         found.append(p.NewSessionKeyring(keyring, why="no keys of the host's session"))
     found.append(p.ResetAffinity(why="all processors that the cpuset allows"))
     for limit in process.rlimits:
-        number = getattr(resource, limit.type, None)
+        # Without a name in Python's module, and without an effect since Linux 2.4 (getrlimit(2)).
+        locks = _RLIMIT_LOCKS if limit.type == "RLIMIT_LOCKS" else None
+        number = getattr(resource, limit.type, locks)
         if not limit.type.startswith("RLIMIT_") or not isinstance(number, int):
             raise InvalidArgument(f"unknown rlimit '{limit.type}'")
         soft, hard = (-1 if value >= UNLIMITED else value for value in (limit.soft, limit.hard))

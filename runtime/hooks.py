@@ -6,6 +6,7 @@ operations of the plan.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -24,10 +25,16 @@ def check_hook(kind: str, hook: Hook) -> None:
         raise InvalidArgument(f"invalid {kind} hook: timeout '{hook.timeout}' is not above 0")
 
 
-def run_hooks(kind: str, hooks: Iterable[Hook], state: bytes) -> None:
-    """Run hooks in order; the first that fails raises ScowError."""
-    for index, hook in enumerate(hooks):
-        run_hook(f"{kind} hook #{index}", hook, state)
+def run_hooks(kind: str, hooks: Iterable[Hook], state: bytes, bundle: str) -> None:
+    """Run hooks in order, in the bundle as runc and crun do; the first that fails raises ScowError."""
+    with contextlib.ExitStack() as back:
+        here = back.enter_context(OwnedFd(os.open(".", os.O_PATH | os.O_CLOEXEC)))
+        back.callback(os.fchdir, here.fileno())
+        # Who deletes may have taken the bundle away before.
+        with contextlib.suppress(FileNotFoundError):
+            os.chdir(bundle)
+        for index, hook in enumerate(hooks):
+            run_hook(f"{kind} hook #{index}", hook, state)
 
 
 def run_hook(name: str, hook: Hook, state: bytes) -> None:

@@ -43,7 +43,7 @@ _ATTRIBUTES: dict[str, tuple[int, int]] = {
     "noatime": (kernel.MOUNT_ATTR_NOATIME, kernel.MOUNT_ATTR__ATIME),
     "strictatime": (kernel.MOUNT_ATTR_STRICTATIME, kernel.MOUNT_ATTR__ATIME),
 }
-_PROPAGATION: dict[str, tuple[int, bool]] = {
+PROPAGATION: dict[str, tuple[int, bool]] = {
     "private": (kernel.MS_PRIVATE, False),
     "rprivate": (kernel.MS_PRIVATE, True),
     "slave": (kernel.MS_SLAVE, False),
@@ -94,8 +94,8 @@ class Options:
             to_set, to_clear = _ATTRIBUTES[option[1:]]
             self.tree_set = (self.tree_set & ~to_clear) | to_set
             self.tree_clear = (self.tree_clear & ~to_set) | to_clear
-        elif option in _PROPAGATION:
-            self.propagation, recursive = _PROPAGATION[option]
+        elif option in PROPAGATION:
+            self.propagation, recursive = PROPAGATION[option]
             self.recursive_propagation = self.recursive_propagation or recursive
         elif option not in _IGNORED:
             key, equals, value = option.partition("=")

@@ -30,6 +30,8 @@ GLOBAL = _table(
 )
 _CREATE = "bundle/b console-socket pid-file preserve-fds pidfd-socket config/f"
 _CREATE_SWITCHES = "no-pivot no-new-keyring no-subreaper"
+_IMAGES = "image-path work-path manage-cgroups-mode"
+_IMAGE_SWITCHES = "tcp-established tcp-skip-in-flight ext-unix-sk shell-job lazy-pages file-locks auto-dedup help/h"
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "create": _table(_CREATE, _CREATE_SWITCHES),
     "run": _table(_CREATE, _CREATE_SWITCHES + " detach/d keep"),
@@ -43,9 +45,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "resume": _table(),
     "exec": _table(
         "console-socket process/p cwd user/u pid-file preserve-fds apparmor process-label "
-        "cgroup pidfd-socket",
+        "pidfd-socket",
         "detach/d tty/t no-new-privs ignore-paused interactive/i no-subreaper",
-        "env/e cap/c additional-gids/g",
+        "env/e cap/c additional-gids/g cgroup",
     ),
     "update": _table(
         "resources/r blkio-weight cpu-period cpu-quota cpu-burst cpu-rt-period cpu-rt-runtime "
@@ -55,8 +57,17 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "events": _table("interval", "stats"),
     "features": _table(),
     "spec": _table("bundle/b", "rootless"),
-    "checkpoint": _table("image-path work-path"),
-    "restore": _table("image-path work-path bundle/b"),
+    "warm": _table("", "stop"),
+    "checkpoint": _table(
+        _IMAGES + " parent-path page-server",
+        _IMAGE_SWITCHES + " leave-running pre-dump",
+        "empty-ns",
+    ),
+    "restore": _table(
+        _IMAGES + " bundle/b console-socket pid-file lsm-profile lsm-mount-context",
+        _IMAGE_SWITCHES + " detach/d no-subreaper no-pivot",
+        "empty-ns",
+    ),
 }
 
 
@@ -127,10 +138,10 @@ def number(flags: Flags, name: str) -> int | None:
     value = text(flags, name)
     if not value:
         return None
-    try:
-        return int(value)
-    except ValueError:
-        raise InvalidArgument(f"invalid value {value!r} for flag -{name}: parse error") from None
+    digits = value.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 19):
+        raise InvalidArgument(f"invalid value {value[:64]!r} for flag -{name}: parse error")
+    return int(value)
 
 
 def switch(flags: Flags, name: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import struct
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from scow.native.errors import CommandNotFound, ScowError, SetupError
 from scow.native.fd import OwnedFd
 from scow.native.spawn import launch_direct
 from scow.native.unix import receive
+from scow.runtime import oci_parent as parent
 from scow.runtime.spec import Hook, Process
 
 _MESSAGE = struct.Struct("<IiIiII")
@@ -29,7 +31,7 @@ _AT_START = (
     p.NoNewPrivileges,
     p.LoadSeccomp,
 )
-READY, FAILED, WARNING, MOVED, CLONED, WAITS = 1, 2, 3, 4, 5, 6
+READY, FAILED, WARNING, MOVED, CLONED, WAITS, LISTENER = 1, 2, 3, 4, 5, 6, 7
 
 
 class Child(msgspec.Struct):
@@ -42,29 +44,27 @@ class Child(msgspec.Struct):
     pidfd: OwnedFd | None = None
     master: OwnedFd | None = None
     warnings: list[str] = []
+    on_listener: Callable[[Child, int], None] | None = None
+    """What is done with the descriptor of seccomp's notifications, which it waits to have passed on."""
 
     def kill(self) -> None:
         """End it and bury it; what was never born is fine."""
+        self.control.close()
         if self.pidfd is not None:
             try:
                 signal.pidfd_send_signal(self.pidfd.fileno(), signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        self.control.close()
+            # who buries it may be gone itself: what counts is that it has ended
+            poller = select.poll()
+            poller.register(self.pidfd.fileno(), select.POLLIN)
+            poller.poll()
         for pid in (self.binary, self.pid):
-            _reap(pid)
+            parent.current().bury(pid)
 
     def answer(self) -> None:
         """Let it go on."""
         _send(self.control.fileno(), b"n")
-
-
-def _reap(pid: int) -> None:
-    try:
-        if pid > 0:
-            os.waitpid(pid, 0)
-    except ChildProcessError:
-        pass  # buried already
 
 
 def _send(fd: int, data: bytes) -> None:
@@ -76,7 +76,7 @@ def _send(fd: int, data: bytes) -> None:
 
 def spawn(plan: p.Plan, stdio: tuple[int, int, int]) -> Child:
     """Start the binary with a direct plan."""
-    binary, control = launch_direct(plan, stdio)
+    binary, control = launch_direct(plan, stdio, parent.current().start)
     return Child(plan, control, binary)
 
 
@@ -95,13 +95,18 @@ def follow(child: Child, on_wait: Callable[[Child, int], None]) -> bool:
             _born(child, pid, fd)
         elif kind == MOVED:
             _await_birth(child)
-            _reap(child.pid)
+            parent.current().bury(child.pid)
             child.pid, child.pidfd = pid, fd
             on_wait(child, 0)
             child.answer()
         elif kind == WAITS:
             _await_birth(child)
             on_wait(child, pid)
+            child.answer()
+        elif kind == LISTENER:
+            _await_birth(child)
+            if child.on_listener is not None:
+                child.on_listener(child, pid)
             child.answer()
         elif kind == READY:
             child.master = fd
@@ -115,7 +120,7 @@ def follow(child: Child, on_wait: Callable[[Child, int], None]) -> bool:
 
 def _born(child: Child, pid: int, pidfd: OwnedFd | None) -> None:
     child.pid, child.pidfd = pid, pidfd
-    _reap(child.binary)
+    parent.current().bury(child.binary)
 
 
 def _await_birth(child: Child) -> None:

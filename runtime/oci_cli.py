@@ -14,9 +14,26 @@ from scow.native.errors import InvalidArgument, ScowError
 from scow.runtime.oci_args import COMMANDS, GLOBAL, Flags, read_flags, switch, text
 
 VERSION = "0.1.0"
+_LONGEST = 8192  # of a message: names in it may be as long as a configuration
 _USAGE = """usage: scow-oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND ...
 
 commands: """
+
+# Where a command is; the others are in oci_control.
+_MODULES = {
+    "start": "oci_start",
+    "create": "oci_process",
+    "run": "oci_process",
+    "exec": "oci_process",
+    "update": "oci_extra",
+    "events": "oci_extra",
+    "features": "oci_extra",
+    "spec": "oci_extra",
+    "checkpoint": "oci_extra",
+    "restore": "oci_extra",
+    "warm": "oci_warm",
+}
+_WITHOUT_CODEC = ("oci_start", "oci_control", "oci_warm")
 
 
 class Log:
@@ -33,6 +50,8 @@ class Log:
         """One line, in the form that conmon and containerd's shim read."""
         if level == "debug" and not self._debug:
             return
+        if len(message) > _LONGEST:
+            message = f"{message[:_LONGEST]}..."
         line = self._line(level, message)
         path = self._path.removeprefix("file:")
         if path:
@@ -46,7 +65,7 @@ class Log:
                 os.close(fd)
         if not path or level == "error":
             try:
-                os.write(2, line if not path else f"{message}\n".encode(errors="replace"))
+                os.write(2, line if not path else _one_line(message))
             except OSError:
                 pass  # nobody listens
 
@@ -60,12 +79,24 @@ class Log:
         return f'time="{now}" level={level} msg="{quoted}"\n'.encode(errors="replace")
 
 
+def _one_line(message: str) -> bytes:
+    quoted = message.replace("\\", "\\\\").replace("\n", "\\n")
+    return f"{quoted}\n".encode(errors="replace")
+
+
 def main() -> None:
-    """The entry point of the command."""
+    """The entry point without a front: `python -m scow.runtime.oci_cli`."""
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
+def start_cold(reason: str, arguments: list[str]) -> None:
+    """The entry point of an interpreter that the front had to start (native/front.c)."""
+    code = run(arguments, cold=reason)
+    sys.stdout.flush()
+    os._exit(code)  # taking the interpreter apart costs 3 ms and tells nobody anything
+
+
+def run(arguments: list[str], cold: str = "") -> int:
     """Carry out one command line; gives the exit status."""
     try:
         flags, operands = read_flags(arguments, GLOBAL, strict_order=True)
@@ -82,6 +113,8 @@ def run(arguments: list[str]) -> int:
         print(_USAGE + " ".join(COMMANDS))
         return 0
     command = operands[0]
+    if cold:
+        log.tell("debug", f"no warm process does this: {cold}")
     try:
         return _dispatch(command, operands[1:], flags, log)
     except (ScowError, OSError) as error:
@@ -103,7 +136,7 @@ def _words(command: str, error: ScowError | OSError) -> str:
     return message
 
 
-def _import_codec() -> None:
+def import_codec() -> None:
     """Import msgspec without typing_extensions, which it prefers where it is installed.
 
     That would bring inspect, ast and tokenize: 6 ms of every start (cli/main.py does the same).
@@ -121,21 +154,18 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
     table = COMMANDS.get(command)
     if table is None:
         raise InvalidArgument(f"No help topic for '{command}'")
-    own, operands = read_flags(arguments, table, strict_order=command == "exec")
+    own, operands = read_flags(arguments, table, strict_order=command in ("exec", "ps"))
     root = text(flags, "root") or "/run/scow-oci"
     if switch(flags, "systemd-cgroup") or text(flags, "cgroup-manager") == "systemd":
         own["systemd-cgroup"] = True
-    if command in ("create", "run", "exec", "update", "events", "features", "spec"):
-        _import_codec()
-    if command == "start":
-        from scow.runtime import oci_start as commands
-    elif command in ("create", "run", "exec"):
-        from scow.runtime import oci_process as commands  # type: ignore[no-redef]  # the same shape
-    elif command in ("update", "events", "features", "spec", "checkpoint", "restore"):
-        from scow.runtime import oci_extra as commands  # type: ignore[no-redef]  # the same shape
-    else:
-        from scow.runtime import oci_control as commands  # type: ignore[no-redef]  # the same shape
-    return commands.COMMANDS[command](root, own, operands, log.tell)
+    if text(flags, "criu"):
+        own["criu"] = text(flags, "criu")
+    name = _MODULES.get(command, "oci_control")
+    if name not in _WITHOUT_CODEC:
+        import_codec()
+    # `fromlist` makes it give the module itself, not the package
+    commands = __import__(f"scow.runtime.{name}", fromlist=["COMMANDS"])
+    return int(commands.COMMANDS[command](root, own, operands, log.tell))
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidArgument, ScowError, Unsupported
+from scow.native.errors import InvalidArgument, Unsupported
 from scow.native.fd import OwnedFd
-from scow.native.fs import Root
 from scow.runtime.compile import (
     DEVICE_MODES,
     NAMESPACE_FLAGS,
@@ -28,12 +29,14 @@ from scow.runtime.compile import (
     name_operations,
 )
 from scow.runtime.mounts import open_bind_source
-from scow.runtime.oci_mounts import MountCompiler, map_text
-from scow.runtime.security import CAPABILITY_NAMES, DEFAULT_DEVICES, held_capabilities
+from scow.runtime.oci_mounts import MountCompiler, map_text, read_only_dev
+from scow.runtime.security import DEFAULT_DEVICES
 from scow.runtime.spec import Capabilities, Device, Hook, Process, Spec
 
-MOMENT_MAPS, MOMENT_HOOKS = 1, 2
-PASSWD_LIMIT = 10 << 20
+if TYPE_CHECKING:
+    from scow.runtime.oci_enter import JoinedPid
+
+MOMENT_MAPS, MOMENT_HOOKS, MOMENT_DEVICES, MOMENT_GROUPS = 1, 2, 3, 4
 _NS_GET_NSTYPE = 0xB703
 _LINKS = (
     ("/proc/self/fd", "/dev/fd"),
@@ -61,52 +64,86 @@ class Ends(msgspec.Struct, frozen=True):
     kept: tuple[int, ...] = ()
     keyring: str = ""
     state: tuple[str, str] = ("{", "}")  # of hooks: around the pid
+    no_pivot: bool = False
 
 
 def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends: Ends) -> p.Plan:
     """The plan of a container's first process; `process` is already completed (`complete`)."""
     new, ops = _namespaces(spec, ends.hold)
-    has_user = bool(new & kernel.CLONE_NEWUSER)
-    if has_user:
-        ops.append(p.AwaitParent(MOMENT_MAPS, why="ids must mean something first"))
-    if ends.cgroup_tasks:
-        ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the limits before all else"))
-    if has_user or _has(spec, "user"):
-        ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
-    if new & kernel.CLONE_NEWCGROUP:
-        ops.append(p.Unshare(kernel.CLONE_NEWCGROUP, why="after joining: its own is the root"))
-    ops.append(p.MountPropagation(kernel.MS_PRIVATE, why="no mount made here shows on the host"))
-    ops.append(p.AttachRoot(root_fd, at="/", why="root.path of the bundle"))
-    ops += MountCompiler(spec, root_fd, ends.hold, bundle=bundle, cgroup=ends.cgroup).operations()
-    ops += _devices(spec, process, ends.hold)
+    joined = _joined_pid(spec, ops, ends.hold)
+    if joined is not None:
+        ops.remove(joined.join)
+    late = _late(spec, new)
+    ops += _arrival(spec, new, late, ends)
+    tree = _file_tree(spec, root_fd, bundle, ends)
+    ops += tree if joined is None else joined.proc_of_it(tree)
     if spec.hooks.prestart or spec.hooks.create_runtime:
         ops.append(p.AwaitParent(MOMENT_HOOKS, why="hooks that run in the runtime's namespaces"))
     ops += _hooks(spec.hooks.create_container, ends.state)
     ops += cover_operations(spec)
     ops += _names(spec)
-    ops.append(_stdio(process))
-    ops.append(p.PivotRoot(why="from here on the host's files are out of reach"))
+    if joined is None:
+        ops.append(_stdio(process))
+    ops += _labels(process, ends)
+    ops += _pivot(ends)
     ops += _root_options(spec)
-    ops += _scheduling(spec, process)
     ops += limit_operations(_in_user_namespace(spec, process), ends.keyring)
+    ops += _labels_done(process, ends)
+    if not _cannot_fork(process):
+        ops += _scheduling(spec, process)
+    if joined is not None:
+        # The session and the terminal are of the process that stays.
+        ops.append(joined.join)
+        ops += _enter_pid_namespace(process, ends, mounts_console=process.terminal)
+        ops.append(_stdio(process))
     ops.append(p.ProbeCommand(strict=_minds_modes(process), why="say now what cannot be executed"))
     ops.append(p.AwaitStartSocket(ends.start_socket, why="created: wait for 'start'"))
     before, after = ends.state
     created = before.replace('"status":"creating"', '"status":"created"')
-    ops += _hooks(spec.hooks.start_container, (created, after))
+    ops += _hooks(spec.hooks.start_container, (created, after), inside=True)
+    if _cannot_fork(process):
+        ops += _scheduling(spec, process)
     if ends.kept:
         ops.append(p.KeepFds(ends.kept, why="--preserve-fds"))
     ops += identity_operations(process, ends.seccomp)
     ops.append(execute_operation(process, run_init=False))
+    has_user = bool(new & kernel.CLONE_NEWUSER)
     return p.Plan(
         mode="run",
-        namespaces=new & ~(kernel.CLONE_NEWCGROUP | kernel.CLONE_NEWTIME),
+        namespaces=new & ~(late | kernel.CLONE_NEWTIME),
         cgroup_fd=ends.cgroup_fd,
         ops=tuple(ops),
         uid_map=map_text(spec.linux.uid_mappings) if has_user else "",
         gid_map=map_text(spec.linux.gid_mappings) if has_user else "",
         direct=True,
     )
+
+
+def _late(spec: Spec, new: int) -> int:
+    """The namespaces that are made by the process itself, not with it."""
+    late = new & kernel.CLONE_NEWCGROUP
+    if new & kernel.CLONE_NEWUSER or _has(spec, "user"):
+        # The root of mqueue belongs to who makes the namespace (ipc/mqueue.c).
+        late |= new & kernel.CLONE_NEWIPC
+    return late
+
+
+def _arrival(spec: Spec, new: int, late: int, ends: Ends) -> list[p.Operation]:
+    """Who it is and where it belongs, before it makes anything."""
+    ops: list[p.Operation] = []
+    if new & kernel.CLONE_NEWUSER:
+        ops.append(p.AwaitParent(MOMENT_MAPS, why="ids must mean something first"))
+    if ends.cgroup_tasks:
+        ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the limits before all else"))
+    if spec.linux.intel_rdt is not None:
+        ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
+    if new & kernel.CLONE_NEWUSER or _has(spec, "user"):
+        ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
+    if late:
+        ops.append(p.Unshare(late, why="in its own cgroup, which is to be the root, and as root"))
+    if spec.linux.net_devices:
+        ops.append(p.AwaitParent(MOMENT_DEVICES, why="network devices come from the host's side"))
+    return ops
 
 
 def compile_exec(
@@ -119,9 +156,15 @@ def compile_exec(
         ops.append(p.SetAffinity(initial, why="execCPUAffinity.initial"))
     if ends.cgroup_tasks:
         ops.append(p.JoinCgroups(ends.cgroup_tasks, why="be under the container's limits"))
+    if spec.linux.intel_rdt is not None:
+        ops.append(p.AwaitParent(MOMENT_GROUPS, why="its share of the caches"))
     kinds = 0
     for item in spec.linux.namespaces:
         kinds |= _flag(item.type)
+    # What needs a procfs that no container has touched comes before anything is joined.
+    ops += _labels(process, ends)
+    if process.oom_score_adj is not None and _has(spec, "user"):
+        ops.append(p.SetOomScoreAdj(process.oom_score_adj, why="lowered from outside only"))
     if kinds:
         ops.append(p.JoinNamespace(pidfd, kinds, why="be where the first process is"))
     if _has(spec, "user"):
@@ -129,9 +172,12 @@ def compile_exec(
     ops += limit_operations(_in_user_namespace(spec, process), ends.keyring)
     if final:
         ops.append(p.SetAffinity(final, why="execCPUAffinity.final"))
-    ops += _scheduling(spec, process)
+    if not _cannot_fork(process):
+        ops += _scheduling(spec, process)
     if kinds & kernel.CLONE_NEWPID:
-        ops += enter_pid_namespace(process, ends.seccomp, mounts_console=False)
+        ops += _enter_pid_namespace(process, ends, mounts_console=False)
+    if _cannot_fork(process):
+        ops += _scheduling(spec, process)
     ops.append(_stdio(process))
     if ends.kept:
         ops.append(p.KeepFds(ends.kept, why="--preserve-fds"))
@@ -208,10 +254,30 @@ def _time_offsets(spec: Spec) -> str:
     return "".join(lines)
 
 
+def _joined_pid(
+    spec: Spec, ops: list[p.Operation], hold: Callable[[OwnedFd], int]
+) -> JoinedPid | None:
+    if not any(item.type == "pid" and item.path for item in spec.linux.namespaces):
+        return None
+    from scow.runtime.oci_enter import find_joined
+
+    return find_joined(spec, ops, hold)
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _devices(spec: Spec, process: Process, hold: Callable[[OwnedFd], int]) -> list[p.Operation]:
+def _file_tree(spec: Spec, root_fd: int, bundle: str, ends: Ends) -> list[p.Operation]:
+    mounts = MountCompiler(spec, root_fd, ends.hold, bundle=bundle, cgroup=ends.cgroup)
+    return [
+        p.MountPropagation(kernel.MS_PRIVATE, why="no mount made here shows on the host"),
+        p.AttachRoot(root_fd, at="/", why="root.path of the bundle"),
+        *mounts.operations(),
+        *_devices(spec, ends.hold),
+    ]
+
+
+def _devices(spec: Spec, hold: Callable[[OwnedFd], int]) -> list[p.Operation]:
     dev = [m for m in spec.mounts if os.path.normpath(m.destination) == "/dev"]
     if any(m.type == "bind" or {"bind", "rbind"} & set(m.options) for m in dev):
         return []  # the host's /dev, with its devices
@@ -223,9 +289,8 @@ def _devices(spec: Spec, process: Process, hold: Callable[[OwnedFd], int]) -> li
     for device in wanted.values():
         if device.type not in DEVICE_MODES or not device.path.startswith("/"):
             raise InvalidArgument(f"invalid device '{device.path}' of type '{device.type}'")
-        if _has(spec, "user"):
-            tree = hold(open_bind_source(device.path, recursive=False))
-            found.append(p.MountTree(tree, device.path, is_dir=False))
+        if _has(spec, "user") and device.type != "p":
+            found.append(_bound_device(device, hold))
             continue
         permissions = 0o666 if device.file_mode is None else device.file_mode & 0o7777
         mode = DEVICE_MODES[device.type] | permissions
@@ -238,6 +303,29 @@ def _devices(spec: Spec, process: Process, hold: Callable[[OwnedFd], int]) -> li
     return found
 
 
+def _bound_device(device: Device, hold: Callable[[OwnedFd], int]) -> p.Operation:
+    """mknod(2) of a device is not for user namespaces: the host's own node, if it is that device."""
+    tree = hold(open_bind_source(device.path, recursive=False))
+    there = os.fstat(tree)
+    kind = DEVICE_MODES[device.type]
+    if stat.S_IFMT(there.st_mode) != kind or there.st_rdev != os.makedev(
+        device.major, device.minor
+    ):
+        raise InvalidArgument(
+            f"device '{device.path}' of the host is not {device.type} {device.major}:{device.minor}"
+        )
+    return p.MountTree(tree, device.path, is_dir=False)
+
+
+def _pivot(ends: Ends) -> list[p.Operation]:
+    why = "from here on the host's files are out of reach"
+    if not ends.no_pivot:
+        return [p.PivotRoot(why=why)]
+    from scow.runtime.oci_enter import host_mounts
+
+    return [*host_mounts(), p.PivotRoot(keep_host=True, why="--no-pivot")]
+
+
 def _root_options(spec: Spec) -> list[p.Operation]:
     found: list[p.Operation] = []
     name = spec.linux.rootfs_propagation
@@ -247,6 +335,7 @@ def _root_options(spec: Spec) -> list[p.Operation]:
     if kind in ("shared", "unbindable"):
         top_only = not name.startswith("r")
         found.append(p.MountPropagation(_PROPAGATION[kind], top_only, why="rootfsPropagation"))
+    found += read_only_dev(spec)
     if spec.root.readonly:
         found.append(p.RemountRootReadOnly(why="root.readonly"))
     return found
@@ -260,7 +349,11 @@ def root_propagation(spec: Spec) -> int:
 def _names(spec: Spec) -> list[p.Operation]:
     if (spec.hostname or spec.domainname) and not _has(spec, "uts"):
         raise InvalidArgument("unable to set hostname without a private UTS namespace")
-    return name_operations(spec)
+    if not spec.linux.sysctl:
+        return name_operations(spec, frozenset())
+    from scow.runtime.oci_sysctl import own_namespaces
+
+    return name_operations(spec, own_namespaces(spec))
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -275,7 +368,9 @@ def _stdio(process: Process) -> p.Operation:
     )
 
 
-def _hooks(hooks: tuple[Hook, ...], state: tuple[str, str]) -> list[p.Operation]:
+def _hooks(
+    hooks: tuple[Hook, ...], state: tuple[str, str], *, inside: bool = False
+) -> list[p.Operation]:
     return [
         p.RunHook(
             hook.path,
@@ -283,6 +378,7 @@ def _hooks(hooks: tuple[Hook, ...], state: tuple[str, str]) -> list[p.Operation]
             hook.env,
             (hook.timeout or 0) * 1000,
             *state,
+            inside,
             why="a hook in the container's namespaces",
         )
         for hook in hooks
@@ -294,9 +390,37 @@ def _in_user_namespace(spec: Spec, process: Process) -> Process:
     return msgspec.structs.replace(process, oom_score_adj=None) if _has(spec, "user") else process
 
 
+def _labels(process: Process, ends: Ends) -> list[p.Operation]:
+    if not (process.apparmor_profile or process.selinux_label):
+        return []
+    from scow.runtime.oci_labels import label_operations
+
+    return label_operations(process, keyring=bool(ends.keyring))
+
+
+def _labels_done(process: Process, ends: Ends) -> list[p.Operation]:
+    if not (process.selinux_label and ends.keyring):
+        return []
+    from scow.runtime.oci_labels import unlabel_keys
+
+    return unlabel_keys(process)
+
+
 def _minds_modes(process: Process) -> bool:
     capabilities = process.capabilities or Capabilities()
     return process.user.uid == 0 or "CAP_DAC_OVERRIDE" not in capabilities.ambient
+
+
+def _cannot_fork(process: Process) -> bool:
+    """sched(7): clone(2) of a process with a deadline fails; that comes when no clone follows."""
+    return process.scheduler is not None and process.scheduler.policy == "SCHED_DEADLINE"
+
+
+def _enter_pid_namespace(
+    process: Process, ends: Ends, *, mounts_console: bool
+) -> list[p.Operation]:
+    late = ("SYS_NICE",) if _cannot_fork(process) else ()
+    return enter_pid_namespace(process, ends.seccomp, mounts_console=mounts_console, keep=late)
 
 
 def _scheduling(spec: Spec, process: Process) -> list[p.Operation]:
@@ -306,80 +430,3 @@ def _scheduling(spec: Spec, process: Process) -> list[p.Operation]:
     from scow.runtime.scheduling import scheduling_operations
 
     return scheduling_operations(process, linux)
-
-
-def complete(spec: Spec, process: Process, root: Root, umask: int) -> tuple[Process, list[str]]:
-    """Check a process and fill in what the runtime adds; also gives warnings."""
-    if not process.args or (not process.args[0] and len(process.args) == 0):
-        raise InvalidArgument("args must not be empty")
-    if not process.cwd.startswith("/"):
-        raise InvalidArgument("Cwd must be an absolute path")
-    names = [limit.type for limit in process.rlimits]
-    if len(names) != len(set(names)):
-        raise InvalidArgument("a rlimit is given twice")
-    if process.apparmor_profile and not os.path.isdir("/sys/kernel/security/apparmor"):
-        raise ScowError(
-            f"apparmor profile '{process.apparmor_profile}' set, but AppArmor is not enabled"
-        )
-    if process.selinux_label and not os.path.isdir("/sys/fs/selinux"):
-        raise ScowError("selinux label is specified in config, but selinux is disabled")
-    capabilities, warnings = _usable(process.capabilities)
-    user = process.user
-    if user.umask is None:
-        user = msgspec.structs.replace(user, umask=umask)
-    changed = msgspec.structs.replace(
-        process, capabilities=capabilities, user=user, env=_environment(process, root)
-    )
-    return changed, warnings
-
-
-def _usable(asked: Capabilities | None) -> tuple[Capabilities, list[str]]:
-    """Those that exist and that we may give; the specification says to warn, not to fail."""
-    if asked is None:
-        return Capabilities(), []
-    held = held_capabilities()
-    unknown: set[str] = set()
-    sets: dict[str, tuple[str, ...]] = {}
-    for field in ("bounding", "effective", "permitted", "inheritable", "ambient"):
-        kept: list[str] = []
-        for name in getattr(asked, field):
-            bare = name.upper().removeprefix("CAP_")
-            if bare in held and bare in CAPABILITY_NAMES:
-                kept.append(f"CAP_{bare}")
-            else:
-                unknown.add(name)
-        sets[field] = tuple(kept)
-    # capset(2): what is effective must be permitted; ambient needs permitted and inheritable.
-    permitted, inheritable = set(sets["permitted"]), set(sets["inheritable"])
-    sets["effective"] = tuple(name for name in sets["effective"] if name in permitted)
-    sets["ambient"] = tuple(n for n in sets["ambient"] if n in permitted and n in inheritable)
-    warnings = (
-        [f"ignoring unknown or unavailable capabilities: {sorted(unknown)}"] if unknown else []
-    )
-    return Capabilities(**sets), warnings
-
-
-def _environment(process: Process, root: Root) -> tuple[str, ...]:
-    """The last of duplicates wins; HOME comes from the container's own passwd."""
-    values: dict[str, str] = {}
-    for entry in process.env:
-        name, equals, value = entry.partition("=")
-        if not equals or not name:
-            raise InvalidArgument(f"invalid environment variable: {entry[:128]!r}")
-        values.pop(name, None)
-        values[name] = value
-    if not values.get("HOME"):
-        values["HOME"] = _home(root, process.user.uid)
-    return tuple(f"{name}={value}" for name, value in values.items())
-
-
-def _home(root: Root, uid: int) -> str:
-    try:
-        data = root.read_file("/etc/passwd", PASSWD_LIMIT)
-    except OSError:
-        return "/"
-    for line in data.split(b"\n"):
-        row = line.split(b":")
-        if len(row) >= 6 and row[2] == str(uid).encode() and row[5]:
-            return os.fsdecode(row[5])
-    return "/"

@@ -33,7 +33,7 @@ def parse_signal(name: str) -> int:
     """A signal by number, or by name with or without SIG."""
     import signal
 
-    if name.isdigit():
+    if name.isascii() and name.isdigit() and len(name) < 10:
         value = int(name)
         if 0 <= value < signal.NSIG:
             return value
@@ -43,7 +43,7 @@ def parse_signal(name: str) -> int:
         if isinstance(found, signal.Signals):
             return int(found)
         base, _, offset = bare.partition("+")
-        if base == "RTMIN" and offset.isdigit():
+        if base == "RTMIN" and offset.isascii() and offset.isdigit() and len(offset) < 3:
             return int(signal.SIGRTMIN) + int(offset)
     raise InvalidArgument(f"unknown signal {name!r}")
 

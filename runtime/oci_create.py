@@ -8,31 +8,38 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from scow.cgroups.cgroup import Cgroup, open_cgroup
-from scow.cgroups.resources import DeviceRule, Resources, decode_resources
+from scow.cgroups.resources import DeviceRule, Pids, Resources, decode_resources
 from scow.native import sys as kernel
 from scow.native import unix
 from scow.native.errors import InvalidArgument, NotFound, ScowError, Unsupported
 from scow.native.fd import OwnedFd
-from scow.native.fs import Root
+from scow.native.fs import Root, write_atomic
+from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
 from scow.runtime.hooks import check_hook, run_hooks
 from scow.runtime.oci_child import Child, follow, spawn
 from scow.runtime.oci_compile import (
+    MOMENT_DEVICES,
+    MOMENT_GROUPS,
     MOMENT_HOOKS,
     MOMENT_MAPS,
     Ends,
     compile_create,
-    complete,
     root_propagation,
 )
+from scow.runtime.oci_complete import complete
 from scow.runtime.oci_destroy import end_cgroup, try_poststop
 from scow.runtime.oci_state import ContainerDir, StateRecord
 from scow.runtime.security import DEFAULT_DEVICE_RULES
 from scow.runtime.spec import CONFIG_LIMIT, Process, Spec, decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CGROUP_TOP = "scow-oci"
 
@@ -47,6 +54,8 @@ class CreateOptions(msgspec.Struct, frozen=True, kw_only=True):
     new_keyring: bool = True
     detach: bool = True
     systemd_cgroup: bool = False
+    no_pivot: bool = False
+    pidfd_socket: str = ""
 
 
 class Created(msgspec.Struct):
@@ -88,30 +97,34 @@ def check_spec(spec: Spec) -> None:
     if "" in spec.annotations:
         raise InvalidArgument("an annotation has an empty key")
     if spec.linux.net_devices:
-        raise Unsupported("linux.netDevices is not supported")
+        from scow.runtime.oci_netdevices import check_devices
+
+        check_devices(spec)
     if spec.linux.intel_rdt is not None:
-        raise Unsupported("linux.intelRdt is not supported")
+        from scow.runtime.oci_rdt import groups_of, mount_point
+
+        groups_of(spec.linux.intel_rdt, "x", mount_point())
 
 
 def create(root: str, name: str, options: CreateOptions) -> Created:
     """Make the container; on return its first process waits for `start`."""
-    if options.systemd_cgroup:
-        raise Unsupported("--systemd-cgroup is not supported")
     bundle = os.path.abspath(options.bundle)
     spec, data = read_bundle(bundle)
     check_spec(spec)
+    if spec.process is not None and spec.process.terminal and not options.console_socket:
+        parent.current().need_terminal()
     directory = ContainerDir(root, name)
     directory.create()
     with ExitStack() as undo, ExitStack() as held:
         undo.callback(directory.remove)
         directory.write("config.json", data)
-        creation = _Creation(directory, spec, bundle, options, undo, held)
+        creation = Creation(directory, spec, bundle, options, undo, held)
         created = creation.run()
         undo.pop_all()
     return created
 
 
-class _Creation:
+class Creation:
     """One run of `create`; what it opens is in `held`, what it makes in `undo`."""
 
     def __init__(
@@ -125,7 +138,9 @@ class _Creation:
     ) -> None:
         self.directory, self.spec, self.bundle = directory, spec, bundle
         self.options, self.undo, self.held = options, undo, held
+        self.settle: Callable[[], None] | None = None  # what a cgroup with a process in it needs
         umask = os.umask(0o022)
+        cgroup = cgroup_path(spec, directory.name, systemd=options.systemd_cgroup)
         self.record = StateRecord(
             id=directory.name,
             bundle=bundle,
@@ -133,7 +148,8 @@ class _Creation:
             pid=0,
             start_time=0,
             created=oci_state.now_text(),
-            cgroup=cgroup_path(spec, directory.name),
+            cgroup=cgroup,
+            unit=os.path.basename(cgroup) if options.systemd_cgroup else "",
             oci_version=spec.oci_version,
             annotations=spec.annotations,
             has_pid_namespace=any(n.type == "pid" for n in spec.linux.namespaces),
@@ -147,7 +163,7 @@ class _Creation:
         spec, options = self.spec, self.options
         root_fd = self._open_root()
         process = spec.process or Process(cwd="/", args=("/",))
-        _check_terminal(process, options)
+        check_terminal(process, options)
         process, warnings = complete(spec, process, Root(root_fd), self.record.umask)
         process = _with_listen_fds(process)
         self.directory.save(self.record)  # from here on `delete` finds the cgroup
@@ -172,12 +188,15 @@ class _Creation:
             kept=kept_descriptors(options.preserve_fds),
             keyring=f"_ses.{self.record.id}" if options.new_keyring else "",
             state=(f'{state[:-1]},"pid":', "}"),
+            no_pivot=options.no_pivot,
         )
         plan = compile_create(spec, process, root_fd, self.bundle, ends)
         child = spawn(plan, standard_descriptors())
         self.undo.callback(child.kill)
         if not follow(child, self._on_wait):
             raise ScowError("the container's first process went away without a word")
+        if self.settle is not None:
+            self.settle()
         master = self._finish(child)
         return Created(self.directory, self.record, spec, child, master, warnings + child.warnings)
 
@@ -196,7 +215,20 @@ class _Creation:
 
     def _make_cgroup(self) -> Cgroup:
         resources = resources_of(self.spec)
-        cgroup = open_cgroup(self.record.cgroup, foreign=True)
+        owner = os.path.abspath(self.directory.path)
+        if self.record.unit:
+            from scow.runtime.oci_cgroup import Scope
+
+            scope = Scope(self.record.cgroup, owner)
+            self.undo.callback(scope.undo)
+            self.settle = scope.settle
+            return scope.make(resources)
+        cgroup = open_cgroup(self.record.cgroup, foreign=True, owner=owner)
+        limit = resources.pids
+        if limit is not None and limit.limit == 0:
+            # Into a cgroup without room nobody can be born, only moved.
+            resources = msgspec.structs.replace(resources, pids=Pids(1))
+            self.settle = lambda: cgroup.update(Resources(pids=limit))
         cgroup.create(resources)
         self.undo.callback(end_cgroup, cgroup)
         return cgroup
@@ -208,13 +240,22 @@ class _Creation:
         if moment == MOMENT_MAPS:
             _write_maps(child)
             _write_oom_score(child.pid, self.spec.process)
+        elif moment == MOMENT_GROUPS and self.spec.linux.intel_rdt is not None:
+            from scow.runtime.oci_rdt import join, mount_point, prepare
+
+            intel, undo = self.spec.linux.intel_rdt, self.undo.callback
+            join(prepare(intel, self.directory, mount_point(), undo), child.pid)
+        elif moment == MOMENT_DEVICES:
+            from scow.runtime.oci_netdevices import move_devices
+
+            move_devices(self.spec, child.pid, self.undo.callback)
         elif moment == MOMENT_HOOKS:
             record = self.record.born(child.pid, 0)
             state = oci_state.hook_state(record, "creating")
             # From here on something of the hooks' may have to be undone: poststop runs after.
             self.undo.callback(try_poststop, self.spec, self.record)
-            run_hooks("prestart", self.spec.hooks.prestart, state)
-            run_hooks("createRuntime", self.spec.hooks.create_runtime, state)
+            run_hooks("prestart", self.spec.hooks.prestart, state, self.bundle)
+            run_hooks("createRuntime", self.spec.hooks.create_runtime, state, self.bundle)
 
     def _finish(self, child: Child) -> OwnedFd | None:
         found = oci_state.process_start_time(child.pid)
@@ -227,6 +268,7 @@ class _Creation:
             master.close()
             master = None
         self.directory.save(self.record)
+        send_pidfd(self.options.pidfd_socket, child)
         write_pid_file(self.options.pid_file, child.pid)
         child.answer()
         return master
@@ -235,12 +277,16 @@ class _Creation:
 # --- parts that exec uses, too --------------------------------------------------------------------
 
 
-def cgroup_path(spec: Spec, name: str) -> str:
+def cgroup_path(spec: Spec, name: str, *, systemd: bool = False) -> str:
     """Where the container's cgroup is, from each hierarchy's root.
 
     A relative path is taken from a place of ours, always the same one for the same value.
     """
     path = spec.linux.cgroups_path
+    if systemd:
+        from scow.cgroups.unit import unit_of
+
+        return unit_of(path, name).path
     if not path:
         return f"{CGROUP_TOP}/{name}"
     parts = [part for part in path.split("/") if part not in ("", ".")]
@@ -253,6 +299,8 @@ def resources_of(spec: Spec) -> Resources:
     """The limits, with the device list that every container has: its own rules, then the defaults."""
     raw = bytes(spec.linux.resources)
     resources = decode_resources(raw) if raw not in (b"", b"null") else Resources()
+    if resources.pids is not None and resources.pids.limit == 0 and not _has_absent_limits(spec):
+        resources = msgspec.structs.replace(resources, pids=Pids(limit=-1))
     rules = [DeviceRule(allow=False)]
     rules += resources.devices or ()
     rules += [
@@ -260,6 +308,12 @@ def resources_of(spec: Spec) -> Resources:
         for kind, major, minor, access in DEFAULT_DEVICE_RULES
     ]
     return msgspec.structs.replace(resources, devices=tuple(rules))
+
+
+def _has_absent_limits(spec: Spec) -> bool:
+    """Whether a limit of 0 processes is one: until 1.3 it was how "none" was said, as podman does."""
+    major, minor, *_ = spec.oci_version.split(".")
+    return (int(major), int(minor)) >= (1, 3)
 
 
 def seccomp_filter(spec: Spec, process: Process, root: str) -> tuple[bytes, int] | None:
@@ -309,7 +363,8 @@ def standard_descriptors() -> tuple[int, int, int]:
     return found[0], found[1], found[2]
 
 
-def _check_terminal(process: Process, options: CreateOptions) -> None:
+def check_terminal(process: Process, options: CreateOptions) -> None:
+    """Refuse a terminal that nobody would get, and a receiver for one that there is not."""
     if process.terminal and options.detach and not options.console_socket:
         raise InvalidArgument(
             "cannot allocate tty if runc will detach without setting console socket"
@@ -327,15 +382,23 @@ def send_terminal(path: str, master: OwnedFd) -> None:
         raise ScowError(f"cannot use console socket '{path}': {error.strerror}") from error
 
 
-def write_pid_file(path: str, pid: int) -> None:
-    """Write the pid, so that who reads the file finds all of it."""
+def send_pidfd(path: str, child: Child) -> None:
+    """Send the process itself, as a descriptor, to who listens at `path` (--pidfd-socket)."""
     if not path:
         return
-    directory, name = os.path.split(os.path.abspath(path))
-    fresh = f"{directory}/.{name}"
-    with open(fresh, "w", encoding="ascii") as file:
-        file.write(str(pid))
-    os.rename(fresh, path)
+    assert child.pidfd is not None
+    try:
+        with unix.connect(path, unix.STREAM) as sock:
+            unix.send_with(sock.fileno(), b"pidfd", child.pidfd.fileno())
+    except OSError as error:
+        raise ScowError(f"cannot use pidfd socket '{path}': {error.strerror}") from error
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """Write the pid, so that who reads the file finds all of it; no planted name is written through."""
+    if path:
+        directory, name = os.path.split(os.path.abspath(path))
+        write_atomic(directory, name, str(pid).encode(), 0o644, durable=False)
 
 
 def _write_maps(child: Child) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING
 
 from scow.cgroups.cgroup import Cgroup, open_cgroup
-from scow.native.errors import InvalidState, ScowError
+from scow.native.errors import InvalidState, PermissionDenied, ScowError
 from scow.runtime import oci_state
 from scow.runtime.oci_state import ContainerDir, StateRecord
 
@@ -17,11 +18,10 @@ KILL_WAIT_MS = 10_000
 
 
 def end_cgroup(cgroup: Cgroup) -> None:
-    """Remove a cgroup with all that is in it; gone already is fine."""
-    if cgroup.exists():
-        if cgroup.pids():
-            cgroup.kill()
-        cgroup.remove()
+    """Remove a cgroup with all that is in it; gone, or never made, is fine."""
+    if cgroup.pids():
+        cgroup.kill()
+    cgroup.remove()
 
 
 def try_poststop(spec: Spec, record: StateRecord) -> list[str]:
@@ -32,7 +32,7 @@ def try_poststop(spec: Spec, record: StateRecord) -> list[str]:
     state = oci_state.hook_state(record, "stopped")
     for hook in spec.hooks.poststop:
         try:
-            run_hooks("poststop", (hook,), state)
+            run_hooks("poststop", (hook,), state, record.bundle)
         except ScowError as error:
             warnings.append(str(error))
     return warnings
@@ -43,7 +43,20 @@ def destroy(directory: ContainerDir, record: StateRecord | None) -> list[str]:
     warnings: list[str] = []
     if record is not None:
         kill_and_wait(record)
-        end_cgroup(open_cgroup(record.cgroup, foreign=True))
+        owner = os.path.abspath(directory.path)
+        if record.unit:
+            from scow.runtime.oci_cgroup import end
+
+            warnings += end(record.cgroup, owner)
+        try:
+            end_cgroup(open_cgroup(record.cgroup, foreign=True, owner=owner))
+        except PermissionDenied as error:
+            # It is another's: `create` was killed before it saw that, or that one came after this.
+            warnings.append(str(error))
+        if os.path.exists(f"{directory.path}/rdt"):
+            from scow.runtime.oci_rdt import remove_own
+
+            remove_own(directory)
         try:
             config = directory.config()
             if b'"poststop"' in config:

@@ -1,10 +1,9 @@
-"""update, events, features and spec; and the refusal of checkpoint and restore."""
+"""update, events, features and spec; checkpoint and restore have a file of their own."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -41,15 +40,12 @@ def parse_size(value: str, flag: str) -> int | None:
         return -1
     digits = value.lower().removesuffix("b").rstrip("kmgt")
     unit = value.lower().removesuffix("b")[len(digits) :]
-    if not digits.isdigit() or unit not in _UNITS:
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 19) or unit not in _UNITS:
         raise InvalidArgument(f"invalid value for {flag}: {value!r}")
     return int(digits) * _UNITS[unit]
 
 
 def _from_flags(flags: Flags) -> Resources:
-    for name in ("l3-cache-schema", "mem-bw-schema"):
-        if text(flags, name):
-            raise Unsupported(f"update --{name} is not supported")
     memory = Memory(
         limit=parse_size(text(flags, "memory"), "memory"),
         reservation=parse_size(text(flags, "memory-reservation"), "memory-reservation"),
@@ -77,7 +73,7 @@ def _from_flags(flags: Flags) -> Resources:
 
 
 def _update(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    _, cgroup = _running(root, operands)
+    record, cgroup = _running(root, operands)
     path = text(flags, "resources")
     if path:
         if path == "-":
@@ -88,8 +84,28 @@ def _update(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
         resources = decode_resources(data)
     else:
         resources = _from_flags(flags)
-    cgroup.update(resources)
+        _update_schemata(root, flags, operands)
+    if record.unit:
+        from scow.runtime.oci_cgroup import update
+
+        update(record.cgroup, cgroup, resources)
+    else:
+        cgroup.update(resources)
     return 0
+
+
+def _update_schemata(root: str, flags: Flags, operands: list[str]) -> None:
+    schemas = text(flags, "l3-cache-schema"), text(flags, "mem-bw-schema")
+    if not any(schemas):
+        return
+    from scow.runtime.oci_rdt import mount_point, update
+    from scow.runtime.spec import decode_spec
+
+    directory = ContainerDir(root, one_operand(operands))
+    intel = decode_spec(directory.config(), "config.json").linux.intel_rdt
+    if intel is None:
+        raise InvalidArgument("the container has no intelRdt in its configuration")
+    update(intel, directory.name, mount_point(), *schemas)
 
 
 # --- events ---------------------------------------------------------------------------------------
@@ -144,31 +160,16 @@ def stats_document(cgroup: Cgroup) -> dict[str, object]:
 
 
 def _events(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
+    from scow.runtime.oci_events import follow_events, parse_interval
+
     record, cgroup = _running(root, operands)
-    interval = _seconds(text(flags, "interval", "5s"))
-    killed = cgroup.oom_kills()
-    while True:
-        data = stats_document(cgroup)
-        event = {"type": "stats", "id": record.id, "data": data}
+    interval_s = parse_interval(text(flags, "interval", "5s"))
+    if switch(flags, "stats"):
+        event = {"type": "stats", "id": record.id, "data": stats_document(cgroup)}
         os.write(1, msgspec.json.encode(event) + b"\n")
-        if switch(flags, "stats"):
-            return 0
-        time.sleep(interval)
-        if not oci_state.is_running(record):
-            return 0
-        now = cgroup.oom_kills()
-        if now > killed:
-            os.write(1, msgspec.json.encode({"type": "oom", "id": record.id}) + b"\n")
-        killed = now
-
-
-def _seconds(value: str) -> float:
-    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-    for unit, factor in units.items():
-        digits = value.removesuffix(unit)
-        if digits != value and digits.replace(".", "", 1).isdigit():
-            return float(digits) * factor
-    raise InvalidArgument(f"invalid duration {value!r}")
+        return 0
+    follow_events(record, cgroup, interval_s)
+    return 0
 
 
 # --- features and spec ----------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def _features(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 
 def _spec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    from scow.runtime.oci_features import example_spec
+    from scow.runtime.oci_example import example_spec
 
     if switch(flags, "rootless"):
         raise Unsupported("spec --rootless is not supported")
@@ -201,7 +202,15 @@ def _spec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 
 
 def _checkpoint(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
-    raise Unsupported("checkpoint and restore are not supported")
+    from scow.runtime.oci_checkpoint import checkpoint
+
+    return checkpoint(root, flags, operands, tell)
+
+
+def _restore(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
+    from scow.runtime.oci_restore import restore
+
+    return restore(root, flags, operands, tell)
 
 
 COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {
@@ -210,5 +219,5 @@ COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {
     "features": _features,
     "spec": _spec,
     "checkpoint": _checkpoint,
-    "restore": _checkpoint,
+    "restore": _restore,
 }

@@ -1,11 +1,9 @@
-"""What `features` says scow-oci can do, and the example that `spec` writes."""
+"""What `features` says scow-oci can do."""
 
 from __future__ import annotations
 
-import os
-
 from scow.runtime.oci_state import OCI_VERSION
-from scow.runtime.security import CAPABILITY_NAMES, READONLY_PATHS
+from scow.runtime.security import CAPABILITY_NAMES
 
 _HOOKS = (
     "prestart",
@@ -24,6 +22,8 @@ _MOUNT_OPTIONS = (
     "strictatime suid symfollow sync tmpcopyup unbindable"
 )
 
+_MEMORY_MODES = "DEFAULT BIND INTERLEAVE WEIGHTED_INTERLEAVE PREFERRED PREFERRED_MANY LOCAL"
+
 
 def features() -> dict[str, object]:
     """The document of runtime-spec features.md."""
@@ -38,28 +38,34 @@ def features() -> dict[str, object]:
             "cgroup": {
                 "v1": True,
                 "v2": True,
-                "systemd": False,
+                "systemd": True,
                 "systemdUser": False,
                 "rdma": True,
             },
             "seccomp": _seccomp(),
-            "apparmor": {"enabled": False},
-            "selinux": {"enabled": False},
-            "intelRdt": {"enabled": False},
+            "apparmor": {"enabled": True},
+            "selinux": {"enabled": True},
+            "intelRdt": {"enabled": True, "schemata": True, "monitoring": True},
+            "memoryPolicy": {
+                "modes": [f"MPOL_{name}" for name in _MEMORY_MODES.split()],
+                "flags": [f"MPOL_F_{name}_NODES" for name in ("RELATIVE", "STATIC")]
+                + ["MPOL_F_NUMA_BALANCING"],
+            },
             "mountExtensions": {"idmap": {"enabled": True}},
-            "netDevices": {"enabled": False},
+            "netDevices": {"enabled": True},
         },
         "annotations": {"io.github.scow.version": OCI_VERSION},
     }
 
 
 def _seccomp() -> dict[str, object]:
-    actions = "ALLOW ERRNO KILL KILL_PROCESS KILL_THREAD LOG TRACE TRAP"
+    actions = "ALLOW ERRNO KILL KILL_PROCESS KILL_THREAD LOG NOTIFY TRACE TRAP"
     operators = "EQ GE GT LE LT MASKED_EQ NE"
     flags = [
         "SECCOMP_FILTER_FLAG_LOG",
         "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
         "SECCOMP_FILTER_FLAG_TSYNC",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
     ]
     return {
         "enabled": True,
@@ -69,69 +75,3 @@ def _seccomp() -> dict[str, object]:
         "knownFlags": flags,
         "supportedFlags": flags,
     }
-
-
-def example_spec() -> dict[str, object]:
-    """A configuration that runs `sh` in the bundle's `rootfs`, confined as runc's example is."""
-    caps = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
-    return {
-        "ociVersion": OCI_VERSION,
-        "process": {
-            "terminal": os.isatty(0),
-            "user": {"uid": 0, "gid": 0},
-            "args": ["sh"],
-            "env": [
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                "TERM=xterm",
-            ],
-            "cwd": "/",
-            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
-            "noNewPrivileges": True,
-        },
-        "root": {"path": "rootfs", "readonly": True},
-        "hostname": "scow",
-        "mounts": _example_mounts(),
-        "linux": {
-            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-            "namespaces": [
-                {"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")
-            ],
-            "maskedPaths": [
-                "/proc/acpi",
-                "/proc/asound",
-                "/proc/kcore",
-                "/proc/keys",
-                "/proc/latency_stats",
-                "/proc/timer_list",
-                "/proc/timer_stats",
-                "/proc/sched_debug",
-                "/sys/firmware",
-                "/proc/scsi",
-            ],
-            "readonlyPaths": list(READONLY_PATHS),
-        },
-    }
-
-
-def _example_mounts() -> list[dict[str, object]]:
-    def mount(where: str, kind: str, source: str, options: str) -> dict[str, object]:
-        document: dict[str, object] = {"destination": where, "type": kind, "source": source}
-        if options:
-            document["options"] = options.split()
-        return document
-
-    return [
-        mount("/proc", "proc", "proc", ""),
-        mount("/dev", "tmpfs", "tmpfs", "nosuid strictatime mode=755 size=65536k"),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            "nosuid noexec newinstance ptmxmode=0666 mode=0620 gid=5",
-        ),
-        mount("/dev/shm", "tmpfs", "shm", "nosuid noexec nodev mode=1777 size=65536k"),
-        mount("/dev/mqueue", "mqueue", "mqueue", "nosuid noexec nodev"),
-        mount("/sys", "sysfs", "sysfs", "nosuid noexec nodev ro"),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid noexec nodev relatime ro"),
-    ]

@@ -18,16 +18,24 @@ from scow.native import sys as kernel
 from scow.native.errors import InvalidArgument, ScowError, Unsupported
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
-from scow.runtime.mounts import Options, cgroup_mounts, check_destination, open_bind_source
+from scow.runtime.mounts import (
+    PROPAGATION,
+    Options,
+    cgroup_mounts,
+    check_destination,
+    open_bind_source,
+)
 from scow.runtime.spec import IdMapping, Spec, SpecMount
 
 # Flags of the superblock: fsconfig(2) knows them by these names, a bind mount has none of its own.
 _SUPERBLOCK = frozenset({"sync", "dirsync", "lazytime", "mand", "iversion"})
 _OURS = frozenset({
-    "tmpcopyup", "idmap", "ridmap", "remount", "relatime", "norelatime", "nostrictatime", "atime",
-    "nolazytime", "noiversion", "nomand", "nosync", "ratime", "rnorelatime", "rnostrictatime",
+    "tmpcopyup", "idmap", "ridmap", "remount", "nolazytime", "noiversion", "nomand", "nosync",
 })  # fmt: skip
-MAX_COPY_FILES = 100_000
+# What takes one way to keep access times back leaves what mount(2) does by itself since 2.6.30.
+_TIMES = {"atime": "noatime", "nostrictatime": "strictatime", "norelatime": ""}
+# The kernel labels what it makes up itself, by the policy.
+_UNLABELLED = frozenset({"proc", "sysfs", "mqueue", "cgroup", "cgroup2"})
 
 
 class MountCompiler:
@@ -66,12 +74,17 @@ class MountCompiler:
     def _mount(self, index: int, mount: SpecMount) -> list[p.Operation]:
         check_destination(index, mount)
         words = frozenset(mount.options)
-        rest = tuple(word for word in mount.options if word not in _OURS)
-        options = Options(_replace(mount, options=rest))
+        options = Options(_replace(mount, options=_known_words(mount.options)))
+        if os.path.normpath(mount.destination) == "/dev" and not options.bind:
+            # Read-only once its devices and the console are made: `read_only_dev`.
+            options.set &= ~kernel.MOUNT_ATTR_RDONLY
+        return self._made_as(index, mount, options, words) + _propagation(mount, options)
+
+    def _made_as(
+        self, index: int, mount: SpecMount, options: Options, words: frozenset[str]
+    ) -> list[p.Operation]:
         if "remount" in words:
-            return [
-                p.SetMountAttributes(mount.destination, options.set, options.clear & ~options.set)
-            ]
+            return _remount(mount, options)
         if options.bind:
             return [self._bind(index, mount, options, words)]
         if "idmap" in words or "ridmap" in words or mount.uid_mappings:
@@ -83,7 +96,7 @@ class MountCompiler:
         if mount.type == "sysfs" and self._has_user and not self._has_network:
             # sysfs shows the network namespace, which is not of our user namespace: EPERM.
             return [self._bind(index, _replace(mount, source="/sys", type="bind"), options, words)]
-        if "tmpcopyup" in words:
+        if "tmpcopyup" in words and not self._is_covered(mount.destination):
             return [self._copy_up(mount, options)]
         return self._filesystem(mount, options)
 
@@ -92,7 +105,7 @@ class MountCompiler:
     def _filesystem(self, mount: SpecMount, options: Options) -> list[p.Operation]:
         if not mount.type:
             raise InvalidArgument(f"mount on '{mount.destination}' has no type")
-        return [
+        found: list[p.Operation] = [
             p.MountFilesystem(
                 mount.type,
                 mount.destination,
@@ -101,12 +114,19 @@ class MountCompiler:
                 source=mount.source or mount.type,
             )
         ]
+        label = self._spec.linux.mount_label
+        if label and mount.type == "mqueue":
+            # Its superblock is the IPC namespace's and takes no context: the inode is labelled.
+            found.append(p.LabelMount(mount.destination, label, why="linux.mountLabel"))
+        return found
 
     def _data(self, mount: SpecMount, options: Options) -> list[tuple[str, str | None]]:
-        if self._spec.linux.mount_label:
-            raise Unsupported("mount labels need SELinux, which is not supported")
         data = list(options.data)
-        if mount.type == "tmpfs" and not any(key == "mode" for key, _ in data):
+        label = self._spec.linux.mount_label
+        if label and mount.type not in _UNLABELLED:
+            data.append(("context", label))
+        has_mode = any(key == "mode" for key, _ in data)
+        if mount.type == "tmpfs" and not has_mode and not self._is_covered(mount.destination):
             mode = self._mode_of(mount.destination)
             if mode is not None:
                 data.append(("mode", f"{mode:o}"))
@@ -120,6 +140,11 @@ class MountCompiler:
             return stat.S_IMODE(self._root.stat(destination).st_mode)
         except OSError:
             return None
+
+    def _is_covered(self, destination: str) -> bool:
+        """Whether an earlier mount hides what the image has there."""
+        path = os.path.normpath(destination)
+        return any(path == made or path.startswith(f"{made}/") for made in self._made)
 
     def _maps_gid(self, text: str | None) -> bool:
         gid = int(text) if text and text.isdigit() else -1
@@ -199,6 +224,10 @@ class MountCompiler:
             open_bind_source(os.path.join(self._bundle, mount.source), recursive=options.recursive)
         )
         self._map_ids(fd, mount, words)
+        if "shared" not in self._spec.linux.rootfs_propagation:
+            # A clone of a shared mount is its peer: what is mounted below would show on the host.
+            everywhere = kernel.AT_EMPTY_PATH | kernel.AT_RECURSIVE
+            kernel.mount_setattr(fd, "", everywhere, 0, 0, kernel.MS_SLAVE)
         if options.tree_set or options.tree_clear:
             kernel.mount_setattr(
                 fd,
@@ -244,6 +273,59 @@ class MountCompiler:
                 raise ScowError(
                     f"cannot map the ids of the mount on '{mount.destination}': {error.strerror}"
                 ) from error
+
+
+def _known_words(options: tuple[str, ...]) -> tuple[str, ...]:
+    """The options that `Options` or the file system is to see."""
+    found: list[str] = []
+    for word in options:
+        prefix = "r" if word.startswith("r") and word[1:] in _TIMES else ""
+        undone = _TIMES.get(word.removeprefix(prefix)) if word not in _OURS else None
+        if word in _OURS or undone == "":
+            continue
+        if undone is not None:
+            others = {"noatime", "strictatime"} - {undone}
+            if others.isdisjoint(found):
+                found.append(f"{prefix}relatime")
+            continue
+        found.append(word)
+    return tuple(found)
+
+
+def _remount(mount: SpecMount, options: Options) -> list[p.Operation]:
+    data = [key for key, _ in options.data]
+    if data:
+        raise Unsupported(f"option '{data[0]}' of the remount of '{mount.destination}'")
+    found: list[p.Operation] = [p.SetMountAttributes(mount.destination, options.set, options.clear)]
+    if options.tree_set or options.tree_clear:
+        found.append(
+            p.SetMountAttributes(
+                mount.destination, options.tree_set, options.tree_clear, recursive=True
+            )
+        )
+    return found
+
+
+def _propagation(mount: SpecMount, options: Options) -> list[p.Operation]:
+    """In their order, each on what the one before left; the last one of a bind is made with it."""
+    asked = [PROPAGATION[word] for word in mount.options if word in PROPAGATION]
+    if options.bind and "remount" not in mount.options and len(asked) < 2:
+        return []
+    return [p.SetPropagation(mount.destination, flags, recursive) for flags, recursive in asked]
+
+
+def read_only_dev(spec: Spec) -> list[p.Operation]:
+    """What makes /dev read-only, where a file system of its own is to be that."""
+    words = [
+        word
+        for mount in spec.mounts
+        if os.path.normpath(mount.destination) == "/dev"
+        for word in mount.options
+    ]
+    options = Options(SpecMount("/dev", options=tuple(words)))
+    if options.bind or not options.set & kernel.MOUNT_ATTR_RDONLY:
+        return []
+    return [p.SetMountAttributes("/dev", kernel.MOUNT_ATTR_RDONLY, why="its devices are made")]
 
 
 def _replace(mount: SpecMount, **changes: object) -> SpecMount:

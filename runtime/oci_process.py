@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import msgspec
 
-from scow.native.errors import InvalidArgument, InvalidState, ScowError, Unsupported
+from scow.native.errors import InvalidArgument, InvalidState, ScowError
 from scow.native.fd import OwnedFd
+from scow.runtime import oci_parent as parent
 from scow.runtime import oci_state
 from scow.runtime.oci_args import Flags, number, one_operand, switch, text, texts
 from scow.runtime.oci_child import Child, follow, spawn
@@ -20,6 +20,7 @@ from scow.runtime.oci_create import (
     create,
     kept_descriptors,
     seccomp_filter,
+    send_pidfd,
     send_terminal,
     standard_descriptors,
     write_pid_file,
@@ -27,16 +28,12 @@ from scow.runtime.oci_create import (
 from scow.runtime.oci_destroy import destroy
 from scow.runtime.oci_start import release
 from scow.runtime.oci_state import ContainerDir, StateRecord
-from scow.runtime.spec import Capabilities, Process, Spec, decode_process, decode_spec
+from scow.runtime.spec import CONFIG_LIMIT, Capabilities, Process, Spec, decode_process, decode_spec
 
 Tell = Callable[[str, str], None]
 
 
 def _options(flags: Flags, *, detach: bool) -> CreateOptions:
-    if switch(flags, "no-pivot"):
-        raise Unsupported("--no-pivot is not supported: it leaves the host's root within reach")
-    if text(flags, "pidfd-socket"):
-        raise Unsupported("--pidfd-socket is not supported")
     return CreateOptions(
         bundle=text(flags, "bundle") or os.getcwd(),
         console_socket=text(flags, "console-socket"),
@@ -45,6 +42,8 @@ def _options(flags: Flags, *, detach: bool) -> CreateOptions:
         new_keyring=not switch(flags, "no-new-keyring"),
         detach=detach,
         systemd_cgroup=switch(flags, "systemd-cgroup"),
+        no_pivot=switch(flags, "no-pivot"),
+        pidfd_socket=text(flags, "pidfd-socket"),
     )
 
 
@@ -59,7 +58,7 @@ def _create(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
 def _run(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     detach = switch(flags, "detach")
     if not detach:
-        _hold_signals()
+        parent.current().hold_signals()
     made = create(root, one_operand(operands), _options(flags, detach=detach))
     for warning in made.warnings:
         tell("warning", warning)
@@ -89,36 +88,10 @@ def _delete_after(made: Created, tell: Tell) -> None:
 # --- waiting --------------------------------------------------------------------------------------
 
 
-_IGNORED = {signal.SIGCHLD, signal.SIGPIPE, signal.SIGURG, signal.SIGKILL, signal.SIGSTOP}
-
-
-def _hold_signals() -> None:
-    """What comes before there is a process to pass it on to waits until there is one."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _IGNORED)
-
-
 def wait(child: Child, master: OwnedFd | None) -> int:
-    """Stay until the process ends, pass signals on to it; its exit status as a shell has it."""
+    """Stay until the process ends; its exit status as a shell has it."""
     assert child.pidfd is not None
-    pidfd = child.pidfd.fileno()
-
-    def forward(received: int, frame: object) -> None:
-        try:
-            signal.pidfd_send_signal(pidfd, received)
-        except ProcessLookupError:
-            pass
-
-    for received in signal.valid_signals() - _IGNORED:
-        try:
-            signal.signal(received, forward)
-        except (OSError, ValueError):
-            continue  # of the kernel or libc
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if master is not None:
-        from scow.runtime.oci_tty import relay
-
-        relay(master, pidfd)
-    _, status = os.waitpid(child.pid, 0)
+    status = parent.current().wait(child.pid, child.pidfd.fileno(), master)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
@@ -139,8 +112,10 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     spec = decode_spec(directory.config(), "config.json")
     process = _exec_process(spec, flags, operands[1:])
     detach, console = switch(flags, "detach"), text(flags, "console-socket")
+    if process.terminal and not console:
+        parent.current().need_terminal()
     if not detach:
-        _hold_signals()
+        parent.current().hold_signals()
     if process.terminal and detach and not console:
         raise InvalidArgument(
             "cannot allocate tty if runc will detach without setting console socket"
@@ -149,16 +124,27 @@ def _exec(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
         raise InvalidArgument("cannot use console socket if runc will not detach or allocate tty")
     child = _spawn_exec(directory, record, spec, process, flags, tell)
     try:
-        master = _finish_exec(child, console, text(flags, "pid-file"))
+        master = _finish_exec(child, console, text(flags, "pid-file"), (spec, record.id))
+        send_pidfd(text(flags, "pidfd-socket"), child)
+        if process.apparmor_profile or process.selinux_label:
+            from scow.runtime.oci_labels import check_applied
+
+            check_applied(child.pid, process)
     except BaseException:
         child.kill()
         raise
     return 0 if detach else wait(child, master)
 
 
-def _finish_exec(child: Child, console: str, pid_file: str) -> OwnedFd | None:
-    def on_wait(_child: Child, _moment: int) -> None:
-        pass
+def _finish_exec(
+    child: Child, console: str, pid_file: str, container: tuple[Spec, str]
+) -> OwnedFd | None:
+    def on_wait(child: Child, moment: int) -> None:
+        spec, name = container
+        if moment and spec.linux.intel_rdt is not None:
+            from scow.runtime.oci_rdt import groups_of, join, mount_point
+
+            join(groups_of(spec.linux.intel_rdt, name, mount_point()), child.pid)
 
     master = None
     if follow(child, on_wait):
@@ -184,10 +170,9 @@ def _spawn_exec(
 ) -> Child:
     from scow.cgroups.cgroup import open_cgroup
     from scow.native.fs import Root
-    from scow.runtime.oci_compile import Ends, compile_exec, complete
+    from scow.runtime.oci_compile import Ends, compile_exec
+    from scow.runtime.oci_complete import complete
 
-    if text(flags, "cgroup") not in ("", "/"):
-        raise Unsupported("exec --cgroup is not supported")
     with ExitStack() as held:
 
         def hold(fd: OwnedFd) -> int:
@@ -202,17 +187,32 @@ def _spawn_exec(
         for warning in warnings:
             tell("warning", warning)
         cgroup = open_cgroup(record.cgroup, foreign=True)
-        into = cgroup.dir_fd()
+        if texts(flags, "cgroup") or not cgroup.takes_processes():
+            from scow.cgroups.inside import places
+
+            tasks, into = places(cgroup, record.pid, texts(flags, "cgroup"))
+        else:
+            tasks, into = cgroup.join_fds(), cgroup.dir_fd()
         ends = Ends(
             hold=hold,
-            cgroup_tasks=tuple(hold(fd) for fd in cgroup.join_fds()),
+            cgroup_tasks=tuple(hold(fd) for fd in tasks),
             cgroup_fd=hold(into) if into is not None else None,
             seccomp=seccomp_filter(spec, process, directory.root),
             kept=kept_descriptors(number(flags, "preserve-fds") or 0),
             keyring="",
         )
         plan = compile_exec(spec, process, pidfd, ends, _affinity(process))
-        return spawn(plan, standard_descriptors())
+        child = spawn(plan, standard_descriptors())
+        child.on_listener = lambda child, number: _pass_listener(spec, record, child, number)
+        return child
+
+
+def _pass_listener(spec: Spec, record: StateRecord, child: Child, number: int) -> None:
+    from scow.runtime.oci_listener import pass_listener
+
+    assert child.pidfd is not None
+    seccomp = bytes(spec.linux.seccomp)
+    pass_listener(seccomp, record, "running", child.pid, (child.pidfd.fileno(), number))
 
 
 def _affinity(process: Process) -> tuple[bytes, bytes]:
@@ -230,10 +230,17 @@ def _exec_process(spec: Spec, flags: Flags, arguments: list[str]) -> Process:
     base = spec.process or Process(cwd="/")
     if path:
         with open(path, "rb") as file:
-            process = decode_process(file.read(), path)
-        if process.exec_cpu_affinity is None and base.exec_cpu_affinity is not None:
-            process = msgspec.structs.replace(process, exec_cpu_affinity=base.exec_cpu_affinity)
-        return process
+            data = file.read(CONFIG_LIMIT + 1)
+        if len(data) > CONFIG_LIMIT:
+            raise InvalidArgument(f"'{path}' is larger than {CONFIG_LIMIT} bytes")
+        process = decode_process(data, path)
+        # What confines the container confines all that runs in it, unless it says otherwise.
+        return msgspec.structs.replace(
+            process,
+            exec_cpu_affinity=process.exec_cpu_affinity or base.exec_cpu_affinity,
+            apparmor_profile=process.apparmor_profile or base.apparmor_profile,
+            selinux_label=process.selinux_label or base.selinux_label,
+        )
     if not arguments:
         raise InvalidArgument("process args cannot be empty")
     changes: dict[str, object] = {"args": tuple(arguments), "terminal": switch(flags, "tty")}
@@ -268,16 +275,20 @@ def _exec_user(base: Process, flags: Flags) -> object:
     user = base.user
     if text(flags, "user"):
         uid, colon, gid = text(flags, "user").partition(":")
-        if not uid.isdigit() or (colon and not gid.isdigit()):
-            raise InvalidArgument(f"parsing {text(flags, 'user')} as int for uid failed")
-        user = msgspec.structs.replace(user, uid=int(uid), gid=int(gid) if colon else user.gid)
+        primary = _number_of_id(gid) if colon else user.gid
+        user = msgspec.structs.replace(user, uid=_number_of_id(uid), gid=primary)
     extra = texts(flags, "additional-gids")
     if extra:
-        if not all(gid.isdigit() for gid in extra):
-            raise InvalidArgument(f"additional gids {extra} are not all numbers")
-        groups = user.additional_gids + tuple(int(gid) for gid in extra)
+        groups = user.additional_gids + tuple(_number_of_id(gid) for gid in extra)
         user = msgspec.structs.replace(user, additional_gids=groups)
     return user
+
+
+def _number_of_id(value: str) -> int:
+    """A user or group: digits of ASCII and no more, never a name (CVE-2026-46680, CVE-2026-30892)."""
+    if not (value.isascii() and value.isdigit() and len(value) <= 10 and int(value) < 2**32 - 1):
+        raise InvalidArgument(f"parsing {value[:32]!r} as a user or group id failed")
+    return int(value)
 
 
 COMMANDS: dict[str, Callable[[str, Flags, list[str], Tell], int]] = {

@@ -42,6 +42,10 @@ def release(directory: ContainerDir, record: StateRecord) -> None:
         with unix.connect(directory.start_socket) as connection:
             os.write(connection.fileno(), b"s")
             packet = os.read(connection.fileno(), 64)
+            if packet[:4] == b"\7\0\0\0":  # CHILD_LISTENER of native/spawn.h
+                _pass_listener(record, config, packet)
+                os.write(connection.fileno(), b"n")
+                packet = os.read(connection.fileno(), 64)
     except ConnectionRefusedError:
         raise InvalidState("cannot start an already running container") from None
     os.unlink(directory.start_socket)
@@ -52,16 +56,44 @@ def release(directory: ContainerDir, record: StateRecord) -> None:
         if spec.process is None:
             raise InvalidState("cannot start a container without 'process' in its configuration")
         raise explain_packet(packet, spec.process, spec.hooks.start_container)
+    if b'"apparmorProfile"' in config or b'"selinuxLabel"' in config:
+        _check_labels(record, config)
     if b'"poststart"' in config:
         from scow.runtime.hooks import run_hooks
         from scow.runtime.oci_destroy import kill_and_wait
 
         spec = _decode(config)
         try:
-            run_hooks("poststart", spec.hooks.poststart, oci_state.hook_state(record, "running"))
+            state = oci_state.hook_state(record, "running")
+            run_hooks("poststart", spec.hooks.poststart, state, record.bundle)
         except ScowError:
             kill_and_wait(record)
             raise
+
+
+def _pass_listener(record: StateRecord, config: bytes, packet: bytes) -> None:
+    from scow.runtime.oci_listener import pass_listener
+
+    pidfd = oci_state.open_pidfd(record)
+    if pidfd is None:
+        raise InvalidState("the container ended while it was started")
+    with pidfd:
+        number = int.from_bytes(packet[4:8], "little")
+        seccomp = bytes(_decode(config).linux.seccomp)
+        pass_listener(seccomp, record, "created", record.pid, (pidfd.fileno(), number))
+
+
+def _check_labels(record: StateRecord, config: bytes) -> None:
+    from scow.runtime.oci_destroy import kill_and_wait
+    from scow.runtime.oci_labels import check_applied
+
+    spec = _decode(config)
+    assert spec.process is not None
+    try:
+        check_applied(record.pid, spec.process)
+    except ScowError:
+        kill_and_wait(record)
+        raise
 
 
 def _decode(config: bytes) -> Spec:

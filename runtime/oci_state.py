@@ -29,7 +29,7 @@ class StateRecord:
 
     __slots__ = (
         "annotations", "bundle", "cgroup", "created", "has_pid_namespace", "id", "oci_version",
-        "pid", "rootfs", "start_time", "umask",
+        "pid", "rootfs", "start_time", "umask", "unit",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +46,7 @@ class StateRecord:
         annotations: dict[str, str],
         has_pid_namespace: bool,
         umask: int,
+        unit: str = "",
     ) -> None:
         self.id = id
         self.bundle = bundle
@@ -58,6 +59,7 @@ class StateRecord:
         self.annotations = annotations
         self.has_pid_namespace = has_pid_namespace
         self.umask = umask
+        self.unit = unit  # systemd's, whose cgroup `cgroup` then is
 
     def document(self) -> dict[str, object]:
         """What is written."""

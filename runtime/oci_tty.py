@@ -18,6 +18,8 @@ _SIZE = 65536
 def _copy_size(source: int, master: int) -> None:
     try:
         size = fcntl.ioctl(source, termios.TIOCGWINSZ, b"\0" * 8)
+        if size[:4] == b"\0" * 4:
+            return  # ours has none: the container's keeps what consoleSize has given it
         fcntl.ioctl(master, termios.TIOCSWINSZ, size)
     except OSError:
         pass  # no terminal of ours: the container's keeps its size

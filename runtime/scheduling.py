@@ -72,8 +72,8 @@ def _scheduler(asked: Scheduler) -> p.Operation:
     for name in asked.flags:
         flags |= _look_up(_SCHED_FLAGS, name, "scheduler flag")
     packed = struct.pack(
-        "<IIQiIQQQ",
-        48,
+        "<IIQiIQQQII",
+        56,  # with room for the clamps of utilization (5.3), without which their flags are refused
         policy,
         flags,
         asked.nice,
@@ -81,6 +81,8 @@ def _scheduler(asked: Scheduler) -> p.Operation:
         asked.runtime,
         asked.deadline,
         asked.period,
+        0,
+        0,
     )
     return p.SetScheduler(packed, why="process.scheduler")
 

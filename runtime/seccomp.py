@@ -24,16 +24,27 @@ from typing import NamedTuple
 import msgspec
 
 from scow.native.errors import InvalidArgument, ResourceExhausted, Unsupported
+from scow.runtime.seccomp_bpf import (
+    COMPARISONS,
+    JEQ,
+    JGE,
+    LOAD,
+    Insn,
+    branch_code,
+    choose,
+    returning,
+)
 
 PROFILE_LIMIT = 1 << 20
 # linux/bpf_common.h: BPF_MAXINSNS, the kernel's limit for one filter.
 MAX_INSTRUCTIONS = 4096
 # Changes whenever the compiler's output changes, so that cached programs of old ones are not used.
-_VERSION = b"scow seccomp 1"
+_VERSION = b"scow seccomp 2"
 
 # uapi/linux/seccomp.h
 _KILL_PROCESS, _KILL_THREAD, _TRAP = 0x80000000, 0x00000000, 0x00030000
 _ERRNO, _TRACE, _LOG, _ALLOW = 0x00050000, 0x7FF00000, 0x7FFC0000, 0x7FFF0000
+_NOTIFY = 0x7FC00000
 _ACTIONS = {
     "SCMP_ACT_KILL": _KILL_THREAD,
     "SCMP_ACT_KILL_THREAD": _KILL_THREAD,
@@ -41,30 +52,32 @@ _ACTIONS = {
     "SCMP_ACT_TRAP": _TRAP,
     "SCMP_ACT_ERRNO": _ERRNO,
     "SCMP_ACT_TRACE": _TRACE,
+    "SCMP_ACT_NOTIFY": _NOTIFY,
     "SCMP_ACT_LOG": _LOG,
     "SCMP_ACT_ALLOW": _ALLOW,
 }
 _WITH_NUMBER = (_ERRNO, _TRACE)
-FLAG_LOG, FLAG_SPEC_ALLOW = 2, 4
+FLAG_LOG, FLAG_SPEC_ALLOW, FLAG_NEW_LISTENER, FLAG_WAIT_KILLABLE_RECV = 2, 4, 8, 32
 _FLAGS = {
     # A container's init has one thread when it loads the filter: nothing to synchronise.
     "SECCOMP_FILTER_FLAG_TSYNC": 0,
     "SECCOMP_FILTER_FLAG_LOG": FLAG_LOG,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": FLAG_SPEC_ALLOW,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": FLAG_WAIT_KILLABLE_RECV,
 }
 
+# config-linux.md: those that a profile may name; code for others than ours is not made.
+_ARCHITECTURES = (
+    "X86 X86_64 X32 ARM AARCH64 LOONGARCH64 M68K MIPS MIPS64 MIPS64N32 MIPSEL MIPSEL64 "
+    "MIPSEL64N32 PPC PPC64 PPC64LE S390 S390X PARISC PARISC64 RISCV64 SH SHEB NATIVE"
+)
 # uapi/linux/audit.h; struct seccomp_data {int nr; u32 arch; u64 ip; u64 args[6]}, little endian.
 _AUDIT_X86_64, _AUDIT_I386 = 0xC000003E, 0x40000003
-_OFFSET_NR, _OFFSET_ARCH, _OFFSET_ARGS = 0, 4, 16
+_OFFSET_NR, _OFFSET_ARCH = 0, 4
 _X32_BIT = 0x40000000
 
-_LOAD, _AND, _RET, _JA = 0x20, 0x54, 0x06, 0x05
-_JEQ, _JGT, _JGE = 0x15, 0x25, 0x35
 
-_Insn = tuple[int, int, int, int]
-
-
-class Argument(msgspec.Struct, frozen=True, rename="camel"):
+class Argument(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """One condition on an argument of a call."""
 
     index: int
@@ -81,7 +94,7 @@ class Conditions(msgspec.Struct, frozen=True, rename="camel"):
     min_kernel: str = ""
 
 
-class Rule(msgspec.Struct, frozen=True, rename="camel"):
+class Rule(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What happens to the named calls."""
 
     action: str
@@ -100,7 +113,7 @@ class Architecture(msgspec.Struct, frozen=True, rename="camel"):
     sub_architectures: tuple[str, ...] | None = None
 
 
-class SeccompProfile(msgspec.Struct, frozen=True, rename="camel"):
+class SeccompProfile(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The OCI `linux.seccomp` object, with what Docker's profile files add."""
 
     default_action: str
@@ -162,12 +175,7 @@ def compile_filter(
             f"seccomp profile needs {len(program) // 8} instructions, "
             f"the kernel takes {MAX_INSTRUCTIONS}"
         )
-    return Filter(program, _load_flags(profile))
-
-
-def cached_program(cache_dir: str, profile: bytes, capabilities: frozenset[str]) -> bytes:
-    """Like `compile_profile`, keeping the result in `cache_dir`."""
-    return cached_filter(cache_dir, profile, capabilities).program
+    return Filter(program, _load_flags(profile, _asks_agent(profile, capabilities)))
 
 
 def cached_filter(cache_dir: str, profile: bytes, capabilities: frozenset[str]) -> Filter:
@@ -209,25 +217,43 @@ def _cache_key(profile: bytes, capabilities: frozenset[str]) -> str:
     return f"{key.hexdigest()}.bpf"
 
 
-def _load_flags(profile: SeccompProfile) -> int:
-    if profile.flags is None:
-        # As runc does: without it the kernel turns speculation mitigations on for every filtered
-        # process, which costs much and which 5.16 stopped doing by itself.
-        return FLAG_SPEC_ALLOW
-    flags = 0
-    for name in profile.flags:
+def _load_flags(profile: SeccompProfile, asks_agent: bool) -> int:
+    # As runc does: without SPEC_ALLOW the kernel turns speculation mitigations on for every filtered
+    # process, which costs much and which 5.16 stopped doing by itself.
+    flags = FLAG_SPEC_ALLOW if profile.flags is None else 0
+    for name in profile.flags or ():
         if name not in _FLAGS:
             raise Unsupported(f"seccomp flag '{name}' is not supported")
         flags |= _FLAGS[name]
-    return flags
+    if asks_agent:
+        return flags | FLAG_NEW_LISTENER
+    # seccomp(2) takes it together with a listener only; without one it has nothing to say.
+    return flags & ~FLAG_WAIT_KILLABLE_RECV
+
+
+def _asks_agent(profile: SeccompProfile, capabilities: frozenset[str]) -> bool:
+    """Whether some call is an agent's to decide (SCMP_ACT_NOTIFY); checks what that needs."""
+    if profile.listener_metadata and not profile.listener_path:
+        raise InvalidArgument("seccomp listenerMetadata is set, but listenerPath is not")
+    if profile.default_action == "SCMP_ACT_NOTIFY":
+        raise InvalidArgument("seccomp defaultAction cannot be 'SCMP_ACT_NOTIFY'")
+    asked = [
+        rule
+        for rule in profile.syscalls or ()
+        if rule.action == "SCMP_ACT_NOTIFY" and rule_counts(rule, capabilities)
+    ]
+    # The descriptor that the agent needs is announced by this very call.
+    if any("write" in rule_names(rule) for rule in asked):
+        raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' cannot be used for 'write'")
+    if asked and not profile.listener_path:
+        raise InvalidArgument("seccomp action 'SCMP_ACT_NOTIFY' needs listenerPath")
+    return bool(asked)
 
 
 # --- meaning --------------------------------------------------------------------------------------
 
 
 def _action(name: str, number: int | None, default_number: int = errno.EPERM) -> int:
-    if name == "SCMP_ACT_NOTIFY":
-        raise Unsupported("seccomp action 'SCMP_ACT_NOTIFY' is not supported")
     if name not in _ACTIONS:
         raise InvalidArgument(f"seccomp action '{name}' is unknown")
     action = _ACTIONS[name]
@@ -262,16 +288,17 @@ def handlers(
     found: dict[int, list[Branch]] = {}
     for rule in profile.syscalls or ():
         branches = _branches(rule, default)
-        if not branches or not _counts(rule, capabilities):
+        if not branches or not rule_counts(rule, capabilities):
             continue
-        for name in _names(rule):
+        for name in rule_names(rule):
             number = numbers.get(name)
             if number is not None:
                 found.setdefault(number, []).extend(branches)
     return {number: _settle(branches) for number, branches in found.items()}
 
 
-def _names(rule: Rule) -> tuple[str, ...]:
+def rule_names(rule: Rule) -> tuple[str, ...]:
+    """The calls that a rule names, in either form."""
     return (*(rule.names or ()), *((rule.name,) if rule.name else ()))
 
 
@@ -286,7 +313,7 @@ def _branches(rule: Rule, default: int) -> list[Branch]:
     for argument in arguments:
         if not 0 <= argument.index <= 5:
             raise InvalidArgument(f"seccomp argument index '{argument.index}' is not 0 to 5")
-        if argument.op not in _COMPARISONS:
+        if argument.op not in COMPARISONS:
             raise InvalidArgument(f"seccomp operator '{argument.op}' is unknown")
         for value in (argument.value, argument.value_two):
             if not 0 <= value < 2**64:
@@ -298,7 +325,8 @@ def _branches(rule: Rule, default: int) -> list[Branch]:
     return [Branch(arguments, action)]
 
 
-def _counts(rule: Rule, capabilities: frozenset[str]) -> bool:
+def rule_counts(rule: Rule, capabilities: frozenset[str]) -> bool:
+    """Whether the conditions of a rule hold on this host, for a container with these capabilities."""
     includes, excludes = rule.includes, rule.excludes
     if includes is not None:
         if not capabilities.issuperset(_bare(includes.caps)):
@@ -336,72 +364,6 @@ def _kernel_has(wanted: str) -> bool:
 # --- program --------------------------------------------------------------------------------------
 
 
-def _return(action: int) -> list[_Insn]:
-    return [(_RET, 0, 0, action)]
-
-
-def _choose(op: int, value: int, yes: list[_Insn], no: list[_Insn]) -> list[_Insn]:
-    """Compare the loaded word; both sides end in a return. Jumps reach 255, so far ones go by JA."""
-    if len(no) <= 255:
-        return [(op, len(no), 0, value), *no, *yes]
-    return [(op, 0, 1, value), (_JA, 0, 0, len(no)), *no, *yes]
-
-
-class _Test(NamedTuple):
-    """A comparison whose two ways out are `next`, `fail` (next branch) or `hold` (it is true)."""
-
-    op: int
-    value: int
-    yes: str
-    no: str
-
-
-# Arguments are 64 bits wide and BPF's words 32: the high half decides unless it is equal.
-_COMPARISONS = {
-    "SCMP_CMP_EQ": (("=", "next", "fail"), ("=", "hold", "fail")),
-    "SCMP_CMP_MASKED_EQ": (("=", "next", "fail"), ("=", "hold", "fail")),
-    "SCMP_CMP_NE": (("=", "next", "hold"), ("=", "fail", "hold")),
-    "SCMP_CMP_GT": ((">", "hold", "next"), ("=", "next", "fail"), (">", "hold", "fail")),
-    "SCMP_CMP_GE": ((">", "hold", "next"), ("=", "next", "fail"), (">=", "hold", "fail")),
-    "SCMP_CMP_LT": ((">", "fail", "next"), ("=", "next", "hold"), (">=", "fail", "hold")),
-    "SCMP_CMP_LE": ((">", "fail", "next"), ("=", "next", "hold"), (">", "fail", "hold")),
-}
-_OPCODES = {"=": _JEQ, ">": _JGT, ">=": _JGE}
-
-
-def _condition(argument: Argument) -> list[_Insn | _Test]:
-    """Load, mask and compare one argument, high word first."""
-    masked = argument.op == "SCMP_CMP_MASKED_EQ"
-    value = argument.value_two if masked else argument.value
-    offset = _OFFSET_ARGS + 8 * argument.index
-    steps = _COMPARISONS[argument.op]
-    code: list[_Insn | _Test] = []
-    for half, shift in ((4, 32), (0, 0)):
-        code.append((_LOAD, 0, 0, offset + half))
-        if masked:
-            code.append((_AND, 0, 0, argument.value >> shift & 0xFFFFFFFF))
-        for word, yes, no in steps[:-1] if half else steps[-1:]:
-            code.append(_Test(_OPCODES[word], value >> shift & 0xFFFFFFFF, yes, no))
-    return code
-
-
-def _branch_code(branch: Branch) -> list[_Insn]:
-    """All conditions in a row, then the action; any that fails goes behind it."""
-    parts = [_condition(argument) for argument in branch.arguments]
-    end = sum(len(part) for part in parts) + 1
-    code: list[_Insn] = []
-    for part in parts:
-        hold = len(code) + len(part)
-        for item in part:
-            if not isinstance(item, _Test):
-                code.append(item)
-                continue
-            after = len(code) + 1
-            targets = {"next": 0, "hold": hold - after, "fail": end - after}
-            code.append((item.op, targets[item.yes], targets[item.no], item.value))
-    return code + _return(branch.action)
-
-
 class _Compiler:
     """One profile for one set of capabilities."""
 
@@ -417,23 +379,25 @@ class _Compiler:
         native = self._section(syscalls_x86_64.x86_64())
         # x32 calls come with the x86_64 architecture and a bit in the number. No libc of a
         # distribution uses them, and a filter that forgets them can be walked around (seccomp(2)).
-        native = _choose(_JGE, _X32_BIT, _return(_ERRNO | errno.ENOSYS), native)
-        native = [(_LOAD, 0, 0, _OFFSET_NR), *native]
-        other = _return(_KILL_PROCESS)
+        native = choose(JGE, _X32_BIT, returning(_ERRNO | errno.ENOSYS), native)
+        native = [(LOAD, 0, 0, _OFFSET_NR), *native]
+        other = returning(_KILL_PROCESS)
         if self._has_i386():
             section = self._section(syscalls_x86_64.i386())
-            other = _choose(_JEQ, _AUDIT_I386, [(_LOAD, 0, 0, _OFFSET_NR), *section], other)
-        code = [(_LOAD, 0, 0, _OFFSET_ARCH), *_choose(_JEQ, _AUDIT_X86_64, native, other)]
+            other = choose(JEQ, _AUDIT_I386, [(LOAD, 0, 0, _OFFSET_NR), *section], other)
+        code = [(LOAD, 0, 0, _OFFSET_ARCH), *choose(JEQ, _AUDIT_X86_64, native, other)]
         return b"".join(struct.pack("<HBBI", *insn) for insn in code)
 
     def _has_i386(self) -> bool:
         names = set(self._profile.architectures or ())
+        if unknown := names - {f"SCMP_ARCH_{name}" for name in _ARCHITECTURES.split()}:
+            raise InvalidArgument(f"unknown seccomp architectures: {sorted(unknown)}")
         for item in self._profile.arch_map or ():
             if item.architecture == "SCMP_ARCH_X86_64":
                 names.update(item.sub_architectures or ())
         return "SCMP_ARCH_X86" in names
 
-    def _section(self, numbers: dict[str, int]) -> list[_Insn]:
+    def _section(self, numbers: dict[str, int]) -> list[Insn]:
         """The search tree over the call numbers of one architecture."""
         default: Handler = (Branch((), self._default),)
         wanted = handlers(self._profile, self._capabilities, numbers)
@@ -455,23 +419,23 @@ class _Compiler:
         if self._default & 0xFFFF0000 in (_ALLOW, _LOG, _TRACE):
             return None
         rules = self._profile.syscalls or ()
-        known = [numbers[name] for rule in rules for name in _names(rule) if name in numbers]
+        known = [numbers[name] for rule in rules for name in rule_names(rule) if name in numbers]
         return max(known, default=None)
 
-    def _tree(self, starts: list[tuple[int, Handler]]) -> list[_Insn]:
+    def _tree(self, starts: list[tuple[int, Handler]]) -> list[Insn]:
         if len(starts) == 1:
             return self._leaf(starts[0][1])
         middle = len(starts) // 2
         low, high = self._tree(starts[:middle]), self._tree(starts[middle:])
-        return _choose(_JGE, starts[middle][0], high, low)
+        return choose(JGE, starts[middle][0], high, low)
 
-    def _leaf(self, handler: Handler) -> list[_Insn]:
-        code: list[_Insn] = []
+    def _leaf(self, handler: Handler) -> list[Insn]:
+        code: list[Insn] = []
         for branch in handler:
             if not branch.arguments:
-                return code + _return(branch.action)
-            code += _branch_code(branch)
-        return code + _return(self._default)
+                return code + returning(branch.action)
+            code += branch_code(branch)
+        return code + returning(self._default)
 
 
 def _extend(starts: list[tuple[int, Handler]], number: int, handler: Handler) -> None:

@@ -136,6 +136,8 @@ class IntelRdt(_Document, frozen=True):
     mem_bw_schema: str = ""
     schemata: tuple[str, ...] = ()
     enable_monitoring: bool = False
+    enable_cmt: bool = msgspec.field(default=False, name="enableCMT")
+    enable_mbm: bool = msgspec.field(default=False, name="enableMBM")
 
 
 class MemoryPolicy(_Document, frozen=True):

@@ -1,7 +1,7 @@
 """Shared by all tests: the residue check, the skip policy, isolated state, and real images.
 
 A test in tests/integration or with the marker `root` is checked for residue. A skip is a failure
-with SCOW_CI=1. What cannot be tried on this kind of host at all (markers `cgroup_v1`, `cgroup_v2`)
+with SCOW_CI=1. What cannot be tried on this kind of host at all (markers `cgroup_v1`, `cgroup_v2`, `criu`)
 is left out and counted in the closing summary: the QEMU guest of `make test-vm` is the other kind.
 """
 
@@ -17,6 +17,7 @@ from fixtures import kernel, residue
 from fixtures.api import ApiServer
 from fixtures.images import ImageFactory
 from fixtures.registry import Registry
+from fixtures.warm import Warm
 from scow.cri.api.listeners import open_listener
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
@@ -33,6 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = {}
+    # No test leaves a warm process of scow-oci behind at the host's own place (docs/adr/008).
+    os.environ.setdefault("SCOW_OCI_WARM", "0")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -40,6 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     questions = {
         "cgroup_v1": kernel.cgroup_v1_missing,
         "cgroup_v2": kernel.cgroup_v2_missing,
+        "criu": kernel.criu_missing,
     }
     kept: list[pytest.Item] = []
     removed: list[pytest.Item] = []
@@ -143,3 +147,10 @@ def password_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regi
 def images(registry: Registry) -> ImageFactory:
     """Images that other programs made; asking for one pushes it and gives its reference."""
     return ImageFactory(registry)
+
+
+@pytest.fixture(scope="session")
+def warm_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """A warm process of scow-oci for the whole session, in a directory of its own."""
+    with Warm.start(tmp_path_factory.mktemp("warm") / "run") as running:
+        yield running

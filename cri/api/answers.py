@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -137,10 +137,9 @@ def pod(record: PodRecord, *, ready: bool) -> Answer:
     }
 
 
-def pod_status(record: PodRecord, *, ready: bool) -> Answer:
-    """A PodSandboxStatus; the addresses are its own only as long as it is ready."""
+def pod_status(record: PodRecord, shown: Sequence[str], *, ready: bool) -> Answer:
+    """A PodSandboxStatus with the addresses that are `shown`."""
     options = record.options
-    shown = record.addresses if ready else ()
     return {
         **pod(record, ready=ready),
         "network": {

@@ -188,13 +188,18 @@ class RuntimeService(Measuring):
         need_id(request.pod_sandbox_id, "pod_sandbox_id")
         record, ready = self.observer.pod(request.pod_sandbox_id)
         answer: Answer = {
-            "status": answers.pod_status(record, ready=ready),
+            "status": self._pod_status(record, ready=ready),
             "containers_statuses": self._statuses_of(record.id),
             "timestamp": time.time_ns(),
         }
         if request.verbose:
             answer["info"] = {"info": as_json(msgspec.to_builtins(record))}
         return answer
+
+    def _pod_status(self, record: PodRecord, *, ready: bool) -> Answer:
+        # The addresses are its own only as long as it is ready.
+        shown = self.pods.network.addresses(record) if ready else ()
+        return answers.pod_status(record, shown, ready=ready)
 
     def _statuses_of(self, pod_id: str) -> list[Answer]:
         return [
@@ -469,6 +474,6 @@ class RuntimeService(Measuring):
         except NotFound:
             return {}
         return {
-            "pod_sandbox_status": answers.pod_status(pod, ready=ready),
+            "pod_sandbox_status": self._pod_status(pod, ready=ready),
             "containers_statuses": self._statuses_of(pod_id),
         }

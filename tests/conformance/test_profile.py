@@ -17,15 +17,20 @@ import pytest
 from fixtures import kernel
 from fixtures.command import Scow
 from fixtures.handmade import Archive, Entry, busybox_layer, directory, file, pack
-from scow.runtime import syscalls_x86_64 as table
+from fixtures.profile import (
+    ALLOWED,
+    BLOCKED,
+    DEFAULT,
+    FORBIDDEN,
+    I386,
+    MASKED,
+    READ_ONLY,
+    USABLE,
+    number,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 ROOT = Path(__file__).resolve().parents[2]
-CAPABILITIES = {
-    "CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETUID": 7,
-    "SETPCAP": 8, "NET_BIND_SERVICE": 10, "SYS_CHROOT": 18, "SETFCAP": 31,
-}  # fmt: skip
-DEFAULT = sum(1 << bit for bit in CAPABILITIES.values())
 MKNOD, NET_RAW, SYS_ADMIN = 27, 13, 21
 
 
@@ -154,26 +159,6 @@ def test_another_user_reads_nothing_of_root(scow: Scow) -> None:
 
 # --- system calls ---------------------------------------------------------------------------------
 
-BLOCKED = """
-acct add_key bpf clock_settime create_module delete_module fanotify_init finit_module fsconfig fsmount
-fsopen fspick get_kernel_syms get_mempolicy init_module io_uring_enter io_uring_register io_uring_setup
-ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie lsm_get_self_attr lsm_list_modules
-lsm_set_self_attr mbind migrate_pages mount mount_setattr move_mount move_pages nfsservctl
-open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root process_madvise query_module quotactl
-quotactl_fd reboot request_key set_mempolicy set_mempolicy_home_node setdomainname sethostname setns
-settimeofday swapoff swapon _sysctl sysfs syslog umount2 unshare uselib userfaultfd ustat vhangup vserver
-afs_syscall tuxcall security getpmsg putpmsg
-""".split()  # noqa: SIM905
-ALLOWED = """
-getpid getuid gettid getppid sched_yield sync times getcwd uname umask alarm geteuid getegid getgid time
-getrandom prlimit64 statx openat2 close_range futex_waitv landlock_create_ruleset mlock rseq
-memfd_secret faccessat2 epoll_pwait2 cachestat fchmodat2 mseal pidfd_open process_vm_readv chroot
-""".split()  # noqa: SIM905
-
-
-def number(name: str) -> str:
-    return str(table.x86_64()[name])
-
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86_64")
 def test_system_calls(scow: Scow) -> None:
@@ -229,15 +214,6 @@ def test_calls_that_are_gone_or_new_are_enosys(scow: Scow) -> None:
     seen = facts(run(scow, "--", "probe", "calls", *keys.values()))
     assert seen[keys["clone3"]] == "ENOSYS"
     assert seen[keys["future"]] == "ENOSYS"
-
-
-I386 = {
-    "getpid": ("20", "0"), "mount": ("21", "EPERM"), "unshare": ("310", "EPERM"), "setns": ("346", "EPERM"),
-    "bpf": ("357", "EPERM"), "keyctl": ("288", "EPERM"), "init_module": ("128", "EPERM"),
-    "reboot": ("88", "EPERM"), "perf_event_open": ("336", "EPERM"), "userfaultfd": ("374", "EPERM"),
-    "io_uring_setup": ("425", "EPERM"), "vm86": ("166", "EPERM"), "stime": ("25", "EPERM"),
-    "socket(AF_ALG)": ("359", "EPERM"),
-}  # fmt: skip
 
 
 def test_the_32_bit_entry_is_filtered_too(scow: Scow) -> None:
@@ -307,19 +283,6 @@ def test_capabilities_bring_their_system_calls(scow: Scow) -> None:
 
 
 # --- files ------------------------------------------------------------------------------------------
-
-MASKED = """
-/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/sched_debug
-/proc/scsi /proc/timer_list /proc/timer_stats /sys/devices/virtual/powercap /sys/firmware /sys/fs/selinux
-/sys/devices/system/cpu/cpu0/thermal_throttle
-""".split()  # noqa: SIM905
-READ_ONLY = """
-/proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /proc/sys/net/ipv4/ip_forward /proc/sys/vm/overcommit_memory
-/proc/sys/fs/file-max /proc/sysrq-trigger /proc/irq/default_smp_affinity /sys/kernel/uevent_helper
-/sys/kernel/profiling /sys/power/state /sys/kernel/mm/ksm/run /sys/module/kernel/parameters/panic
-/sys/fs/cgroup/memory/tasks /sys/fs/cgroup/memory/release_agent /sys/fs/cgroup/cgroup.procs
-/sys/fs/cgroup/systemd/release_agent /sys/fs/cgroup/devices/devices.allow /sys/fs/cgroup/unified/cgroup.procs
-""".split()  # noqa: SIM905
 
 
 def test_masked_and_read_only_paths(scow: Scow) -> None:
@@ -445,12 +408,6 @@ def test_bind_mounts_have_the_flags_that_were_asked(scow: Scow, tmp_path: Path) 
 
 
 # --- devices ------------------------------------------------------------------------------------------
-
-USABLE = ("c:1:3", "c:1:5", "c:1:7", "c:1:8", "c:1:9", "c:5:0", "c:5:2", "c:10:200")
-FORBIDDEN = (
-    "c:1:1", "c:1:2", "c:1:4", "c:1:11", "c:4:0", "c:4:64", "c:10:229", "c:10:232", "c:10:237", "c:10:235",
-    "c:10:1", "c:108:0", "c:195:0", "b:7:0", "b:8:0", "b:254:0", "b:253:0", "b:259:0",
-)  # fmt: skip
 
 
 def test_devices(scow: Scow) -> None:

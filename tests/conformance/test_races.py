@@ -19,25 +19,14 @@ from fixtures.command import Done, Scow
 from fixtures.handmade import Archive, busybox_layer, file, pack
 
 pytestmark = [pytest.mark.root]
-SWAP = """
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdio.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-int main(int argc, char **argv) {
-    if (argc < 3) return 64;
-    puts("swapping"); fflush(stdout);
-    for (;;) syscall(SYS_renameat2, AT_FDCWD, argv[1], AT_FDCWD, argv[2], 2 /* RENAME_EXCHANGE */);
-}
-"""
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scow, Canary, Path]:
     base = tmp_path_factory.mktemp("races")
-    (base / "swap.c").write_text(SWAP)
-    subprocess.run(["musl-gcc", "-static", "-O2", "-o", base / "swap", base / "swap.c"], check=True)
+    source = ROOT / "tests/payload/swap.c"
+    subprocess.run(["musl-gcc", "-static", "-O2", "-o", base / "swap", source], check=True)
     layer = pack([file("bin/swap", (base / "swap").read_bytes(), 0o755)])
     archive = Archive()
     archive.add("swap:latest", [busybox_layer(), layer], {"Cmd": ["true"]})
@@ -69,7 +58,7 @@ def test_mounts_below_a_directory_that_is_swapped_for_a_link(
 ) -> None:
     scow, canary, base = world
     target = aim.format(canary=canary)
-    prepare = f"mkdir -p /vol/a; ln -sfn {target} /vol/b; exec swap /vol/a /vol/b"
+    prepare = f"mkdir -p /vol/a; ln -sfn {target} /vol/b; exec swap names /vol/a /vol/b"
     scow.ok(
         "run",
         "-d",
@@ -116,7 +105,7 @@ def test_removing_volumes_and_containers_while_names_are_swapped(
 ) -> None:
     """CVE-2017-1002102: a recursive delete never follows what it is shown."""
     scow, canary, _ = world
-    prepare = f"mkdir -p /vol/a/x /r/a/x; ln -sfn {canary} /vol/b; ln -sfn {canary} /r/b; swap /r/a /r/b & exec swap /vol/a /vol/b"
+    prepare = f"mkdir -p /vol/a/x /r/a/x; ln -sfn {canary} /vol/b; ln -sfn {canary} /r/b; swap names /r/a /r/b & exec swap names /vol/a /vol/b"
     for number in range(8):
         scow.ok(
             "run",

@@ -40,7 +40,7 @@ from scow.native.errors import (
     Unsupported,
 )
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.guest]
 _MIB = 1 << 20
 _TOP = f"scow-test-{secrets.token_hex(4)}"
 

@@ -32,7 +32,7 @@ from scow.native.errors import (
 )
 from scow.native.fd import OwnedFd
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.guest]
 
 
 def tar_of(*members: tuple[str, object]) -> bytes:
@@ -118,6 +118,8 @@ def test_life_of_a_layer(store: LayerStore) -> None:
     assert store.remove(name)
     assert not store.has(name)
     assert store.list() == []
+    assert len(os.listdir(f"{store.root_dir}/.trash")) == 1
+    store.empty_trash()
     with pytest.raises(NotFound):
         store.info(name)
     with pytest.raises(NotFound, match="not unpacked"):
@@ -319,6 +321,7 @@ def test_hard_links_into_lower_layers(store: LayerStore) -> None:
     ):
         store.stack([add(store, ("x/y", "1")), upper])
     assert store.remove(lower[1])
+    store.empty_trash()
     assert len([n for n in os.listdir(store.root_dir) if n.startswith("chain-")]) == 1
 
 
@@ -413,4 +416,5 @@ def test_deep_layer_is_taken_away(store: LayerStore) -> None:
         store, ("d/" * 1023 + "f", "x"), ("d/l", {"type": tarfile.SYMTYPE, "linkname": "/etc"})
     )
     assert store.remove(deep)
+    store.empty_trash()
     assert os.path.exists("/etc/passwd")

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.bundle import Bundle
 from scow.native import plan as p
 from scow.native import spawn
 from scow.native import sys as s
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.runtime import monitor as m
+from scow.runtime.oci_create import CreateOptions, create
+from scow.runtime.oci_destroy import destroy
+from scow.runtime.oci_start import release
 
 pytestmark = pytest.mark.root
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,3 +147,50 @@ def test_a_missing_command(
         _, failed = drive(p.Plan(ops=ops, namespaces=NAMESPACES))
     assert failed is not None
     assert failed.failure.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize("way", ["plain", "terminal", "no-pivot", "user", "joined"])
+def test_containers_without_a_monitor(
+    sanitized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """scow-oci's operations: hooks, devices, propagation, scheduling, an agent's filter."""
+    with OwnedFd(os.open(sanitized, os.O_RDONLY | os.O_CLOEXEC)) as executable:
+        monkeypatch.setattr(spawn, "_cached_memfd", executable)
+        bundle = Bundle(tmp_path / "bundle", f"/scow-native-{os.getpid()}")
+        bundle.path.chmod(0o755)
+        bundle.config["mounts"] += [
+            {"destination": "/t", "type": "tmpfs", "options": ["rshared", "rslave"]},
+            {"destination": "/dev/shm", "options": ["remount", "rro"]},
+        ]
+        hook = {"path": "/bin/true", "args": ["true"], "env": ["A=b"]}
+        bundle.config["hooks"] = {"createContainer": [hook], "startContainer": [hook]}
+        bundle.linux["devices"] = [{"path": "/srv/p", "type": "p"}]
+        bundle.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
+        bundle.linux["personality"] = {"domain": "LINUX32"}
+        bundle.process["scheduler"] = {"policy": "SCHED_BATCH", "nice": 1}
+        bundle.process["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 3}
+        bundle.process["args"] = ["true"]
+        maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+        if way == "user":
+            bundle.linux["namespaces"].append({"type": "user"})
+            bundle.linux.update(uidMappings=maps, gidMappings=maps)
+            for name in ("t", "srv"):
+                (bundle.rootfs / name).mkdir()
+            os.chown(bundle.rootfs / "srv", 100000, 100000)
+        if way == "joined":
+            for item in bundle.linux["namespaces"]:
+                if item["type"] == "pid":
+                    item["path"] = "/proc/self/ns/pid"
+        bundle.process["terminal"] = way == "terminal"
+        bundle.write()
+        options = CreateOptions(bundle=str(bundle.path), detach=False, no_pivot=way == "no-pivot")
+        made = create(str(tmp_path / "state"), "x", options)
+        try:
+            release(made.directory, made.record)
+            assert os.waitstatus_to_exitcode(os.waitpid(made.child.pid, 0)[1]) == 0
+        finally:
+            made.child.kill()
+            for fd in (made.child.pidfd, made.master):
+                if fd is not None:
+                    fd.close()
+            destroy(made.directory, made.record)

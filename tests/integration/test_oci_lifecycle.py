@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from fixtures import kernel
-from fixtures.bundle import SCOW_OCI, Bundle, Runtime
+from fixtures import kernel, warm
+from fixtures.bundle import FRONT, SCOW_OCI, Bundle, Runtime
 
 NAME = "c1"
 
@@ -27,9 +27,14 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle(tmp_path / "bundle", f"/scow-oci-test/{os.getpid()}")
 
 
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Runtime]:
-    runtime = Runtime(SCOW_OCI, tmp_path / "state")
+@pytest.fixture(params=["warm", "cold"])
+def oci(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Runtime]:
+    """The command as it is installed, served by a warm process; and an interpreter of its own."""
+    if request.param == "warm":
+        monkeypatch.setenv(warm.VARIABLE, str(request.getfixturevalue("warm_process").directory))
+    runtime = Runtime(FRONT if request.param == "warm" else SCOW_OCI, tmp_path / "state")
     yield runtime
     for name in runtime.ok("list", "-q").split():
         runtime("delete", "--force", name)
@@ -241,7 +246,7 @@ def test_a_process_that_cannot_be(
         ({"resources": {"memory": {"limit": 1, "swap": -7}}}, "swap"),
         ({"seccomp": {"defaultAction": "SCMP_ACT_X"}}, "SCMP_ACT_X"),
         ({"rootfsPropagation": "x"}, "rootfsPropagation"),
-        ({"netDevices": {"eth9": {}}}, "netDevices"),
+        ({"netDevices": {"eth9": {}}}, "eth9"),
     ],
 )
 def test_a_container_that_cannot_be(
@@ -253,7 +258,7 @@ def test_a_container_that_cannot_be(
 
 def test_errors_go_to_the_log_as_the_engines_read_them(oci: Runtime, bundle: Bundle) -> None:
     log = bundle.path / "log"
-    runtime = Runtime([*SCOW_OCI, "--log", str(log), "--log-format", "json"], oci.root)
+    runtime = Runtime([*oci.argv[:-2], "--log", str(log), "--log-format", "json"], oci.root)
     assert runtime("state", "nope").code == 1
     line = json.loads(log.read_text())
     assert set(line) == {"level", "msg", "time"}

@@ -16,7 +16,14 @@ from scow.cgroups import control, tree, weight
 from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cgroups.detect import Hierarchies, Mode
 from scow.cgroups.resources import BlockIO, Cpu, Memory, Pids, Resources
-from scow.native.errors import InvalidArgument, InvalidState, NotFound, ScowError, Unsupported
+from scow.native.errors import (
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    PermissionDenied,
+    ScowError,
+    Unsupported,
+)
 
 CONTROLLERS = "cpuset cpu io memory pids"
 FILES = {
@@ -59,7 +66,7 @@ class FakeKernel:
         patch.setattr(tree.os, "mkdir", self._make)
         patch.setattr(tree.os, "rmdir", self._remove)
         patch.setattr(control, "write_file", self._record)
-        patch.setattr(tree, "set_mark", self._marks.__setitem__)
+        patch.setattr(tree, "set_mark", self._set_mark)
         patch.setattr(tree, "read_mark", self._mark)
         self._fill(root)
 
@@ -72,11 +79,16 @@ class FakeKernel:
         self._fill(Path(path))
 
     def _remove(self, path: str) -> None:
-        if any(entry.is_dir() for entry in os.scandir(path)):
+        with os.scandir(path) as entries:
+            files = [entry.path for entry in entries if not entry.is_dir()]
+        if len(files) < len(os.listdir(path)):
             raise OSError(errno.EBUSY, "busy", path)
-        for entry in list(os.scandir(path)):
-            os.unlink(entry.path)
+        for file in files:
+            os.unlink(file)
         self._rmdir(path)
+
+    def _set_mark(self, path: str, owner: str = "") -> None:
+        self._marks[path] = f"container {owner}".strip().encode()
 
     def _mark(self, path: str) -> bytes | None:
         if not os.path.isdir(path):
@@ -131,6 +143,19 @@ def test_create_writes_limits_in_order(kernel: FakeKernel) -> None:
     group.remove()
     assert not group.exists()
     assert (kernel.root / "scow").is_dir()
+
+
+def test_the_cgroup_of_another_container_is_refused(kernel: FakeKernel) -> None:
+    host = Hierarchies(Mode.V2, (), str(kernel.root))
+    first = open_cgroup("a/b", hierarchies=host, foreign=True, owner="/run/one")
+    second = open_cgroup("a/b", hierarchies=host, foreign=True, owner="/run/two")
+    first.create(Resources())
+    for act in (second.kill, second.remove, second.freeze):
+        with pytest.raises(PermissionDenied, match="belongs to '/run/one'"):
+            act()
+    open_cgroup("a/b", hierarchies=host, foreign=True).remove()
+    assert not first.exists()
+    assert not (kernel.root / "a").exists()
 
 
 def test_controllers_are_enabled_once(kernel: FakeKernel) -> None:

@@ -56,6 +56,9 @@ class HashingLayers:
     def remove(self, diff_id: DiffID) -> None:
         del self.unpacked[diff_id]
 
+    def empty_trash(self) -> None:
+        """What is removed here leaves no files."""
+
     def unpack(self, diff_id: DiffID, chunks: Iterator[bytes], *, limit_bytes: int = 0) -> None:
         data = b"".join(chunks)
         tar = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data

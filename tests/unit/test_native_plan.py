@@ -79,6 +79,9 @@ EVERY_OPERATION = (
     p.SetAffinity(b"\1" * 8),
     p.SetMemoryPolicy(2, b"\1" * 8),
     p.SetLabel("attr/exec", "label"),
+    p.LabelMount("/dev/mqueue", "label"),
+    p.SetPropagation("/t", s.MS_SHARED, True),
+    p.HideHost("/proc"),
     p.Execute(("sh", "-c", b"\xff\xfe"), ("PATH=/bin", "A=\udcff"), why="what the user asked for"),
 )
 FULL = p.Plan(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -80,6 +81,26 @@ def test_packages_that_are_there_are_left_alone(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def is_program(data: bytes) -> bool:
+    """An ELF file that asks for no loader: it starts in any environment."""
+    return data.startswith(b"\x7fELF") and b"ld-linux" not in data and b"ld-musl" not in data
+
+
+def test_the_command_is_installed() -> None:
+    """scow-oci is a program in C, and the entry of its interpreter lies beside it."""
+    place = Path(sys.executable).parent
+    assert is_program((place / "scow-oci").read_bytes())
+    assert (place / "scow-oci-cold").read_text().startswith(f"#!{place}/")
+    done = subprocess.run(
+        [place / "scow-oci", "--version"],
+        env={"SCOW_OCI_WARM": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("scow-oci version ")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_wheel(tmp_path: Path, project: dict[str, Any]) -> None:
@@ -95,4 +116,7 @@ def test_wheel(tmp_path: Path, project: dict[str, Any]) -> None:
     assert not [name for name in names if name.endswith((".c", ".h"))]
     assert "scow/cri/hello-image/index.json" in names
     assert any(re.fullmatch(r"scow/native/_scow\.abi3\.so", name) for name in names)
+    scripts = f"scow-{project['project']['version']}.data/scripts"
+    assert is_program(zipfile.ZipFile(wheel).read(f"{scripts}/scow-oci"))
+    assert zipfile.ZipFile(wheel).read(f"{scripts}/scow-oci-cold").startswith(b"#!python")
     assert wheel.name.startswith(f"scow-{project['project']['version']}-cp311-abi3-linux_")

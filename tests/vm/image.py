@@ -24,8 +24,9 @@ PROVISION = ROOT / "tests/vm/provision.sh"
 CACHE = Path(os.environ.get("SCOW_TEST_CACHE", "/var/cache/scow-tests")) / "guest"
 APT_ARCHIVES = Path("/var/cache/apt/archives")
 SUITE = "bookworm"
-DISK = "3G"
+DISK = "4G"
 SYSTEM = ("systemd", "systemd-sysv", "udev", "dbus", "linux-image-cloud-amd64", "busybox-static")
+SYSTEM += ("apparmor",)  # its parser: the labels of scow-oci are tested where AppArmor is enabled
 # In the order in which they need each other; ext4 is built in.
 MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev")
 MODULES += ("virtio_pci", "virtio_blk")
@@ -33,6 +34,10 @@ MODULES += ("virtio_pci", "virtio_blk")
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer")
 MASKED += ("getty@tty1.service", "serial-getty@ttyS0.service", "systemd-timesyncd.service")
 MASKED += ("e2scrub_reap.service", "dpkg-db-backup.timer", "systemd-networkd.service")
+# The tests start their own.
+MASKED += ("docker.service", "docker.socket", "containerd.service", "podman.service")
+MASKED += ("podman.socket", "podman-restart.service", "podman-auto-update.timer")
+MASKED += ("apparmor.service",)
 
 UNIT = """\
 [Unit]
@@ -140,7 +145,7 @@ def build(guest: Guest, work: Path) -> None:
 def bootstrap(root: Path, wheels: Path) -> None:
     """mmdebstrap, and in its chroot the provisioning script, with pip's packages at hand."""
     wanted = subprocess.run(
-        [PROVISION, "list", "run"], capture_output=True, text=True, check=True
+        [PROVISION, "list", "run", "engines"], capture_output=True, text=True, check=True
     ).stdout.split()
     pip = "env PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels"
     words = " ".join(f"'{word}'" for word in requirements())
@@ -156,7 +161,7 @@ def bootstrap(root: Path, wheels: Path) -> None:
         f'--setup-hook=cp {APT_ARCHIVES}/*.deb "$1/var/cache/apt/archives/" || true',
         f"--customize-hook=copy-in {PROVISION} /usr/local/sbin",
         f"--customize-hook=copy-in {wheels} /",
-        '--customize-hook=chroot "$1" provision.sh packages run',
+        '--customize-hook=chroot "$1" provision.sh packages run engines',
         f'--customize-hook=chroot "$1" {pip} provision.sh python {words}',
         '--customize-hook=rm -r "$1/wheels"',
         SUITE,

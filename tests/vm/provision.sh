@@ -2,7 +2,7 @@
 # Makes a Debian 12 machine ready for scow. One script for every machine: `make demo` and `make test`
 # call it for packages, the Vagrant lab and the QEMU guest for the whole set-up.
 #
-#   provision.sh packages SET...     install what is missing of the named sets: run, test, vm, bench
+#   provision.sh packages SET...     install what is missing of the named sets: run, engines, test, vm, bench
 #   provision.sh list SET...         print the names of the packages of these sets
 #   provision.sh python [REQ...]     make the virtual environment /opt/scow, with these requirements
 #   provision.sh install WHAT        install scow (a checkout or a wheel) into it, and link /usr/local/bin/scow
@@ -17,9 +17,13 @@ PYTHON=/usr/bin/python3
 
 # To build and to run. libcap-dev is for python-prctl, which has no wheels.
 RUN="python3 python3-venv python3-dev gcc libc6-dev make musl-tools libcap-dev nftables iproute2 kmod ca-certificates"
+# What drives scow-oci, and the runtimes that it is compared with; in the guest, too.
+ENGINES="podman containerd docker.io crun runc busybox-static procps"
 # To test: other programs' images, a registry, a Ruby for the Vagrantfile, sanitizers come with gcc,
-# engines that scow-oci is driven by (with crun and runc, which it is compared with).
-TEST="docker-registry skopeo umoci buildah mmdebstrap busybox-static zstd ruby curl procps strace podman containerd crun runc containernetworking-plugins"
+# networks for pods.
+TEST="docker-registry skopeo umoci buildah mmdebstrap zstd ruby curl strace criu containernetworking-plugins $ENGINES"
+# What these would start, now and at each boot; the tests start their own.
+SERVICES="docker-registry.service docker.service docker.socket containerd.service podman.service podman.socket"
 # To load a server. The runtimes to compare with are the user's choice: none is installed.
 BENCH="wrk"
 # To boot the guest with cgroup v2.
@@ -33,10 +37,11 @@ die() {
 package_set() {
     case "$1" in
         run) echo "$RUN" ;;
+        engines) echo "$ENGINES" ;;
         test) echo "$TEST" ;;
         vm) echo "$VM" ;;
         bench) echo "$BENCH" ;;
-        *) die "no such set of packages: '$1' (run, test, vm, bench)" ;;
+        *) die "no such set of packages: '$1' (run, engines, test, vm, bench)" ;;
     esac
 }
 
@@ -68,22 +73,26 @@ as_root() {
 }
 
 packages() {
-    local wanted
+    local wanted unit fresh="" masked=""
     wanted=$(missing "$@")
     [ -n "$wanted" ] || return 0
     command -v apt-get >/dev/null || die "not a Debian machine; install these by hand:" $wanted
     echo "provision: installing" $wanted
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q
-    # shellcheck disable=SC2086  # a list of words
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $wanted
-    # The package starts a registry on port 5000 and at each boot; the tests start their own.
-    case " $(echo $wanted) " in
-        *" docker-registry "*)
-            if [ -d /run/systemd/system ]; then
-                as_root systemctl disable --now docker-registry.service
-            fi
-            ;;
-    esac
+    for unit in $SERVICES; do
+        [ -e "/lib/systemd/system/$unit" ] || fresh="$fresh $unit"
+    done
+    # docker would make links and rules as soon as it is installed: what is masked is not started.
+    [ ! -d /run/systemd/system ] || masked=$fresh
+    # shellcheck disable=SC2086  # lists of words
+    {
+        [ -z "$masked" ] || as_root systemctl mask --quiet --runtime $masked
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $wanted
+        [ -z "$masked" ] || as_root systemctl unmask --quiet --runtime $masked
+    }
+    for unit in $fresh; do
+        [ ! -e "/lib/systemd/system/$unit" ] || as_root systemctl disable --quiet "$unit"
+    done
 }
 
 python_environment() {
