@@ -21,6 +21,7 @@ from fixtures.serving import Serving, serving
 from scow.cri.client import Client, Unavailable
 from scow.cri.client_streams import STDERR, STDOUT, PortStream, ProcessStream
 from scow.native.errors import (
+    AlreadyExists,
     DeadlineExceeded,
     InvalidArgument,
     InvalidState,
@@ -230,8 +231,10 @@ def test_metrics_of_containers(client: Client) -> None:
     assert 'scow_api_calls_total{method="RunPodSandbox",code="ok"} 1' in text
 
 
-def test_killed_under_load(environment: dict[str, str], scow_run: Path) -> None:
-    """kill -9 of the service five times while clients work: nothing of the containers is lost."""
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.timeout(1200)
+def test_killed_under_load(environment: dict[str, str], scow_run: Path, kills: int) -> None:
+    """kill -9 of the service while clients work: nothing of the containers is lost."""
     address = f"unix://{scow_run}/scow.sock"
     stop = threading.Event()
     wrong: list[BaseException] = []
@@ -254,7 +257,7 @@ def test_killed_under_load(environment: dict[str, str], scow_run: Path) -> None:
 
     containers: list[str] = []
     loaders: list[threading.Thread] = []
-    for turn in range(6):
+    for turn in range(kills + 1):
         with serving(environment) as running:
             running.wait_for("stream URLs only")
             with Client(address) as client:
@@ -273,7 +276,7 @@ def test_killed_under_load(environment: dict[str, str], scow_run: Path) -> None:
                     (c, "CONTAINER_RUNNING") for c in containers
                 }
                 time.sleep(1)
-            if turn < 5:
+            if turn < kills:
                 running.process.kill()
             else:
                 stop.set()
@@ -284,6 +287,27 @@ def test_killed_under_load(environment: dict[str, str], scow_run: Path) -> None:
                     assert int(client.call("ExecSync", body).stdout) > 50
     assert not wrong
     assert done[0] > 20
+
+
+def test_one_of_many_wins(client: Client) -> None:
+    """20 clients make the same pod, as a retry after a time-out does: one is made, all others are told."""
+    found: list[str] = []
+
+    def attempt() -> None:
+        with Client(client.address) as one:
+            try:
+                found.append(run_pod(one, "same"))
+            except AlreadyExists as error:
+                found.append(error.code)
+
+    threads = [threading.Thread(target=attempt) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    pods = client.call("ListPodSandbox").items
+    assert len(pods) == 1
+    assert sorted(found) == sorted([pods[0].id] + ["already_exists"] * 19)
 
 
 PROGRAM = """
