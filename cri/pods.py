@@ -59,6 +59,7 @@ class Pods:
         self.store.prepare()
         self.store.on_burial = self._bury
         config_dir = cni_config_dir or os.environ.get("SCOW_CNI_CONFIG") or CNI_CONFIG_DIR
+        self._pod_of: dict[str, str] = {}
         self.network = PodNetwork(self.store, service.bridge, config_dir, cni_plugin_dirs)
 
     # --- making -------------------------------------------------------------------------------
@@ -274,11 +275,22 @@ class Pods:
 
     def containers(self, pod_id: str) -> Sequence[Record]:
         """The containers of a pod, oldest first."""
-        found = [
-            record
-            for record in self.service.store.list()
-            if record.member is not None and record.member.pod_id == pod_id
-        ]
+        found: list[Record] = []
+        ids = self.service.store.ids()
+        for container_id in ids:
+            # Whose a container is never changes: of those of others no record is read.
+            if self._pod_of.get(container_id, pod_id) != pod_id:
+                continue
+            try:
+                record = self.service.store.read(container_id)
+            except ScowError:
+                continue  # being made or removed at this moment, or damaged
+            owner = record.member.pod_id if record.member is not None else ""
+            self._pod_of[container_id] = owner
+            if owner == pod_id:
+                found.append(record)
+        for container_id in self._pod_of.keys() - set(ids):
+            self._pod_of.pop(container_id, None)
         return sorted(found, key=lambda record: record.created_ns)
 
 

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from scow.cri.api.answers import Answer
+from scow.cri.api.calls import RUNNING
 from scow.cri.records import Record
 from scow.cri.service import Service
 from scow.native.errors import ResourceExhausted, ScowError
@@ -98,31 +99,36 @@ class Events:
 
     # --- watching -----------------------------------------------------------------------------
 
-    def expect(self, container_id: str) -> None:
-        """Say that `watch` will be called for it: until then nobody else is to adopt it."""
+    def started(self, container_id: str, connection: MonitorConnection) -> None:
+        """Tell of a start, and take the connection that watches the container."""
         with self._lock:
             self._ids.add(container_id)
-
-    def watch(self, container_id: str, connection: MonitorConnection) -> None:
-        """Take a connection that watches a container which was just started."""
-        with self._lock:
-            fd = connection.fileno()
-            self._watched[fd] = (container_id, connection)
-            self._ids.add(container_id)
-            self._epoll.register(fd, select.EPOLLIN)
+        self.publish(container_id, STARTED)
+        # Only now: its end is told after its start.
+        self._watch(container_id, connection)
 
     def adopt(self, record: Record) -> None:
         """Watch a container that runs already, whoever started it; one that is watched is fine."""
         with self._lock:
             if record.id in self._ids:
                 return
+            self._ids.add(record.id)
         path = f"{self._service.store.run_dir(record.id)}/monitor.sock"
         try:
             connection = MonitorConnection.connect(path)
             connection.watch()
         except OSError:
-            return  # it ends at this moment, and its monitor has not heard that we would clean up
-        self.watch(record.id, connection)
+            # It ends at this moment, and its monitor has not heard that we would clean up.
+            with self._lock:
+                self._ids.discard(record.id)
+            return
+        self._watch(record.id, connection)
+
+    def _watch(self, container_id: str, connection: MonitorConnection) -> None:
+        with self._lock:
+            fd = connection.fileno()
+            self._watched[fd] = (container_id, connection)
+            self._epoll.register(fd, select.EPOLLIN)
 
     def _run(self) -> None:
         while True:
@@ -154,7 +160,16 @@ class Events:
             self._service.finish(container_id)
         except (OSError, ScowError):
             pass  # who removes the container, or `system check`, comes again
-        self.publish(container_id, STOPPED)
+        if not self._runs(container_id):
+            self.publish(container_id, STOPPED)
+
+    def _runs(self, container_id: str) -> bool:
+        """Whether it was only the connection that ended: a monitor takes 16 clients."""
+        try:
+            status = self._service.status(self._service.store.read(container_id))
+        except ScowError:
+            return False
+        return status.state in RUNNING
 
     # --- telling ------------------------------------------------------------------------------
 

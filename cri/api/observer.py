@@ -83,19 +83,29 @@ class Observer:
 
     # --- containers ---------------------------------------------------------------------------
 
-    def containers(self) -> Sequence[tuple[Record, Status]]:
-        """Every container of a pod with what it is doing."""
+    def containers(self, pod_id: str | None = None) -> Sequence[tuple[Record, Status]]:
+        """Every container of all pods, or of one, with what it is doing."""
         with self._lock:
             self._hear_of_ends()
             ids = self._service.store.ids()
             found: list[tuple[Record, Status]] = []
             for container_id in ids:
+                # Whose a container is never changes: of those of others nothing is asked.
+                if pod_id is not None and self._is_of_another(container_id, pod_id):
+                    continue
                 seen = self._look(container_id)
-                if seen is not None and seen.record.member is not None:
+                member = seen.record.member if seen is not None else None
+                if seen is not None and member is not None and pod_id in (None, member.pod_id):
                     found.append((seen.record, seen.status))
             for container_id in self._containers.keys() - set(ids):
                 self._drop(container_id)
             return found
+
+    def _is_of_another(self, container_id: str, pod_id: str) -> bool:
+        seen = self._containers.get(container_id)
+        if seen is None:
+            return False
+        return seen.record.member is None or seen.record.member.pod_id != pod_id
 
     def container(self, text: str) -> tuple[Record, Status]:
         """One container of a pod, by id or a unique beginning; NotFound without one."""

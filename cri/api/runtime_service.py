@@ -204,8 +204,7 @@ class RuntimeService(Measuring):
     def _statuses_of(self, pod_id: str) -> list[Answer]:
         return [
             self._container_status(record, status)
-            for record, status in self.observer.containers()
-            if answers.member_of(record).pod_id == pod_id
+            for record, status in self.observer.containers(pod_id)
         ]
 
     def _container_status(self, record: Record, status: Status) -> Answer:
@@ -299,10 +298,7 @@ class RuntimeService(Measuring):
                 f"cannot start container '{record.name}': it is {status.state.value}"
             )
         connection = self.service.start_watched(record.id)
-        # In this order: who watches tells the end. Describing it for the event would adopt it.
-        self.events.expect(record.id)
-        self.events.publish(record.id, events.STARTED)
-        self.events.watch(record.id, connection)
+        self.events.started(record.id, connection)
         return {}
 
     def stop_container(self, request: Message) -> Answer:

@@ -195,8 +195,8 @@ class Measuring:
     def _running_members(self, pod_id: str) -> list[tuple[Record, Status]]:
         return [
             (record, status)
-            for record, status in self.observer.containers()
-            if answers.member_of(record).pod_id == pod_id and status.state in RUNNING
+            for record, status in self.observer.containers(pod_id)
+            if status.state in RUNNING
         ]
 
     def network_counters(self, record: PodRecord, pids: Sequence[int]) -> Counters | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import time
@@ -146,3 +147,42 @@ def test_what_the_command_line_does_beside_is_seen(places: tuple[str, str]) -> N
     assert cri.sh(three, "echo here") == "here"
     assert scow.ok("exec", three, "echo", "there") == "there"
     cri.close()
+
+
+def churn(cri: Cri) -> None:
+    """Make, use and remove pods until we are killed."""
+    while True:
+        pod = cri.pod(pid="POD")
+        container = cri.running(pod)
+        cri.running(pod, ["sh", "-c", "exit 3"])
+        cri.sh(container, "true")
+        cri.stop_container(container_id=container, timeout=0)
+        cri.remove_pod_sandbox(pod_sandbox_id=pod)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_hundred_kills_lose_nothing(places: tuple[str, str], tmp_path: Path) -> None:
+    def begin(cri: Cri) -> None:
+        pod = cri.pod(log_directory=str(tmp_path / "logs"), labels={"keep": "yes"})
+        script = "i=0; while :; do i=$((i+1)); echo $i; usleep 5000; done"
+        cri.running(pod, ["sh", "-c", script], log_path="count.log")
+
+    os.waitpid(in_child(places, begin), 0)
+    chance = random.Random(1)
+    for number in range(100):
+        pid = in_child(places, churn)
+        time.sleep(chance.uniform(0.05, 0.8))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        begun = time.monotonic()
+        cri = Cri(*places)
+        assert time.monotonic() - begun < 2, number
+        for item in cri.list_pod_sandbox()["items"]:
+            if not item["labels"]:
+                cri.remove_pod_sandbox(pod_sandbox_id=item["id"])
+        assert len(cri.list_containers()["containers"]) == 1
+        assert cri.list_containers()["containers"][0]["state"] == "CONTAINER_RUNNING"
+        cri.close()
+    lines = (tmp_path / "logs/count.log").read_text().splitlines()
+    assert [int(line.split()[-1]) for line in lines] == list(range(1, len(lines) + 1))
