@@ -89,18 +89,19 @@ class Caller:
             _check_version(request.headers)
             bound = self._bind(method)
 
-            def work() -> bytes:
-                # All in the thread: a message of 4 MiB would hold up every other connection.
+            def work() -> Response:
+                # All in the thread: ExecSync's answer may have 40 MB, which would hold up everyone.
                 body = _unpack(request.body, request.headers.get("content-encoding", "identity"))
                 message = codec.decode(method.request, body)
-                return codec.encode(method.response, bound(message))
+                found = codec.encode(method.response, bound(message))
+                return _maybe_gzip(found, request.headers.get("accept-encoding", ""))
 
-            body = await _within(timeout_s, self._pools.submit(kind_of(method.name), work), method)
+            running = self._pools.submit(kind_of(method.name), work)
+            answer = await _within(timeout_s, running, method)
         except Exception as error:  # the border: one request's fault must not end the service
             answer = _error_response(self._failed(method, error))
         else:
             self._count(method, "ok")
-            answer = _maybe_gzip(body, request.headers.get("accept-encoding", ""))
         self._log(method, request, answer.status, begun)
         return answer
 
@@ -303,7 +304,9 @@ def _timeout(headers: Mapping[str, str]) -> float | None:
     return int(text) / 1000
 
 
-async def _within(timeout_s: float | None, running: asyncio.Future[bytes], method: Method) -> bytes:
+async def _within(
+    timeout_s: float | None, running: asyncio.Future[Response], method: Method
+) -> Response:
     try:
         async with asyncio.timeout(timeout_s):
             # Shielded: a thread cannot be stopped, and a call is never left half-done.

@@ -287,5 +287,7 @@ def _peer(listener: Listener, writer: asyncio.StreamWriter) -> Peer:
     certificate = writer.get_extra_info("peercert")
     if certificate:
         names = [pair[1] for part in certificate.get("subject", ()) for pair in part]
-        text = f"{text} ({', '.join(names)})"
+        name = ", ".join(names)
+        # A line of the log is ours alone: a name may hold whatever its authority let pass.
+        text = f"{text} ({''.join(c if c.isprintable() else '?' for c in name)})"
     return Peer(text, is_plain=listener.tls is None, streams_only=listener.streams_only)

@@ -74,6 +74,7 @@ class WebSocket:
         self._writer = writer
         self._frames = Connection(kind)
         self._parts: list[bytes] = []
+        self._size = 0
         self._closed = False
         if ahead:
             self._frames.receive_data(ahead)
@@ -101,11 +102,13 @@ class WebSocket:
     async def _handle(self, event: object) -> bytes | None:
         if isinstance(event, BytesMessage):
             self._parts.append(bytes(event.data))
-            if sum(map(len, self._parts)) > MESSAGE_MAX:
+            self._size += len(event.data)
+            if self._size > MESSAGE_MAX:
                 await self.close(TOO_BIG, f"a message may have {MESSAGE_MAX} bytes")
             elif event.message_finished:
                 message = b"".join(self._parts)
                 self._parts.clear()
+                self._size = 0
                 return message
         elif isinstance(event, TextMessage):
             await self.close(UNSUPPORTED_DATA, "messages are binary")
