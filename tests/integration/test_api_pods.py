@@ -37,7 +37,9 @@ def environment(scow_root: Path, scow_run: Path, images: ImageFactory) -> Iterat
     first = Cri(str(scow_root), str(scow_run))
     first.load_busybox(images)
     first.close()
-    yield {**os.environ, "SCOW_ROOT": str(scow_root), "SCOW_RUN": str(scow_run)}
+    # The bridge of scow's own, whatever networks other programs have set up on this host.
+    places = {"SCOW_ROOT": str(scow_root), "SCOW_RUN": str(scow_run)}
+    yield {**os.environ, **places, "SCOW_CNI_CONFIG": "/nonexistent"}
     last = Cri(str(scow_root), str(scow_run))
     last.remove_all()
     last.close()
