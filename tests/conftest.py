@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fixtures import kernel, residue
-from fixtures.api import ApiServer
 from fixtures.images import ImageFactory
 from fixtures.registry import Registry
 from fixtures.warm import Warm
-from scow.cri.api.listeners import open_listener
+
+if TYPE_CHECKING:
+    from fixtures.api import ApiServer
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
@@ -124,6 +126,9 @@ def api_socket(tmp_path: Path) -> Path:
 @pytest.fixture
 def api(api_socket: Path) -> Iterator[ApiServer]:
     """The door of the service on a unix socket, before a service that needs no kernel."""
+    from fixtures.api import ApiServer
+    from scow.cri.api.listeners import open_listener
+
     server = ApiServer([open_listener(str(api_socket), None)])
     yield server
     server.stop()

@@ -94,12 +94,8 @@ def open_listener(address: str, tls: TlsFiles | None) -> Listener:
 
 
 def open_loopback(host: str, port: int, *, streams_only: bool = False) -> Listener:
-    """Listen without TLS; only a literal loopback address will do: a name may change its meaning."""
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
+    """Listen without TLS; only a literal loopback address will do."""
+    if not is_loopback(host):
         raise InvalidArgument(
             f"cannot listen on '{host}' without TLS: it is not a loopback address",
             hint="use 127.0.0.1 or [::1], or tcp:// with certificates",
@@ -124,7 +120,7 @@ def _adopt(fd: int, tls: TlsFiles | None) -> Listener:
         return Listener(sock)
     if tls is not None:
         return Listener(sock, server_context(tls))
-    if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+    if not is_loopback(sock.getsockname()[0]):
         raise InvalidArgument(
             "cannot serve the TCP socket that systemd passed: it needs mutual TLS",
             hint="give --tls-cert, --tls-key and --tls-client-ca",
@@ -146,6 +142,14 @@ def server_context(tls: TlsFiles) -> ssl.SSLContext:
     return context
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host is a literal loopback address; a name may change its meaning."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def unix_peer(sock: socket.socket) -> tuple[int, int]:
     """Pid and uid of who connected; the pid as it was then."""
     pid, uid, _ = _PEERCRED.unpack(
@@ -158,12 +162,10 @@ def _open_unix(path: str) -> Listener:
     sock = socket.socket(socket.AF_UNIX)
     try:
         _remove_stale(path)
-        # The mode is the access control, so it is right from the first moment: bind(2) applies it.
-        mask = os.umask(0o177)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(mask)
+        # The mode is the access control, so it is right from the first moment: Linux makes the file
+        # with the mode of the socket's own inode. A umask would be that of other threads as well.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(path)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()

@@ -17,7 +17,7 @@ from scow.cri.api.channels import serve_process
 from scow.cri.api.connect import Caller, failure
 from scow.cri.api.forward import ports_of, serve_ports
 from scow.cri.api.http import Answer, Connection, Peer, Request, Response, Upgrade
-from scow.cri.api.listeners import Listener, unix_peer
+from scow.cri.api.listeners import Listener, is_loopback, unix_peer
 from scow.cri.api.pools import Pools
 from scow.cri.api.tokens import PortSession, ProcessSession, Tokens
 from scow.cri.api.websocket import PROTOCOLS, WebSocket, handshake
@@ -39,7 +39,6 @@ _POLICY = (
     "connect-src 'self'; frame-ancestors 'none'",
 )
 _RUNTIME = "/runtime.v1.RuntimeService"
-_LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
 Labelled = dict[tuple[str, ...], int]
 
@@ -72,13 +71,9 @@ class Server:
         try:
             await stop.wait()
         finally:
-            for server in servers:
-                server.close()
+            await _stop_accepting(servers)
             for listener in listeners:
                 listener.close()
-            for _ in range(10):
-                # A client that was just accepted needs some turns of the loop to become one of ours.
-                await asyncio.sleep(0)
             await self._finish()
             self._pools.close()
 
@@ -239,6 +234,22 @@ class Server:
         )
 
 
+async def _stop_accepting(servers: list[asyncio.Server]) -> None:
+    """Close the servers when whoever was just accepted has become a connection of ours.
+
+    Python 3.11: to close a server between accept(2) and the making of the transport leaves a socket
+    that nobody closes. So first no more is accepted, then the loop turns, then they are closed.
+    """
+    loop = asyncio.get_running_loop()
+    for server in servers:
+        for sock in server.sockets:
+            loop.remove_reader(sock.fileno())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()
+
+
 _CLOSE = ("connection", "close")
 
 
@@ -255,7 +266,7 @@ def _refuse_foreign(request: Request) -> Response | None:
     """
     host = request.headers.get("host", "")
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    if request.peer.is_plain and name.lower() not in _LOCAL_NAMES:
+    if request.peer.is_plain and name.lower() != "localhost" and not is_loopback(name.strip("[]")):
         return failure(403, "permission_denied", "the Host header does not name loopback")
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:

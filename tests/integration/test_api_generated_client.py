@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 
 from fixtures.api import ApiServer
-from fixtures.connect_client import generate, run_node
+from fixtures.connect_client import NODE_BIN, generate, run_node
+from fixtures.serving import serving
 from scow.cri.api.listeners import open_listener
 
 pytestmark = pytest.mark.timeout(300)
@@ -157,19 +160,43 @@ def test_curl(api: ApiServer, api_socket: Path) -> None:
     assert done.stdout.endswith("}404")
 
 
+def test_the_page_is_a_program(tmp_path: Path) -> None:
+    """Its script parses, and its policy lets it do what it does."""
+    page = (Path(__file__).resolve().parents[2] / "cri/api/page.html").read_text()
+    ((_, script),) = re.findall(r"<script>()(.*?)</script>", page, re.DOTALL)
+    path = tmp_path / "page.js"
+    path.write_text(script)
+    done = subprocess.run([NODE_BIN / "node", "--check", path], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=|\son[a-z]+=", page)
+
+
+def schemathesis(url: str, exclude: str) -> None:
+    """Make requests of /openapi.json: none may fail, and each answer must be as it describes."""
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    done = subprocess.run(
+        [Path(sys.executable).with_name("schemathesis"), "run", f"{url}/openapi.json",
+         "--checks", checks, "--max-examples", "8", "--phases", "examples,fuzzing", "--no-color",
+         "--exclude-operation-id-regex", exclude, "--suppress-health-check", "all",
+         "--generation-deterministic", "--request-timeout", "20"],
+        capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+
+
 def test_openapi_is_what_is_served() -> None:
-    """schemathesis makes requests of /openapi.json: none may fail, each answer is as described."""
     server = ApiServer([open_listener("http://127.0.0.1:0", None)])
     try:
-        url = server.listeners[0].url()
-        checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-        done = subprocess.run(
-            [Path(sys.executable).with_name("schemathesis"), "run", f"{url}/openapi.json",
-             "--checks", checks, "--max-examples", "8", "--phases", "examples,fuzzing", "--no-color",
-             "--exclude-operation-id-regex", "Stream|Events|CheckpointPod", "--suppress-health-check", "all",
-             "--generation-deterministic", "--request-timeout", "20"],
-            capture_output=True, text=True, check=False, timeout=280,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+        schemathesis(server.listeners[0].url(), "Stream|Events|CheckpointPod")
     finally:
         server.stop()
+
+
+def test_openapi_and_the_real_service(scow_root: Path, scow_run: Path) -> None:
+    """Without what would make something: there are no pods, no images, and no network is asked."""
+    environment = {**os.environ, "SCOW_ROOT": str(scow_root), "SCOW_RUN": str(scow_run)}
+    with serving(environment, "-l", "http://127.0.0.1:0") as service:
+        url = service.wait_for("listening on http").split()[-1]
+        schemathesis(url, "Stream|Events|Checkpoint|Restore|RunPodSandbox|PullImage")
+        assert service.stop() == 0
+    assert "Traceback" not in "".join(service.lines)

@@ -263,6 +263,10 @@ def test_plain_loopback_is_for_its_own_pages_only() -> None:
             ({"origin": f"http://{host}:{port}"}, 200),
             ({"origin": "https://evil.example"}, 403),
             ({"origin": "null"}, 403),
+            ({"host": f"localhost:{port}"}, 200),
+            ({"host": "[::1]"}, 200),
+            ({"host": ""}, 403),
+            ({"host": "127.0.0.1.evil.example"}, 403),
             ({"host": "evil.example"}, 403),
             ({"host": f"evil.example:{port}"}, 403),
         ):

@@ -2,81 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
 import shutil
-import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fixtures.api import post
+from fixtures.serving import SCOW, serving
 from scow.cri.client import Client, ClientTls, Unavailable
 from scow.native.errors import DeadlineExceeded, InvalidArgument, NotFound
 
 ROOT = Path(__file__).resolve().parents[2]
-SCOW = Path(sys.executable).with_name("scow")
 
 
 @pytest.fixture
 def environment(scow_root: Path, scow_run: Path) -> dict[str, str]:
     return {**os.environ, "SCOW_ROOT": str(scow_root), "SCOW_RUN": str(scow_run)}
-
-
-class Serving:
-    """A service, and what it says."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.lines: list[str] = []
-
-    def wait_for(self, pattern: str) -> str:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if re.search(pattern, line):
-                return line
-        pytest.fail("".join(self.lines))
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(40)
-
-
-# What systemd does between fork and exec (sd_listen_fds(3)).
-PASS_SOCKET = """
-import os, sys
-os.dup2(int(sys.argv[1]), 3)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
-@contextlib.contextmanager
-def serving(
-    environment: dict[str, str], *arguments: str, passed: int | None = None
-) -> Iterator[Serving]:
-    """Run `scow serve`; `passed` is a socket to pass to it."""
-    command = [str(SCOW), "serve", *arguments]
-    fds: tuple[int, ...] = ()
-    if passed is not None:
-        command, fds = [sys.executable, "-c", PASS_SOCKET, str(passed), *command], (passed,)
-    process = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, pass_fds=fds
-    )
-    try:
-        yield Serving(process)
-    finally:
-        process.terminate()
-        process.communicate(timeout=40)
 
 
 def scow(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
@@ -106,6 +53,45 @@ def test_serve_and_call(environment: dict[str, str], scow_run: Path) -> None:
         assert not path.exists()
     rest = "".join(service.lines)
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["call", "Nope"], "CRI has no method 'Nope'"),
+        (["call", "Version", "{"], "the body is not JSON"),
+        (["call", "Version", "[]"], "must be an object"),
+        (["call", "StopContainer", '{"timeout": "x"}'], "timeout: "),
+        (["call", "--timeout", "0", "Version"], "--timeout is a number of seconds"),
+        (["call", "Version"], "cannot reach the service at 'unix:///"),
+        (["--host", "unix:///nonexistent", "call", "Version"], "'unix:///nonexistent': No such file"),
+        (["--host", "tcp://127.0.0.1:1", "call", "Version"], "needs a client certificate"),
+        (["--host", "ftp://x", "call", "Version"], "is no address of a service"),
+        (["--host", "http://127.0.0.1:1", "call", "Version"], "Connection refused"),
+        (["--host", "unix:///nonexistent", "ps"], "works on this machine only"),
+        (["--host"], "option --host needs a value: --host ADDRESS"),
+    ],
+)  # fmt: skip
+def test_calls_that_cannot_be_made(
+    environment: dict[str, str], words: list[str], text: str
+) -> None:
+    done = scow(environment, *words)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_request_from_stdin_and_a_stream(environment: dict[str, str]) -> None:
+    with serving(environment) as service:
+        service.wait_for("stream URLs only")
+        done = subprocess.run(
+            [SCOW, "call", "ListImages", "-"], env=environment, input="{}", text=True,
+            capture_output=True, check=True,
+        )  # fmt: skip
+        assert done.stdout == "{}\n"
+        assert scow(environment, "call", "StreamContainers").stdout == "{}\n"
+        done = scow(environment, "call", "--timeout", "1", "GetContainerEvents")
+        assert (done.returncode, "its time is over" in done.stderr) == (125, True)
 
 
 def test_who_changes_something_is_logged(environment: dict[str, str], scow_run: Path) -> None:
