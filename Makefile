@@ -3,6 +3,7 @@
 #   make demo      install what it needs, build, and run one container that tells what isolates it
 #   make test      install what the tests need, and run all of them
 #   make stress    the long loops: races, kills, many clients
+#   make fuzz      the parsers and compilers under fuzzers, for as long as SECONDS says (each)
 #   make test-vm   the part that needs a cgroup v2 host, in a QEMU guest
 #   make bench     scow beside the other runtimes that are installed
 #   make bench-oci scow-oci beside runc, crun, and crun as Debian's unstable has it
@@ -21,7 +22,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=SCOW_CI,SCOW_TEST_C
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test stress test-vm bench bench-oci venv types hello lint clean packages-run packages-test packages-vm packages-bench
+.PHONY: demo test stress fuzz test-vm bench bench-oci venv types hello lint clean packages-run packages-test packages-vm packages-bench
 
 demo: $(VENV)/.stamp-run $(HELLO)
 	@[ -e /usr/local/bin/scow ] || { $(SUDO) ln -sfn $(abspath $(BIN))/scow /usr/local/bin/scow && \
@@ -35,6 +36,12 @@ test: packages-test venv types
 # Long loops: races, kills, clients that get in each other's way.
 stress: packages-test venv types
 	$(SUDO) $(BIN)/python -m pytest -m slow $(TESTS) $(ARGS)
+
+# What a run finds lies in build/fuzz; what it adds to the corpus in tests/fuzz/corpus is to be committed.
+SECONDS ?= 600
+fuzz: packages-test venv types
+	nice -n 19 $(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) --keep
+	$(SUDO) env SCOW_FUZZ_EXAMPLES=20000 nice -n 19 $(BIN)/python -m pytest tests/fuzz -k "not native" --timeout 7200 $(ARGS)
 
 test-vm: packages-vm venv
 	$(SUDO) $(BIN)/python tests/vm/run.py $(ARGS)

@@ -148,7 +148,7 @@ def decode_resources(document: bytes) -> Resources:
     """
     try:
         return msgspec.json.decode(document, type=Resources)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"cannot read the resources: {error}") from error
 
 

@@ -104,8 +104,9 @@ static int op_join_cgroups(struct child *child, const struct plan_op *op) {
     return 0;
 }
 
+/* num: CLONE_NEW*, whether this is done here in any case */
 static int op_join_namespace(struct child *child, const struct plan_op *op) {
-    if (plan_joins_first(child->plan, op))
+    if (child->plan->direct && child->plan->mode == PLAN_RUN && !op->num[1])
         return 0; /* direct.c did, while it had the rights */
     if (op->num[0] & CLONE_NEWPID)
         child->must_move = true; /* pid_namespaces(7): only children live in it */

@@ -38,7 +38,7 @@ static int join(const struct plan *plan, bool user, uint32_t *ret_index) {
         const struct plan_op *op = &plan->ops[i];
         int r = 0;
         *ret_index = i;
-        if (op->code == OP_JOIN_NAMESPACE && !(op->num[0] & CLONE_NEWUSER) == !user && plan_joins_first(plan, op))
+        if (op->code == OP_JOIN_NAMESPACE && !op->num[1] && !(op->num[0] & CLONE_NEWUSER) == !user)
             r = sys_setns(plan_fd(op->fd), (int)op->num[0]);
         if (op->code == OP_NEW_TIME_NAMESPACE && !user)
             r = new_time_namespace(plan, op);

@@ -1,7 +1,6 @@
 #include "plan.h"
 
 #include <limits.h>
-#include <linux/sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -305,15 +304,6 @@ int plan_load(int fd, struct plan *ret, struct failure *ret_failure) {
     close(fd);
     int r = plan_parse(block, (size_t)st.st_size, ret, ret_failure);
     return r < 0 ? r : check_descriptors(ret, ret_failure);
-}
-
-bool plan_joins_first(const struct plan *plan, const struct plan_op *op) {
-    if (!plan->direct || plan->mode != PLAN_RUN)
-        return false;
-    for (uint32_t i = 0; op->num[0] & CLONE_NEWPID && i < plan->n_ops; i++)
-        if (plan->ops[i].code == OP_ENTER_PID_NAMESPACE)
-            return false;
-    return true;
 }
 
 void plan_drop_ops(struct plan *plan) {

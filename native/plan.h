@@ -176,10 +176,6 @@ static inline int plan_fd(uint32_t index) {
     return index == PLAN_NONE ? -1 : FD_FIRST + (int)index;
 }
 
-/* Whether a JoinNamespace is carried out before the clone (direct.c): all of a direct plan's, but for a
- * pid namespace that is entered later. */
-bool plan_joins_first(const struct plan *plan, const struct plan_op *op);
-
 static inline const char *plan_text(const struct plan *plan, uint32_t offset) {
     return offset == PLAN_NONE ? "" : plan->block + offset;
 }

@@ -49,6 +49,8 @@ class JoinNamespace(Operation, frozen=True):
     step = "join namespace"
     fd: int
     kind: int
+    late: bool = False
+    """By the child at this place, also in a direct plan, which joins before the clone else."""
 
     def describe(self) -> str:
         return f"setns({flag_names(self.kind, NAMESPACE_NAMES)})"
@@ -57,7 +59,7 @@ class JoinNamespace(Operation, frozen=True):
         return flag_names(self.kind, NAMESPACE_NAMES)
 
     def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(self.code, fd=self.fd, numbers=(self.kind,))
+        return writer.record(self.code, fd=self.fd, numbers=(self.kind, self.late))
 
 
 class Unshare(Operation, frozen=True):

@@ -11,6 +11,7 @@ from typing import Final
 
 from scow.native._scow import ffi as _ffi
 from scow.native._scow import lib as _lib
+from scow.native.errors import InvalidArgument
 
 AT_EMPTY_PATH: Final = _lib.AT_EMPTY_PATH
 AT_NO_AUTOMOUNT: Final = _lib.AT_NO_AUTOMOUNT
@@ -68,7 +69,7 @@ AT_FDCWD: Final = -100
 def _path(path: str | bytes) -> bytes:
     raw = os.fsencode(path)
     if b"\0" in raw:
-        raise ValueError("embedded null byte")
+        raise InvalidArgument(f"a null byte in {path[:64]!r}")
     return raw
 
 

@@ -360,6 +360,8 @@ def limit_operations(process: Process, keyring: str = "scow") -> list[p.Operatio
         number = getattr(resource, limit.type, locks)
         if not limit.type.startswith("RLIMIT_") or not isinstance(number, int):
             raise InvalidArgument(f"unknown rlimit '{limit.type}'")
+        if limit.soft < 0 or limit.hard < 0:
+            raise InvalidArgument(f"rlimit '{limit.type}' is negative")
         soft, hard = (-1 if value >= UNLIMITED else value for value in (limit.soft, limit.hard))
         found.append(p.SetRlimit(number, soft, hard, why=limit.type))
     if process.oom_score_adj is not None:

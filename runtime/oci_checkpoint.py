@@ -103,6 +103,9 @@ def check_possible(spec: Spec) -> None:
     if any(item.type == "user" for item in spec.linux.namespaces):
         # Its processes open the images as who they are, and these are root's alone.
         raise Unsupported("checkpoint and restore of a container in a user namespace")
+    if spec.linux.net_devices:
+        # They cannot be made again: they were moved here.
+        raise Unsupported("checkpoint and restore of a container with network devices of the host")
     for mount in spec.mounts:
         if mount.uid_mappings or {"idmap", "ridmap"} & set(mount.options):
             # It would be bound as it is on the host: other people's files.

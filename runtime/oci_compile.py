@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,6 @@ from scow.runtime.compile import (
     limit_operations,
     name_operations,
 )
-from scow.runtime.mounts import open_bind_source
 from scow.runtime.oci_mounts import MountCompiler, map_text, read_only_dev
 from scow.runtime.security import DEFAULT_DEVICES
 from scow.runtime.spec import Capabilities, Device, Hook, Process, Spec
@@ -93,7 +91,7 @@ def compile_create(spec: Spec, process: Process, root_fd: int, bundle: str, ends
         ops += _scheduling(spec, process)
     if joined is not None:
         # The session and the terminal are of the process that stays.
-        ops.append(joined.join)
+        ops.append(joined.later)
         ops += _enter_pid_namespace(process, ends, mounts_console=process.terminal)
         ops.append(_stdio(process))
     ops.append(p.ProbeCommand(strict=_minds_modes(process), why="say now what cannot be executed"))
@@ -218,7 +216,9 @@ def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p
                 f"path '{item.path}' of the {item.type} namespace is not absolute"
             )
         try:
-            fd = hold(OwnedFd(os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)))
+            # not waiting for the writer of a fifo
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            fd = hold(OwnedFd(os.open(item.path, flags)))
             kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
         except OSError as error:
             raise InvalidArgument(
@@ -226,12 +226,15 @@ def _namespaces(spec: Spec, hold: Callable[[OwnedFd], int]) -> tuple[int, list[p
             ) from error
         if kind != flag:
             raise InvalidArgument(f"'{item.path}' is not a {item.type} namespace")
-        ops.append(p.JoinNamespace(fd, flag, why=f"share the {item.type} namespace"))
+        late = item.type == "cgroup" and _can_wait(spec, fd)
+        ops.append(p.JoinNamespace(fd, flag, late, why=f"share the {item.type} namespace"))
     if not new & kernel.CLONE_NEWNS:
         raise Unsupported("a container without a mount namespace of its own is not supported")
     _check_maps(spec, new)
     if new & kernel.CLONE_NEWTIME:
-        ops.append(p.NewTimeNamespace(_time_offsets(spec), why="its clocks"))
+        from scow.runtime.oci_enter import time_offsets
+
+        ops.append(p.NewTimeNamespace(time_offsets(spec), why="its clocks"))
     elif spec.linux.time_offsets:
         raise InvalidArgument("timeOffsets without a new time namespace")
     return new, ops
@@ -245,13 +248,10 @@ def _check_maps(spec: Spec, new: int) -> None:
         raise InvalidArgument("a new user namespace needs uidMappings and gidMappings")
 
 
-def _time_offsets(spec: Spec) -> str:
-    lines: list[str] = []
-    for clock, offset in spec.linux.time_offsets.items():
-        if clock not in ("monotonic", "boottime"):
-            raise InvalidArgument(f"unknown clock '{clock}' in timeOffsets")
-        lines.append(f"{clock} {offset.secs} {offset.nanosecs}\n")
-    return "".join(lines)
+def _can_wait(spec: Spec, fd: int) -> bool:
+    from scow.runtime.oci_enter import can_wait
+
+    return can_wait(spec, fd)
 
 
 def _joined_pid(
@@ -289,8 +289,12 @@ def _devices(spec: Spec, hold: Callable[[OwnedFd], int]) -> list[p.Operation]:
     for device in wanted.values():
         if device.type not in DEVICE_MODES or not device.path.startswith("/"):
             raise InvalidArgument(f"invalid device '{device.path}' of type '{device.type}'")
+        if not (0 <= device.major < 1 << 12 and 0 <= device.minor < 1 << 20):
+            raise InvalidArgument(f"invalid number of device '{device.path}'")
         if _has(spec, "user") and device.type != "p":
-            found.append(_bound_device(device, hold))
+            from scow.runtime.oci_enter import bound_device
+
+            found.append(bound_device(device, hold))
             continue
         permissions = 0o666 if device.file_mode is None else device.file_mode & 0o7777
         mode = DEVICE_MODES[device.type] | permissions
@@ -301,20 +305,6 @@ def _devices(spec: Spec, hold: Callable[[OwnedFd], int]) -> list[p.Operation]:
     if any(os.path.normpath(m.destination) == "/dev/pts" for m in spec.mounts):
         found.append(p.MakeSymlink("pts/ptmx", "/dev/ptmx"))
     return found
-
-
-def _bound_device(device: Device, hold: Callable[[OwnedFd], int]) -> p.Operation:
-    """mknod(2) of a device is not for user namespaces: the host's own node, if it is that device."""
-    tree = hold(open_bind_source(device.path, recursive=False))
-    there = os.fstat(tree)
-    kind = DEVICE_MODES[device.type]
-    if stat.S_IFMT(there.st_mode) != kind or there.st_rdev != os.makedev(
-        device.major, device.minor
-    ):
-        raise InvalidArgument(
-            f"device '{device.path}' of the host is not {device.type} {device.major}:{device.minor}"
-        )
-    return p.MountTree(tree, device.path, is_dir=False)
 
 
 def _pivot(ends: Ends) -> list[p.Operation]:

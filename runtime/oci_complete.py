@@ -23,6 +23,8 @@ def complete(spec: Spec, process: Process, root: Root, umask: int) -> tuple[Proc
         raise InvalidArgument("args must not be empty")
     if not process.cwd.startswith("/"):
         raise InvalidArgument("Cwd must be an absolute path")
+    if not 0 <= (process.user.umask or 0) <= 0o777:
+        raise InvalidArgument(f"invalid umask {process.user.umask}")
     names = [limit.type for limit in process.rlimits]
     if len(names) != len(set(names)):
         raise InvalidArgument("a rlimit is given twice")
@@ -62,10 +64,15 @@ def _usable(asked: Capabilities | None) -> tuple[Capabilities, list[str]]:
         raise InvalidArgument(
             f"capabilities that are effective must be permitted: {sorted(excess)}"
         )
-    sets["ambient"] = tuple(n for n in sets["ambient"] if n in permitted and n in inheritable)
-    warnings = (
-        [f"ignoring unknown or unavailable capabilities: {sorted(unknown)}"] if unknown else []
-    )
+    lost = set(sets["ambient"]) - (permitted & inheritable)
+    sets["ambient"] = tuple(name for name in sets["ambient"] if name not in lost)
+    warnings: list[str] = []
+    if unknown:
+        warnings.append(f"ignoring unknown or unavailable capabilities: {sorted(unknown)}")
+    if lost:
+        warnings.append(
+            f"ignoring ambient capabilities that are not permitted and inheritable: {sorted(lost)}"
+        )
     return Capabilities(**sets), warnings
 
 

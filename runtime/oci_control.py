@@ -117,11 +117,17 @@ def _delete(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
     from scow.runtime.oci_destroy import destroy
 
     record: StateRecord | None = None
-    missing: ScowError | None = None
+    missing: NotFound | None = None
     try:
         record = directory.load()
-    except (NotFound, ValueError) as error:
+    except NotFound as error:
         missing = NotFound(f"container does not exist: {error}")
+    except InvalidState:
+        if not force:
+            raise
+        from scow.runtime.oci_destroy import end_cgroup_of_config
+
+        end_cgroup_of_config(directory)
     if record is not None and not force:
         status = oci_state.status_of(directory, record)
         if status not in ("stopped", "created", "creating"):
@@ -143,8 +149,8 @@ def _list(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
         directory = ContainerDir(root, name)
         try:
             rows.append(oci_state.state_document(directory, directory.load()))
-        except (ScowError, ValueError):
-            continue  # deleted meanwhile
+        except ScowError:
+            continue  # deleted meanwhile, or damaged: `state` says so
     kind = text(flags, "format", "table")
     if kind == "json":
         os.write(1, smalljson.encode(rows or None).encode() + b"\n")

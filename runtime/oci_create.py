@@ -7,6 +7,7 @@ leaves nothing.
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -73,8 +74,11 @@ def read_bundle(bundle: str) -> tuple[Spec, bytes]:
     """The configuration of a bundle, decoded and as it is."""
     path = f"{bundle}/config.json"
     try:
-        with open(path, "rb") as file:
-            data = file.read(CONFIG_LIMIT + 1)
+        # Without waiting for the writer of a fifo, which there may never be.
+        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidArgument(f"'{path}' is not a regular file")
+            data = _read(file.fileno(), CONFIG_LIMIT + 1)
     except FileNotFoundError:
         raise NotFound(
             f"JSON specification file {path} not found: no such file or directory"
@@ -82,6 +86,13 @@ def read_bundle(bundle: str) -> tuple[Spec, bytes]:
     if len(data) > CONFIG_LIMIT:
         raise InvalidArgument(f"'{path}' is larger than {CONFIG_LIMIT} bytes")
     return decode_spec(data, path), data
+
+
+def _read(fd: int, limit: int) -> bytes:
+    data = b""
+    while len(data) < limit and (part := os.read(fd, limit - len(data))):
+        data += part
+    return data
 
 
 def check_spec(spec: Spec) -> None:
@@ -168,6 +179,10 @@ class Creation:
         process = _with_listen_fds(process)
         self.directory.save(self.record)  # from here on `delete` finds the cgroup
         cgroup = self._make_cgroup()
+        if spec.linux.uid_mappings:
+            from scow.runtime.oci_delegate import delegate
+
+            delegate(spec, self.record.cgroup)
         into = cgroup.dir_fd()
         state = msgspec.json.encode(
             {

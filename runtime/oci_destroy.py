@@ -24,6 +24,19 @@ def end_cgroup(cgroup: Cgroup) -> None:
     cgroup.remove()
 
 
+def end_cgroup_of_config(directory: ContainerDir) -> None:
+    """The same for a container whose state can be read no more: its configuration says where it is."""
+    from scow.runtime.oci_create import cgroup_path
+    from scow.runtime.spec import decode_spec
+
+    try:
+        spec = decode_spec(directory.config(), "config.json")
+    except (OSError, ScowError):
+        return
+    owner = os.path.abspath(directory.path)
+    end_cgroup(open_cgroup(cgroup_path(spec, directory.name), foreign=True, owner=owner))
+
+
 def try_poststop(spec: Spec, record: StateRecord) -> list[str]:
     """poststop hooks: all of them run, failures are warnings."""
     from scow.runtime.hooks import run_hooks

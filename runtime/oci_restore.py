@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -51,6 +52,9 @@ from scow.runtime.oci_create import (
 from scow.runtime.oci_destroy import destroy
 from scow.runtime.oci_state import ContainerDir
 from scow.runtime.spec import Process, SpecMount
+
+if TYPE_CHECKING:
+    from scow.runtime.oci_rdt import Groups
 
 _DESCRIPTORS_LIMIT = 1 << 16
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -117,6 +121,7 @@ class _Restoration(Creation):
         tasks = [self.hold(fd) for fd in cgroup.join_fds()]
         into = cgroup.dir_fd()
         unified = self.hold(into) if into is not None else None
+        groups = self._groups()
         namespace, passed, sources = self._private_mounts((images, work))
         fields = common_fields(flags, "restore.log")
         fields += [(Option.IMAGES, passed[0]), (Option.WORK, passed[1])]
@@ -137,27 +142,54 @@ class _Restoration(Creation):
             criu.RESTORE,
             fields,
             passed=tuple(passed),
-            prepare=lambda: _move_in(tasks, unified, namespace),
+            prepare=lambda: _move_in(tasks, unified, groups, namespace),
             notified=self._notified,
             log=f"{work}/restore.log",
         )
-        return self._settle()
+        if self.settle is not None:
+            self.settle()
+        return self._take_over()
+
+    def _groups(self) -> Groups | None:
+        """Those of resctrl."""
+        if self.spec.linux.intel_rdt is None:
+            return None
+        from scow.runtime.oci_rdt import mount_point, prepare
+
+        return prepare(self.spec.linux.intel_rdt, self.directory, mount_point(), self.undo.callback)
 
     def _kill(self) -> None:
-        """What CRIU has made is our child."""
+        """What CRIU has made is our child; what it has ended itself is fine."""
         if self._pid > 0:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+            try:
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
 
     def _notified(self, step: str, pid: int, fd: OwnedFd | None) -> None:
         if step == "setup-namespaces":
             state = oci_state.hook_state(self.record.born(pid, 0), "creating")
             run_hooks("prestart", self.spec.hooks.prestart, state, self.record.bundle)
             run_hooks("createRuntime", self.spec.hooks.create_runtime, state, self.record.bundle)
+        elif step == "post-restore":
+            self._pid = pid
+            self._check_privileges(pid)
         elif step == "orphan-pts-master" and fd is not None:
             self._master = fd
 
-    def _settle(self) -> tuple[int, OwnedFd, OwnedFd | None]:
+    def _check_privileges(self, pid: int) -> None:
+        """Nothing of it runs yet. CRIU 3.17 forgets no_new_privs: setuid programs would count again."""
+        process = self.spec.process
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            has_it = "\nNoNewPrivs:\t1\n" in file.read()
+        if process is not None and process.no_new_privileges and not has_it:
+            raise Unsupported(
+                "this CRIU restores a container without its no_new_privs",
+                hint="CRIU 4.1 keeps it; the images are as they were",
+            )
+
+    def _take_over(self) -> tuple[int, OwnedFd, OwnedFd | None]:
         found = oci_state.process_start_time(self._pid)
         if found is None:
             raise ScowError("the container's first process is gone")
@@ -307,12 +339,16 @@ def _cgroup_roots(path: str) -> list[bytes]:
     return roots
 
 
-def _move_in(tasks: list[int], unified: int | None, namespace: int) -> None:
-    """In CRIU's process to be: go into the container's cgroup, where its children are to be born."""
+def _move_in(tasks: list[int], unified: int | None, groups: Groups | None, namespace: int) -> None:
+    """In CRIU's process to be: go into the container's groups, where its children are to be born."""
     for fd in tasks:
         os.write(fd, b"0")
     if unified is not None:
         fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=unified)
         os.write(fd, b"0")
         os.close(fd)
+    if groups is not None:
+        from scow.runtime.oci_rdt import join
+
+        join(groups, os.getpid())
     kernel.setns(namespace, kernel.CLONE_NEWNS)

@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 
-from scow.native.errors import AlreadyExists, InvalidArgument, NotFound
+from scow.native.errors import AlreadyExists, InvalidArgument, InvalidState, NotFound
 from scow.native.fd import OwnedFd
 from scow.runtime import smalljson
 
@@ -74,14 +74,22 @@ class StateRecord:
 def record_of(document: object) -> StateRecord:
     """The record of a document. ValueError when it is none of ours."""
     if not isinstance(document, dict):
-        raise ValueError("state.json is no object")
+        raise ValueError("no object")
     try:
         record = StateRecord(**document)  # pyright: ignore[reportUnknownArgumentType]  # of our own
     except TypeError as error:
-        raise ValueError(f"state.json is damaged: {error}") from error
+        raise ValueError(str(error)) from error
     numbers = (record.pid, record.start_time, record.umask)
-    if not all(type(value) is int for value in numbers):
-        raise ValueError("state.json is damaged: a number is none")
+    texts = (
+        record.id,
+        record.bundle,
+        record.rootfs,
+        record.created,
+        record.cgroup,
+        record.oci_version,
+    )
+    if not all(type(value) is int for value in numbers) or not all(type(t) is str for t in texts):
+        raise ValueError("a value is of another type")
     return record
 
 
@@ -180,6 +188,10 @@ class ContainerDir:
                 return record_of(smalljson.decode(file.read()))
         except FileNotFoundError:
             raise NotFound("container does not exist") from None
+        except (ValueError, RecursionError) as error:
+            raise InvalidState(
+                f"the state of container '{self.name}' is damaged: {error}"
+            ) from None
 
     def config(self) -> bytes:
         """The configuration as it was at create."""

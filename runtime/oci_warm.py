@@ -39,7 +39,7 @@ _PRELOAD = (
     "scow.runtime.oci_start", "scow.runtime.seccomp",
 )  # fmt: skip
 _CGROUP = "scow-oci-warm"
-_LULL_MS = 15
+_FORK_MS, _REHEARSE_MS = 5, 15  # how long a child at work has the processor before the next one
 _STOP_MS = 10_000
 _life: Life | None = None
 
@@ -94,7 +94,7 @@ def main(directory: str, name: str, front: str) -> None:
         oci_cli.import_codec()
         for module in _PRELOAD:
             __import__(module)
-        _rehearse()
+        _try_rehearsal()
         life.note_files()
         keep_memfd(HIGH)
         _listen(life)
@@ -140,21 +140,38 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _rehearse() -> None:
+def _try_rehearsal() -> None:
+    with contextlib.suppress(ScowError, OSError):  # then requests are slower, and no more
+        rehearse()
+
+
+def rehearse() -> None:
     """Do what every request does, without effect.
 
     In the parent: msgspec looks at the annotations of a type when it first decodes one, 2 ms for all of a
     bundle's. In a child: after a fork each page is copied when it is first written to (a reference count
-    is enough), and 600 of them would be while somebody waits.
+    is enough), and most of those that a request writes to are copied here, before anybody waits.
     """
-    from scow.cgroups.resources import decode_resources
-    from scow.runtime.spec import decode_process, decode_spec
+    import msgspec
 
-    decode_spec(b'{"ociVersion":"1.0.0","root":{"path":"/"}}', "")
-    decode_process(b'{"cwd":"/"}', "")
-    decode_resources(b"{}")
+    from scow.cgroups.cgroup import open_cgroup
+    from scow.native.fs import Root
+    from scow.runtime.oci_compile import Ends, compile_create
+    from scow.runtime.oci_complete import complete
+    from scow.runtime.oci_create import resources_of
+    from scow.runtime.oci_example import example_spec
+    from scow.runtime.spec import Process, decode_process, decode_spec
+
     become_like(os.getpid(), Nature("/proc/self"), dict(os.environb))
     oci_cli.run(["--root", "/nonexistent", "state", "nobody"])  # what it says goes to /dev/null
+    spec = decode_spec(msgspec.json.encode(example_spec()), "")
+    decode_process(b'{"cwd":"/"}', "")
+    cgroup = open_cgroup("scow-oci/nobody", foreign=True)
+    cgroup.planned_writes(resources_of(spec))
+    with OwnedFd(os.open("/", os.O_PATH | os.O_CLOEXEC)) as top:
+        process, _ = complete(spec, spec.process or Process(cwd="/"), Root(top.fileno()), 0o022)
+        ends = Ends(hold=OwnedFd.fileno, cgroup="scow-oci/nobody", start_socket=top.fileno())
+        compile_create(spec, process, top.fileno(), "/", ends).build()
 
 
 def _lock(path: str) -> int:
@@ -194,8 +211,7 @@ def _live(life: Life) -> None:
             with theirs:
                 if os.fork() == 0:
                     _be_spare(life, ours, theirs)
-            poller = select.poll()
-            poller.register(ours.fileno(), select.POLLIN)
+            poller = _poller(ours.fileno())
             while not poller.poll(_LOOK_MS):
                 idle += _LOOK_MS
                 if idle >= IDLE_S * 1000 or not life.is_reachable() or life.is_outdated():
@@ -203,18 +219,19 @@ def _live(life: Life) -> None:
             # One byte: it is at work. None: it was killed, or has found that we are outdated.
             if os.read(ours.fileno(), 1):
                 idle = 0
-                _lull(life)
+                # Leave the processor to the child at work, unless another front is waiting already.
+                _poller(life.listener).poll(_FORK_MS)
             elif life.is_outdated() or idle >= IDLE_S * 1000:
                 return
             else:
                 idle += _LOOK_MS  # should children die for a reason, they do not for ever
 
 
-def _lull(life: Life) -> None:
-    """Leave the processor to the child at work, unless another front is waiting already."""
+def _poller(*fds: int) -> select.poll:
     poller = select.poll()
-    poller.register(life.listener, select.POLLIN)
-    poller.poll(_LULL_MS)
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    return poller
 
 
 def _end(_number: int, _frame: object) -> NoReturn:
@@ -234,8 +251,6 @@ def _be_spare(life: Life, ours: OwnedFd, theirs: OwnedFd) -> NoReturn:
             life.lock.close()  # flock(2): it is held for as long as anybody has it open
         with OwnedFd(fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, HIGH)) as link:
             theirs.close()
-            _rehearse()
-            os.closerange(0, HIGH)
             front = _await(life, link)
         os.close(life.listener)  # where nobody accepts, nobody shall be able to connect
         if front is not None:
@@ -249,9 +264,12 @@ def _be_spare(life: Life, ours: OwnedFd, theirs: OwnedFd) -> NoReturn:
 
 def _await(life: Life, link: OwnedFd) -> Front | None:
     """The next front; None when the parent has ended and nobody is waiting any more."""
-    poller = select.poll()
-    for fd in (life.listener, link.fileno()):
-        poller.register(fd, select.POLLIN)
+    poller = _poller(life.listener, link.fileno())
+    if not poller.poll(
+        _REHEARSE_MS
+    ):  # commands come in bursts: the next one would have to wait for it
+        _try_rehearsal()
+    os.closerange(0, HIGH)
     while True:
         ready = dict(poller.poll())
         try:
@@ -304,9 +322,7 @@ def _warm(root: str, flags: Flags, operands: list[str], tell: Callable[[str, str
         return 0
     with OwnedFd(os.pidfd_open(_life.pid)) as fd:
         signal.pidfd_send_signal(fd.fileno(), signal.SIGTERM)
-        poller = select.poll()
-        poller.register(fd.fileno(), select.POLLIN)
-        if not poller.poll(_STOP_MS):
+        if not _poller(fd.fileno()).poll(_STOP_MS):
             raise ScowError(f"the warm process {_life.pid} does not end")
     return 0
 

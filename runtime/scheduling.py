@@ -71,19 +71,12 @@ def _scheduler(asked: Scheduler) -> p.Operation:
     flags = 0
     for name in asked.flags:
         flags |= _look_up(_SCHED_FLAGS, name, "scheduler flag")
-    packed = struct.pack(
-        "<IIQiIQQQII",
-        56,  # with room for the clamps of utilization (5.3), without which their flags are refused
-        policy,
-        flags,
-        asked.nice,
-        asked.priority,
-        asked.runtime,
-        asked.deadline,
-        asked.period,
-        0,
-        0,
-    )
+    numbers = (asked.nice, asked.priority, asked.runtime, asked.deadline, asked.period)
+    try:
+        # with room for the clamps of utilization (5.3), without which their flags are refused
+        packed = struct.pack("<IIQiIQQQII", 56, policy, flags, *numbers, 0, 0)
+    except struct.error:
+        raise InvalidArgument("process.scheduler has a number that is out of range") from None
     return p.SetScheduler(packed, why="process.scheduler")
 
 

@@ -149,7 +149,7 @@ def parse_profile(document: bytes) -> SeccompProfile:
         )
     try:
         return msgspec.json.decode(document, type=SeccompProfile)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"cannot read the seccomp profile: {error}") from error
 
 

@@ -28,6 +28,9 @@ def decode(data: bytes) -> object:
         value, end = scan(text, 0)
     except StopIteration as error:
         raise ValueError(f"not a JSON document, at {error.value}") from None
+    except SystemError:
+        # What the scanner does when it wants to raise an error of json.decoder, which is not imported.
+        raise ValueError("not a JSON document") from None
     if end != len(text):
         raise ValueError(f"more than one JSON document, at {end}")
     return value

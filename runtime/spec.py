@@ -204,6 +204,9 @@ _T = TypeVar("_T")
 
 def _decode(data: bytes, kind: type[_T], origin: str) -> _T:
     try:
+        # No path, name or variable of the kernel's can hold one, and Python refuses it in as many ways.
+        if b"\\u0000" in data and _has_nul(msgspec.json.decode(data)):
+            raise InvalidArgument(f"invalid configuration in '{origin}': a null byte in a string")
         try:
             return msgspec.json.decode(data, type=kind)
         except msgspec.ValidationError as error:
@@ -212,8 +215,16 @@ def _decode(data: bytes, kind: type[_T], origin: str) -> _T:
             # Go writes an empty list as null in places, and means: unset.
             plain = _without_nulls(msgspec.json.decode(data))
             return msgspec.json.decode(msgspec.json.encode(plain), type=kind)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"invalid configuration in '{origin}': {error}") from error
+
+
+def _has_nul(value: object) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_has_nul(part) for item in value.items() for part in item)
+    return isinstance(value, list) and any(_has_nul(item) for item in value)
 
 
 def _without_nulls(value: object) -> object:

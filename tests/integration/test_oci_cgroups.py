@@ -155,9 +155,33 @@ def test_a_limit_below_the_usage_is_looked_at_first(oci: Runtime, bundle: Bundle
 
 def test_no_room_for_another_process(oci: Runtime, bundle: Bundle) -> None:
     """A pids limit of 0 is a limit, since version 1.3 of the specification."""
+    bundle.config["ociVersion"] = "1.3.0"
     pid = start(oci, bundle, pids={"limit": 0})
     assert (place("pids") / "pids.max").read_text() == "0\n"
     assert (place("pids") / "cgroup.procs").read_text() == f"{pid}\n"
+
+
+@pytest.mark.cgroup_v2
+@pytest.mark.parametrize(("mode", "words"), [("rw", "mine"), ("ro", "not mine")])
+def test_a_cgroup_that_the_container_may_divide(
+    oci: Runtime, bundle: Bundle, mode: str, words: str
+) -> None:
+    """It belongs to the container's root when all that leads to it does, and not otherwise."""
+    maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    kinds = ("pid", "network", "ipc", "uts", "mount", "user", "cgroup")
+    bundle.linux["namespaces"] = [{"type": kind} for kind in kinds]
+    bundle.linux.update(uidMappings=maps, gidMappings=maps)
+    entry = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}
+    bundle.config["mounts"].append({**entry, "options": ["nosuid", "nodev", mode]})
+    bundle.script(
+        "cd /sys/fs/cgroup; mkdir a && echo 1 > a/cgroup.procs && echo +pids > cgroup.subtree_control"
+        " && ! echo max > pids.max && echo mine || echo not mine"
+    )
+    bundle.path.chmod(0o755)
+    bundle.write()
+    done = oci("run", "-b", str(bundle.path), NAME)
+    assert done.out == f"{words}\n", done.err
+    assert not place("").exists()
 
 
 # --- exec -----------------------------------------------------------------------------------------

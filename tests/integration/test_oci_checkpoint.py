@@ -1,12 +1,14 @@
 """checkpoint and restore by CRIU: a container goes on where it was; and what is said where it cannot.
 
-SCOW_TEST_CRIU names a CRIU for hosts whose kernel is newer than Debian's package (see kernel.py).
+SCOW_TEST_CRIU names a CRIU for hosts whose kernel is newer than Debian's package: what is marked `guest`
+runs with that one in the guest, whose kernel is older. Tried by hand with 4.1.1 on 6.18, all of it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import socket
 import subprocess
@@ -21,7 +23,7 @@ import pytest
 from fixtures import kernel
 from fixtures.bundle import SCOW_OCI, Bundle, Runtime
 from fixtures.configs import hooks, linux, mount, namespaces, place, resources, user_namespace
-from fixtures.engines import missing, pack_rootfs, podman
+from fixtures.engines import OURS, missing, podman
 
 NAME = "c1"
 COUNT = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done"
@@ -33,6 +35,7 @@ def bundle(tmp_path: Path) -> Bundle:
     kernel.need(kernel.mount_refused)
     made = Bundle(tmp_path / "bundle", f"/scow-oci-criu-{os.getpid()}/{NAME}")
     made.script(COUNT)
+    made.process["noNewPrivileges"] = False  # CRIU 3.17 does not keep it
     return made
 
 
@@ -74,7 +77,7 @@ def pipe() -> Iterator[Pipe]:
 def start(oci: Runtime, bundle: Bundle, pipe: Pipe) -> int:
     place(bundle, 0)
     pipe.run(oci, "run", "--detach", "--bundle", str(bundle.path), NAME)
-    time.sleep(0.3)
+    assert select.select([pipe.read], [], [], 20)[0]  # it runs
     return pid_of(oci)
 
 
@@ -160,7 +163,6 @@ def test_goes_on_where_it_was(case: str, oci: Runtime, bundle: Bundle, pipe: Pip
     assert oci("state", NAME).code == 1  # as with runc: what is written to files is deleted
     last = pipe.numbers()[-1]
     pid = restore(oci, bundle, pipe)
-    time.sleep(0.2)
     assert pipe.numbers()[0] == last + 1
     assert facts(pid) == before
     after = state(oci)
@@ -168,6 +170,24 @@ def test_goes_on_where_it_was(case: str, oci: Runtime, bundle: Bundle, pipe: Pip
     assert set(after) == set(first)
     assert oci.ok("exec", NAME, "cat", "/proc/1/comm") == "sh\n"
     oci.ok("kill", NAME, "KILL")
+
+
+@works
+@pytest.mark.guest
+def test_no_new_privileges(oci: Runtime, bundle: Bundle, pipe: Pipe) -> None:
+    """Kept, or not restored at all: setuid programs would count again."""
+    bundle.process["noNewPrivileges"] = True
+    start(oci, bundle, pipe)
+    oci.ok("checkpoint", "--image-path", images(bundle), NAME)
+    words = ("--bundle", str(bundle.path), "--image-path", images(bundle))
+    null = subprocess.DEVNULL
+    argv = [*oci.argv, "--log", f"{bundle.path}/log", "restore", "--detach", *words, NAME]
+    done = subprocess.run(argv, stdin=null, stdout=pipe.write, stderr=null, check=False)
+    if done.returncode == 0:
+        assert "NoNewPrivs:\t1\n" in Path(f"/proc/{pid_of(oci)}/status").read_text()
+    else:
+        assert "without its no_new_privs" in (bundle.path / "log").read_text()
+        assert oci.ok("list", "-q") == ""
 
 
 @works
@@ -245,6 +265,7 @@ def test_files_of_a_tmpfs_come_back(oci: Runtime, bundle: Bundle, pipe: Pipe) ->
 
 
 @works
+@pytest.mark.guest
 def test_in_front(oci: Runtime, bundle: Bundle, pipe: Pipe) -> None:
     """restore without --detach is the parent, passes signals on, gives the exit status, and deletes."""
     bundle.script("trap 'exit 9' TERM; " + COUNT)
@@ -252,7 +273,7 @@ def test_in_front(oci: Runtime, bundle: Bundle, pipe: Pipe) -> None:
     oci.ok("checkpoint", "--image-path", images(bundle), NAME)
     words = ["restore", "--bundle", str(bundle.path), "--image-path", images(bundle), NAME]
     front = subprocess.Popen([*oci.argv, *words], stdin=subprocess.DEVNULL, stdout=pipe.write)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while oci("state", NAME).code or state(oci)["status"] != "running":
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -265,6 +286,7 @@ def test_in_front(oci: Runtime, bundle: Bundle, pipe: Pipe) -> None:
 
 
 @works
+@pytest.mark.guest
 def test_terminal(oci: Runtime, bundle: Bundle) -> None:
     bundle.script("while read -r x; do echo got $x; tty; done")
     bundle.process["terminal"] = True
@@ -289,8 +311,10 @@ def terminal(oci: Runtime, bundle: Bundle, words: tuple[str, ...], said: bytes) 
         with connection:
             _, fds, _, _ = socket.recv_fds(connection, 64, 1)
     os.write(fds[0], said + b"\n")
-    time.sleep(0.3)
-    assert b"got " + said + b"\r\n/dev/pts/0\r\n" in os.read(fds[0], 4096)
+    heard = b""
+    while b"got " + said + b"\r\n/dev/pts/0\r\n" not in heard:
+        assert select.select([fds[0]], [], [], 20)[0], heard
+        heard += os.read(fds[0], 4096)
     yield
     os.close(fds[0])
 
@@ -363,24 +387,22 @@ def test_a_failed_restore_leaves_nothing(oci: Runtime, bundle: Bundle, pipe: Pip
 
 
 @works
-@pytest.mark.no_residue_check  # podman's own libpod_parent and locks stay
 def test_podman(tmp_path: Path, oci: Runtime) -> None:
     if reason := missing("podman", "conmon"):
         pytest.skip(reason)
-    program = tmp_path / "scow-oci"
+    program = tmp_path / "program"
     program.write_text(f'#!/bin/sh\nexec {shlex.join(oci.argv[:-2])} "$@"\n')
     program.chmod(0o755)
-    engine = podman(tmp_path, str(program))
-    pack_rootfs(Bundle(tmp_path / "bundle", "/unused").rootfs, tmp_path / "rootfs.tar")
-    engine.ok("import", str(tmp_path / "rootfs.tar"), "busy")
-    engine.ok("run", "-d", "--name", "n", "--network=none", "busy", "sh", "-c", COUNT)
-    time.sleep(0.5)
-    engine.ok("container", "checkpoint", "n")
-    count = len(engine.ok("logs", "n").split())
-    engine.ok("container", "restore", "n")
-    time.sleep(0.5)
-    numbers = [int(line) for line in engine.ok("logs", "n").split()]
-    engine.ok("rm", "-f", "-t", "0", "n")
+    with podman(tmp_path, str(program)) as engines:
+        engine = engines[OURS]
+        engine.start("n", "busy", "sh", "-c", COUNT)
+        time.sleep(0.5)
+        engine.ok("container", "checkpoint", "n")
+        count = len(engine.ok("logs", "n").split())
+        engine.ok("container", "restore", "n")
+        time.sleep(0.5)
+        numbers = [int(line) for line in engine.ok("logs", "n").split()]
+        engine.ok("rm", "-f", "-t", "0", "n")
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > count
 

@@ -272,6 +272,23 @@ def test_limits_groups_and_masks(oci: Runtime, bundle: Bundle) -> None:
     ]
 
 
+def test_ambient_capabilities_that_cannot_be_are_a_warning(oci: Runtime, bundle: Bundle) -> None:
+    kill, chown = "CAP_KILL", "CAP_CHOWN"
+    bundle.process["capabilities"] = {
+        "bounding": [kill, chown],
+        "permitted": [kill, chown],
+        "effective": [kill],
+        "inheritable": [kill],
+        "ambient": [kill, chown],
+    }
+    bundle.script("grep CapAmb /proc/self/status")
+    bundle.write()
+    done = oci("run", "-b", str(bundle.path), NAME)
+    assert done.out.split() == ["CapAmb:", f"{1 << 5:016x}"]
+    assert "ambient" in done.err
+    assert chown in done.err
+
+
 def test_an_exec_in_a_user_namespace_gets_its_oom_score(oci: Runtime, bundle: Bundle) -> None:
     """In there it cannot be lowered: it is set before the namespace is entered."""
     maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]

@@ -71,6 +71,7 @@ def fails(oci: Runtime, bundle: Bundle, *words: str) -> str:
     return done.err
 
 
+@pytest.mark.guest
 def test_a_container_lives_through_all_its_states(oci: Runtime, bundle: Bundle) -> None:
     bundle.process["args"] = ["sleep", "100"]
     pid = create(oci, bundle)
@@ -121,6 +122,7 @@ def libc_prctl(value: int) -> None:
     assert ctypes.CDLL(None).prctl(pr_set_child_subreaper, value, 0, 0, 0) == 0
 
 
+@pytest.mark.guest
 def test_run_gives_the_exit_status(oci: Runtime, bundle: Bundle) -> None:
     for program, code in (("exit 3", 3), ("kill -TERM $$; exit 9", 9), ("kill -9 0", 9)):
         bundle.script(program if "0" not in program else "sh -c 'kill -9 $$'; exit 9")
@@ -160,6 +162,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.guest
 def test_a_container_that_forks_as_fast_as_it_can_is_deleted(oci: Runtime, bundle: Bundle) -> None:
     bundle.script("f() { f & f & }; f; sleep 100")
     bundle.linux["namespaces"] = [{"type": kind} for kind in ("mount", "uts")]
@@ -171,6 +174,7 @@ def test_a_container_that_forks_as_fast_as_it_can_is_deleted(oci: Runtime, bundl
     assert not list(Path("/sys/fs/cgroup").glob(f"*{bundle.linux['cgroupsPath']}"))
 
 
+@pytest.mark.guest
 def test_a_create_that_is_killed_leaves_what_delete_takes_away(
     oci: Runtime, bundle: Bundle
 ) -> None:
@@ -288,6 +292,7 @@ def test_exec_is_inside_and_nothing_lies_above_its_root(running: Runtime) -> Non
     assert running.ok("exec", NAME, "cat", "/proc/1/comm") == "sleep\n"
 
 
+@pytest.mark.guest
 def test_exec_gives_the_exit_status(running: Runtime) -> None:
     for _ in range(5):
         assert running("exec", NAME, "sh", "-c", "exit 5").code == 5
@@ -360,6 +365,7 @@ def test_a_terminal_goes_to_the_console_socket(oci: Runtime, bundle: Bundle) -> 
 # --- limits, hooks, descriptors -------------------------------------------------------------------
 
 
+@pytest.mark.guest
 def test_update_and_events_tell_of_the_cgroup(running: Runtime) -> None:
     running.ok("update", "--memory", "64m", "--pids-limit", "33", "--cpu-quota", "50000", NAME)
     event = json.loads(running.ok("events", "--stats", NAME))
@@ -461,6 +467,7 @@ def test_a_reused_pid_is_not_the_container(oci: Runtime, bundle: Bundle) -> None
     until(lambda: not is_alive(real))
 
 
+@pytest.mark.guest
 def test_a_user_namespace_maps_its_ids(oci: Runtime, bundle: Bundle) -> None:
     kinds = [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "user", "cgroup")]
     maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]

@@ -130,6 +130,15 @@ def test_twenty_at_once(oci: Runtime, bundle: Bundle, tmp_path: Path) -> None:
     assert oci.ok("list", "-q") == ""
 
 
+def test_the_rehearsal_works() -> None:
+    """A failure would go unnoticed otherwise: it only costs time."""
+    program = (
+        "from scow.runtime import oci_cli, oci_warm; oci_cli.import_codec(); oci_warm.rehearse()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 # --- what it does not do --------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from fixtures.images import ImageFactory
 from fixtures.pods import Cri
+from scow.cri.pod_init import init_pid
 from scow.native.errors import AlreadyExists, InvalidArgument, Unsupported
 
 pytestmark = pytest.mark.timeout(180)
@@ -77,6 +79,18 @@ def test_one_pid_namespace_has_an_init(cri: Cri) -> None:
     cri.stop_container(container_id=one, timeout=0)
     assert "sleep 1002" in cri.sh(two, "ps")
     assert cri.pod_state(pod)["state"] == "SANDBOX_READY"
+
+
+def test_a_pod_whose_init_is_gone_is_not_ready(cri: Cri) -> None:
+    pod = cri.pod(pid="POD")
+    container = cri.running(pod, linux={"security_context": {"namespace_options": {"pid": "POD"}}})
+    pid = init_pid(cri.pods.store.run_dir(pod))
+    assert os.readlink(f"/proc/{pid}/exe").startswith("/memfd:")
+    os.kill(pid, signal.SIGKILL)
+    # pid_namespaces(7): all processes of the namespace go with its first.
+    assert cri.wait_exit(container)["exit_code"] == 137
+    assert cri.pod_state(pod)["state"] == "SANDBOX_NOTREADY"
+    assert cri.list_pod_sandbox()["items"][0]["state"] == "SANDBOX_NOTREADY"
 
 
 def test_pid_namespaces_of_other_kinds(cri: Cri) -> None:

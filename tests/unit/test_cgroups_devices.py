@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.programs import KernelDeviceList, run_program
 from scow.cgroups import bpf, devices
-from scow.cgroups.devices import ANY, Rule
+from scow.cgroups.devices import Rule
 from scow.cgroups.resources import DeviceRule
 from scow.native.errors import InvalidArgument, Unsupported
 
@@ -24,80 +23,6 @@ _RULES = st.builds(
     access=st.sampled_from(["r", "w", "m", "rw", "rm", "wm", "rwm"]),
 )
 _LISTS = st.lists(st.one_of(st.just(_DENY_ALL), st.just(DeviceRule(True)), _RULES), max_size=8)
-
-
-def run_program(program: bytes, kind: str, major: int, minor: int, bits: int) -> bool:
-    """Interpret the eBPF opcodes that device programs use."""
-    context = struct.pack("<III", bits << 16 | {"b": 1, "c": 2}[kind], major, minor)
-    registers = [0] * 11
-    counter = 0
-    for _ in range(100_000):
-        op, places, offset, immediate = struct.unpack_from("<BBhi", program, counter * 8)
-        target, source = places & 15, places >> 4
-        counter += 1
-        wide = immediate & 0xFFFFFFFFFFFFFFFF
-        match op:
-            case 0x61:
-                assert source == 1
-                registers[target] = struct.unpack_from("<I", context, offset)[0]
-            case 0xB7:
-                registers[target] = wide
-            case 0xBF:
-                registers[target] = registers[source]
-            case 0x57:
-                registers[target] &= wide
-            case 0x77:
-                registers[target] >>= immediate
-            case 0x55:
-                counter += offset if registers[target] != wide else 0
-            case 0x15:
-                counter += offset if registers[target] == wide else 0
-            case 0x95:
-                return bool(registers[0])
-            case _:
-                raise AssertionError(f"opcode {op:#x}")
-    raise AssertionError("no end")
-
-
-class KernelDeviceList:
-    """security/device_cgroup.c: what writes to devices.allow and devices.deny do."""
-
-    def __init__(self) -> None:
-        self.allow_all = True
-        self.exceptions: dict[tuple[str, int, int], int] = {}
-
-    def write(self, file: str, line: str) -> None:
-        allow = file == "devices.allow"
-        if line == "a":
-            self.allow_all, self.exceptions = allow, {}
-            return
-        kind, numbers, access = line.split(" ")
-        major, minor = (ANY if n == "*" else int(n) for n in numbers.split(":"))
-        bits = sum({"m": 1, "r": 2, "w": 4}[char] for char in access)
-        key = (kind, major, minor)
-        if allow == self.allow_all:
-            left = self.exceptions.get(key, 0) & ~bits
-            self.exceptions.pop(key, None)
-            if left:
-                self.exceptions[key] = left
-        else:
-            self.exceptions[key] = self.exceptions.get(key, 0) | bits
-
-    def is_allowed(self, kind: str, major: int, minor: int, bits: int) -> bool:
-        hits = [
-            held
-            for (k, a, i), held in self.exceptions.items()
-            if k == kind and a in (ANY, major) and i in (ANY, minor)
-        ]
-        if self.allow_all:
-            return not any(held & bits for held in hits)
-        return any(not bits & ~held for held in hits)
-
-    def text(self) -> str:
-        if self.allow_all:
-            return "a *:* rwm\n"
-        rules = (Rule(True, *key, bits) for key, bits in self.exceptions.items())
-        return "".join(f"{rule.line()}\n" for rule in rules)
 
 
 # An open asks for r, w or both; mknod asks for m alone.

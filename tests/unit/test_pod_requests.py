@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from scow.cri.api import requests
+from scow.cri.api.image_service import ImageService
 from scow.cri.api.message import Message
 from scow.cri.api.resources import limits_of, sum_limits, updated
+from scow.cri.api.runtime_service import RuntimeService
+from scow.cri.api.schema import schema
 from scow.cri.options import Limits, NamespaceMode
 from scow.cri.pod_records import PodMetadata, PodOptions, PodRecord, reserved_name
 from scow.native.errors import InvalidArgument, ScowError, Unsupported
@@ -143,3 +146,9 @@ def test_reserved_names_differ_where_their_parts_do() -> None:
     assert len(set(names)) == len(names)
     assert all("/" not in name and len(name) < 256 for name in names)
     assert reserved_name("x" * 300) != reserved_name("x" * 299 + "y")
+
+
+def test_every_method_of_cri_is_there() -> None:
+    for method in schema().methods.values():
+        kind = RuntimeService if method.service == "RuntimeService" else ImageService
+        assert callable(getattr(kind, method.python_name)), method.path

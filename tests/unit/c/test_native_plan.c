@@ -1,5 +1,6 @@
-/* plan_parse under the sanitizers: "parse FILE" says what it is; "fuzz FILE COUNT SEED" changes the
- * block at random and touches everything that the child and the monitor would touch. */
+/* plan_parse under the sanitizers, and with -DFUZZER under libFuzzer (tests/fuzz/run.py). As a program:
+ * "parse FILE" says what it is; "fuzz FILE COUNT SEED" changes the block at random and touches everything
+ * that the child and the monitor would touch. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -52,6 +53,26 @@ static void touch(const struct plan *plan) {
         touch_op(plan, &plan->ops[i]);
 }
 
+#ifdef FUZZER
+int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size);
+int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size) {
+    struct plan plan;
+    struct failure failure;
+    struct plan_header head;
+    char *block = malloc(size ? size : 1); /* exactly: one byte beyond is a report */
+    memcpy(block, data, size);
+    if (size >= sizeof head) { /* what a change of the length would only hide behind */
+        memcpy(&head, block, sizeof head);
+        memcpy(head.magic, PLAN_MAGIC, sizeof head.magic);
+        head.size = (uint32_t)size;
+        memcpy(block, &head, sizeof head);
+    }
+    if (plan_parse(block, size, &plan, &failure) == 0)
+        touch(&plan);
+    free(block);
+    return 0;
+}
+#else
 static uint32_t next(uint32_t *state) {
     *state ^= *state << 13;
     *state ^= *state >> 17;
@@ -101,3 +122,4 @@ int main(int argc, char **argv) {
         printf("%d\n", good);
     return 0;
 }
+#endif

@@ -1,8 +1,5 @@
 /* Corpus driver for scow-untar: each file named is unpacked below the directory of the first argument, in
- * this process, so that a sanitizer sees it. With -fsanitize=fuzzer (and -DFUZZER) it is a fuzz target:
- *
- *   clang -DFUZZER -fsanitize=fuzzer,address,undefined -D_GNU_SOURCE -Inative untar_corpus.c native/untar*.c
- *   SCOW_FUZZ_DIR=/dev/shm/fuzz ./a.out CORPUS-DIR */
+ * this process, so that a sanitizer sees it. With -DFUZZER it is a target of libFuzzer (tests/fuzz/run.py). */
 #include "../../../native/untar.h"
 
 #include <fcntl.h>
