@@ -171,32 +171,35 @@ def test_the_page_is_a_program(tmp_path: Path) -> None:
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=|\son[a-z]+=", page)
 
 
-def schemathesis(url: str, exclude: str) -> None:
-    """Make requests of /openapi.json: none may fail, and each answer must be as it describes."""
+def schemathesis(url: str, exclude: str, directory: Path) -> None:
+    """Make requests of /openapi.json: none may fail, and each answer must be as it describes.
+
+    What schemathesis remembers for the next time stays in `directory`.
+    """
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     done = subprocess.run(
         [Path(sys.executable).with_name("schemathesis"), "run", f"{url}/openapi.json",
          "--checks", checks, "--max-examples", "8", "--phases", "examples,fuzzing", "--no-color",
          "--exclude-operation-id-regex", exclude, "--suppress-health-check", "all",
          "--generation-deterministic", "--request-timeout", "20"],
-        capture_output=True, text=True, check=False, timeout=280,
+        capture_output=True, text=True, check=False, timeout=280, cwd=directory,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
 
 
-def test_openapi_is_what_is_served() -> None:
+def test_openapi_is_what_is_served(tmp_path: Path) -> None:
     server = ApiServer([open_listener("http://127.0.0.1:0", None)])
     try:
-        schemathesis(server.listeners[0].url(), "Stream|Events|CheckpointPod")
+        schemathesis(server.listeners[0].url(), "Stream|Events|CheckpointPod", tmp_path)
     finally:
         server.stop()
 
 
-def test_openapi_and_the_real_service(scow_root: Path, scow_run: Path) -> None:
+def test_openapi_and_the_real_service(scow_root: Path, scow_run: Path, tmp_path: Path) -> None:
     """Without what would make something: there are no pods, no images, and no network is asked."""
     environment = {**os.environ, "SCOW_ROOT": str(scow_root), "SCOW_RUN": str(scow_run)}
     with serving(environment, "-l", "http://127.0.0.1:0") as service:
         url = service.wait_for("listening on http").split()[-1]
-        schemathesis(url, "Stream|Events|Checkpoint|Restore|RunPodSandbox|PullImage")
+        schemathesis(url, "Stream|Events|Checkpoint|Restore|RunPodSandbox|PullImage", tmp_path)
         assert service.stop() == 0
     assert "Traceback" not in "".join(service.lines)
