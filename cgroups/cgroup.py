@@ -112,6 +112,7 @@ def open_cgroup(
     foreign: bool = False,
     owner: str = "",
     keeper: int = 0,
+    pod: bool = False,
 ) -> Cgroup:
     """The cgroup at `path` (like `scow/<id>`, from the hierarchy's root), made or not.
 
@@ -119,7 +120,8 @@ def open_cgroup(
     the top, its parents are made as needed, and an empty cgroup that is there already is adopted.
     Two containers may then have the same path: `owner` names the one that is meant, and a cgroup that
     was made for another is refused (PermissionDenied). `keeper` is a process which is in it when it
-    is a service manager's, who then also removes it when `create` fails.
+    is a service manager's, who then also removes it when `create` fails. With `pod` it is made to
+    hold the cgroups of containers, and stays when the last of them goes.
     Raises InvalidArgument for a path that could mean something of the host.
     """
     tree.check_path(path, foreign=foreign)
@@ -127,10 +129,10 @@ def open_cgroup(
     if host.mode is detect.Mode.V2:
         from scow.cgroups.v2 import V2Cgroup
 
-        return V2Cgroup(path, host, foreign=foreign, owner=owner, keeper=keeper)
+        return V2Cgroup(path, host, foreign=foreign, owner=owner, keeper=keeper, pod=pod)
     from scow.cgroups.v1 import V1Cgroup
 
-    return V1Cgroup(path, host, foreign=foreign, owner=owner, keeper=keeper)
+    return V1Cgroup(path, host, foreign=foreign, owner=owner, keeper=keeper, pod=pod)
 
 
 def container_path(container_id: str, parent: str | None = None) -> str:

@@ -31,6 +31,13 @@ class Stats(msgspec.Struct, frozen=True):
     write_bytes: int
     read_operations: int
     write_operations: int
+    memory_rss_bytes: int = 0
+    memory_file_bytes: int = 0
+    memory_mapped_bytes: int = 0
+    memory_kernel_bytes: int = 0
+    memory_failures: int = 0
+    page_faults: int = 0
+    major_page_faults: int = 0
 
     @property
     def memory_used_bytes(self) -> int:

@@ -28,6 +28,8 @@ from scow.native.errors import (
 
 MARK = "trusted.scow"
 CONTAINER = b"container"
+# Of a pod: has limits of its own and holds the cgroups of containers; stays when it is empty.
+POD = b"pod"
 # mkdir(2) honours the permission bits and the sticky bit, and kernfs keeps them.
 _MODE = 0o755 | stat.S_ISVTX
 # The tree that is ours without being told so; other parents must exist before.
@@ -74,9 +76,10 @@ def read_mark(directory: str) -> bytes | None:
         raise
 
 
-def set_mark(directory: str, owner: str = "") -> None:
-    """Say that a directory is a container's cgroup, and whose if that has a name."""
-    os.setxattr(directory, MARK, CONTAINER + os.fsencode(f" {owner}" if owner else ""))
+def set_mark(directory: str, owner: str = "", *, pod: bool = False) -> None:
+    """Say that a directory is a container's cgroup (or a pod's), and whose if that has a name."""
+    kind = POD if pod else CONTAINER
+    os.setxattr(directory, MARK, kind + os.fsencode(f" {owner}" if owner else ""))
 
 
 def make(directory: str) -> None:
@@ -102,7 +105,7 @@ def require_ours(directory: str, owner: str = "") -> bool:
             return True  # whoever made it was killed before the mark
     except FileNotFoundError:
         return False
-    if mark is None or not mark.startswith(CONTAINER):
+    if mark is None or not mark.startswith((CONTAINER, POD)):
         raise PermissionDenied(f"cgroup '{directory}' was not made by scow, leaving it alone")
     marked = os.fsdecode(mark).partition(" ")[2]
     if owner and marked and owner != marked:
@@ -185,6 +188,8 @@ def remove_empty_parents(root: str, path: str) -> None:
         try:
             if not parts or not is_own_parent(directory):
                 return
+            if read_mark(directory) == POD:
+                return  # it goes with its pod
             os.rmdir(directory)
         except FileNotFoundError:
             pass

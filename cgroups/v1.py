@@ -32,7 +32,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class V1Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_foreign", "_host", "_keeper", "_owner", "_primary", "_unified", "path")
+    __slots__ = ("_foreign", "_host", "_keeper", "_owner", "_pod", "_primary", "_unified", "path")
 
     def __init__(
         self,
@@ -42,9 +42,10 @@ class V1Cgroup:
         foreign: bool = False,
         owner: str = "",
         keeper: int = 0,
+        pod: bool = False,
     ) -> None:
         self.path = tree.check_path(path, foreign=foreign)
-        self._foreign, self._owner, self._keeper = foreign, owner, keeper
+        self._foreign, self._owner, self._keeper, self._pod = foreign, owner, keeper, pod
         self._host = hierarchies
         self._primary = f"{hierarchies.v1[0].directory}/{path}"
         self._unified = f"{hierarchies.unified}/{path}" if hierarchies.unified else None
@@ -74,6 +75,8 @@ class V1Cgroup:
         try:
             for directory in self._others():
                 self._make_directory(directory)
+                if self._pod:
+                    tree.set_mark(directory, pod=True)  # else the last container would take it
             self._refuse_frozen()
             self._seed_cpuset()
             self._apply(writes)
@@ -96,7 +99,7 @@ class V1Cgroup:
         for attempt in (1, 2):
             try:
                 self._make_directory(self._primary)
-                tree.set_mark(self._primary, self._owner)
+                tree.set_mark(self._primary, self._owner, pod=self._pod)
                 return
             except FileExistsError:
                 if self._foreign and tree.adopt(self._primary, self._owner, self._keeper):
@@ -394,7 +397,10 @@ class V1Cgroup:
         try:
             with OwnedFd(os.open(self._unified, _DIRECTORY)) as fd:
                 control.write_file(fd.fileno(), "cgroup.kill", "1")
-        except FileNotFoundError:
+        except OSError as error:
+            # ENODEV: removed between the open and the write.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
             return False
         return True
 

@@ -69,6 +69,13 @@ def read(directory_of: Callable[[str], str | None]) -> Stats:
         write_bytes=write_bytes,
         read_operations=read_count,
         write_operations=write_count,
+        memory_rss_bytes=memory.get("total_rss", 0),
+        memory_file_bytes=memory.get("total_cache", 0),
+        memory_mapped_bytes=memory.get("total_mapped_file", 0),
+        memory_kernel_bytes=reader.number("memory", "memory.kmem.usage_in_bytes"),
+        memory_failures=reader.number("memory", "memory.failcnt"),
+        page_faults=memory.get("total_pgfault", 0),
+        major_page_faults=memory.get("total_pgmajfault", 0),
     )
 
 

@@ -41,7 +41,7 @@ _USUAL_CONTROLLERS = ("cpu", "memory", "pids", "io", "cpuset")
 class V2Cgroup:
     """See `cgroup.Cgroup`."""
 
-    __slots__ = ("_directory", "_foreign", "_keeper", "_owner", "_root", "path")
+    __slots__ = ("_directory", "_foreign", "_keeper", "_owner", "_pod", "_root", "path")
 
     def __init__(
         self,
@@ -51,11 +51,12 @@ class V2Cgroup:
         foreign: bool = False,
         owner: str = "",
         keeper: int = 0,
+        pod: bool = False,
     ) -> None:
         if hierarchies.unified is None:
             raise Unsupported("cgroup2 is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
         self.path = tree.check_path(path, foreign=foreign)
-        self._foreign, self._owner, self._keeper = foreign, owner, keeper
+        self._foreign, self._owner, self._keeper, self._pod = foreign, owner, keeper, pod
         self._root = hierarchies.unified
         self._directory = f"{self._root}/{path}"
 
@@ -92,7 +93,7 @@ class V2Cgroup:
             try:
                 self._enable_controllers(writes)
                 tree.make(self._directory)
-                tree.set_mark(self._directory, self._owner)
+                tree.set_mark(self._directory, self._owner, pod=self._pod)
                 return
             except FileExistsError:
                 if self._foreign and tree.adopt(self._directory, self._owner, self._keeper):

@@ -40,6 +40,13 @@ def read(fd: int) -> Stats:
         write_bytes=block_io.get("wbytes", 0),
         read_operations=block_io.get("rios", 0),
         write_operations=block_io.get("wios", 0),
+        memory_rss_bytes=memory.get("anon", 0),
+        memory_file_bytes=memory.get("file", 0),
+        memory_mapped_bytes=memory.get("file_mapped", 0),
+        memory_kernel_bytes=memory.get("kernel", 0),
+        memory_failures=events.get("max", 0),
+        page_faults=memory.get("pgfault", 0),
+        major_page_faults=memory.get("pgmajfault", 0),
     )
 
 

@@ -91,7 +91,7 @@ def candidates(words: list[str]) -> list[tuple[str, str]]:
     """What the last word may become, with a few words about each."""
     *before, last = words
     while before and before[0].startswith("-"):
-        before = before[2:] if before[0] in ("--root", "--run-root") else before[1:]
+        before = before[2:] if before[0] in ("--root", "--run-root", "--host") else before[1:]
     found = registry.find(before)
     if found is None:
         return _keep(_verbs(before), last)

@@ -44,6 +44,7 @@ FILES: tuple[Option, ...] = (
 )  # fmt: skip
 
 NETWORK: tuple[Option, ...] = (
+    text("--pod", metavar="POD", help="Run in this pod: its network, IPC and host name", section=_NET),
     text("--network", "--net", metavar="MODE", default="bridge", help="bridge, none, host or container:NAME", section=_NET, complete="network"),
     many("-p", "--publish", metavar="[IP:]HOST:PORT", help="Publish a port on the host, such as 8080:80 or 53:53/udp", section=_NET),
     flag("-P", "--publish-all", help="Publish every port that the image exposes, on free ports", section=_NET),

@@ -27,6 +27,10 @@ Try it: scow run --rm scow/hello"""
 
 GLOBAL = (
     ("--debug", "Show a traceback when scow itself fails"),
+    (
+        "--host ADDRESS",
+        "Act on the service there (unix:///path, tcp://host:port), where a command can",
+    ),
     ("--root DIR", "Keep images and containers there (/var/lib/scow)"),
     ("--run-root DIR", "Keep the state of this boot there (/run/scow)"),
     ("-v, --version", "Print the version"),

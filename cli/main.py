@@ -13,7 +13,7 @@ from scow.cli.table import Command, UsageError
 from scow.native.errors import ScowError
 
 CLOSED_OUTPUT_STATUS = 141  # as if SIGPIPE (13) had ended us
-_GLOBAL = {"--root": "root", "--run-root": "run"}
+_GLOBAL = {"--root": "root", "--run-root": "run", "--host": "host"}
 
 
 class Terminated(SystemExit):
@@ -137,6 +137,11 @@ def _dispatch(words: list[str]) -> int:
         from scow.cli.help import show_command
 
         return show_command(command)
+    if session.host is not None and not command.uses_service:
+        raise UsageError(
+            f"{command.name}: works on this machine only, not by --host",
+            hint="'scow --host ADDRESS call METHOD' calls a service elsewhere",
+        )
     _require_root(command)
     if command.needs_root:
         _import_msgspec()
@@ -158,9 +163,10 @@ def _global_options(words: list[str]) -> list[str] | None:
         elif name in _GLOBAL:
             if not equals:
                 if not rest:
-                    raise UsageError(f"option {name} needs a value: {name} DIR")
+                    kind = "ADDRESS" if name == "--host" else "DIR"
+                    raise UsageError(f"option {name} needs a value: {name} {kind}")
                 value = rest.pop(0)
-            if not value.startswith("/"):
+            if name != "--host" and not value.startswith("/"):
                 raise UsageError(f"option {name} needs an absolute path")
             setattr(session, _GLOBAL[name], value)
         else:

@@ -28,12 +28,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unpause": ("lifecycle", "UNPAUSE"),
     "wait": ("lifecycle", "WAIT"),
     "rm": ("lifecycle", "RM"),
+    "pod create": ("pod", "CREATE"),
+    "pod ps": ("pod", "PS"),
+    "pod inspect": ("pod", "INSPECT"),
+    "pod stop": ("pod", "STOP"),
+    "pod rm": ("pod", "RM"),
+    "pod logs": ("pod", "LOGS"),
+    "pod stats": ("pod", "STATS"),
     "images": ("images", "IMAGES"),
     "pull": ("pull", "PULL"),
     "tag": ("images", "TAG"),
     "rmi": ("images", "RMI"),
     "save": ("archive", "SAVE"),
     "load": ("archive", "LOAD"),
+    "serve": ("serve", "SERVE"),
+    "call": ("call", "CALL"),
     "info": ("system", "INFO"),
     "version": ("system", "VERSION"),
     "system check": ("system", "CHECK"),
@@ -60,8 +69,20 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("Looking at containers", ("ps", "logs", "inspect", "stats")),
+    (
+        "Pods",
+        (
+            "pod create",
+            "pod ps",
+            "pod inspect",
+            "pod stop",
+            "pod rm",
+            "pod logs",
+            "pod stats",
+        ),
+    ),
     ("Images", ("pull", "images", "tag", "rmi", "save", "load")),
-    ("This machine", ("info", "system check", "version", "completion")),
+    ("This machine", ("serve", "call", "info", "system check", "version", "completion")),
 )
 
 _CONTAINER = (
@@ -74,6 +95,8 @@ ALIASES: dict[str, str] = {
     "container list": "ps",
     "container ps": "ps",
     "container remove": "rm",
+    "pod ls": "pod ps",
+    "pod list": "pod ps",
     "image ls": "images",
     "image list": "images",
     "image pull": "pull",
@@ -87,7 +110,7 @@ ALIASES: dict[str, str] = {
     "ls": "ps",
 }
 
-GROUPS = ("container", "image", "system")
+GROUPS = ("container", "image", "pod", "system")
 
 
 def find(words: list[str]) -> tuple[str, list[str]] | None:

@@ -52,6 +52,16 @@ def _image(name: str, policy: str, platform: str | None) -> Image:
         return service().ensure_image(name, policy, platform, sink)
 
 
+def _make(values: Values, image: Image, options: ContainerOptions) -> str:
+    pod = values.text("pod")
+    if pod is None:
+        return service().create(image, options)
+    from scow.cri.pods import Pods
+
+    pods = Pods(service())
+    return pods.create_container(pods.find(pod), image, options)
+
+
 def _publish_exposed(image: Image, options: ContainerOptions) -> ContainerOptions:
     from msgspec.structs import replace
 
@@ -101,7 +111,7 @@ class _IdFile:
 def _create(values: Values) -> int:
     with _IdFile(values.text("cidfile")) as id_file:
         image, options = _prepare(values, detach=False)
-        container_id = service().create(image, options)
+        container_id = _make(values, image, options)
         id_file.write(container_id)
     print(container_id)
     return 0
@@ -135,7 +145,7 @@ def _run(values: Values) -> int:
         require_terminal("run", stdin=stdin, terminal=terminal)
     with _IdFile(None if dry_run else values.text("cidfile")) as id_file, ExitStack() as undo:
         image, options = _prepare(values, detach=detach)
-        container_id = service().create(image, options)
+        container_id = _make(values, image, options)
         undo.callback(_discard, container_id)
         if explain and _explain(container_id, dry_run=dry_run):
             return 0

@@ -162,6 +162,7 @@ class Command:
         "options",
         "run",
         "summary",
+        "uses_service",
     )
 
     def __init__(
@@ -177,9 +178,11 @@ class Command:
         interspersed: bool = True,
         needs_root: str = "it reads state that belongs to root",
         hidden: bool = False,
+        uses_service: bool = False,
     ) -> None:
         self.name = name
         self.summary = summary
+        self.uses_service = uses_service
         self.run = run
         self.description = description
         self.arguments = arguments

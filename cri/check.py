@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from scow.cri.pods import Pods
 from scow.cri.records import ID_LENGTH, SHORT_ID
 from scow.native.errors import NotFound, ScowError
 from scow.runtime.state import State
@@ -24,7 +25,9 @@ def check(service: Service, *, repair: bool) -> list[str]:
     found += _check_records(service, repair=repair)
     found += _check_runs(service, repair=repair)
     found += _check_run_dirs(service, repair=repair)
-    found += _check_cgroups(service, repair=repair)
+    pods = Pods(service)
+    found += _check_pods(pods, repair=repair)
+    found += _check_cgroups(service, pods, repair=repair)
     found += _check_names(service, repair=repair)
     found += _check_trash(service, repair=repair)
     found += _check_network(service, repair=repair)
@@ -98,7 +101,23 @@ def _check_run_dirs(service: Service, *, repair: bool) -> list[str]:
     return found
 
 
-def _check_cgroups(service: Service, *, repair: bool) -> list[str]:
+def _check_pods(pods: Pods, *, repair: bool) -> list[str]:
+    """Find pods that were never finished, and what is left of those that are gone."""
+    found: list[str] = []
+    for entry in pods.store.abandoned():
+        if repair:
+            pods.store.bury(entry)
+        shown = entry.removeprefix(".")[:SHORT_ID]
+        found.append(_line(f"pod {shown} was never finished", mended=repair))
+    for name in os.listdir(f"{pods.store.run}/pods"):
+        if not os.path.isdir(pods.store.directory(name)):
+            if repair:
+                pods.release_run_dir(name)
+            found.append(_line(f"'{pods.store.run}/pods/{name}' belongs to no pod", mended=repair))
+    return found
+
+
+def _check_cgroups(service: Service, pods: Pods, *, repair: bool) -> list[str]:
     from scow.cgroups.cgroup import open_cgroup
     from scow.cgroups.detect import hierarchies
     from scow.cgroups.tree import OWN_TOP
@@ -116,7 +135,9 @@ def _check_cgroups(service: Service, *, repair: bool) -> list[str]:
         stray |= {
             name
             for name in ours
-            if len(name) == ID_LENGTH and not os.path.isdir(service.store.container_dir(name))
+            if len(name) == ID_LENGTH
+            and not os.path.isdir(service.store.container_dir(name))
+            and not os.path.isdir(pods.store.directory(name))
         }
     for name in stray:
         if repair:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+
+import msgspec
 
 from scow.cri.launch import (
     Surroundings,
@@ -24,7 +27,7 @@ from scow.cri.specgen import build_capabilities, build_process
 from scow.cri.status import is_process
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidState, SetupError
+from scow.native.errors import InvalidState, NotFound, SetupError
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.native.spawn import launch
@@ -43,10 +46,37 @@ _KINDS = (
     (kernel.CLONE_NEWNS, "mnt"),
 )
 
+# What the kernel says when everything in the container is being killed: pid_namespaces(7) has ENOMEM
+# where the first process is ending; the cgroup is gone; the process was killed at once.
+_KILLED = frozenset({errno.ENOMEM, errno.ESRCH, errno.ECHILD})
+_NO_CGROUP = frozenset({errno.ENOENT, errno.ENODEV})
 
-def run_exec(
+
+def _is_of_the_end(error: SetupError) -> bool:
+    in_cgroup = error.step in ("clone the process", p.JoinCgroups.step)
+    return error.errno in _KILLED or (in_cgroup and error.errno in _NO_CGROUP)
+
+
+class Execution(msgspec.Struct):
+    """A process that was started: its streams, and what it can be killed by."""
+
+    connection: MonitorConnection
+    pidfd: OwnedFd
+
+    def kill(self) -> None:
+        """End the process; one that has ended is fine."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd.fileno(), signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let go of it; it goes on."""
+        self.connection.close()
+        self.pidfd.close()
+
+
+def start_exec(
     record: Record, run: StatusRecord | None, around: Surroundings, options: ExecOptions
-) -> MonitorConnection:
+) -> Execution:
     """Start a process in the container that `run` tells of; returns when it runs."""
     if run is None:
         raise _ended(record)
@@ -63,11 +93,14 @@ def run_exec(
             for (kind, file), fd in zip(_KINDS, namespaces, strict=True)
         )
         cgroup = container_cgroup(record)
-        into = cgroup.dir_fd()
+        try:
+            into, tasks = cgroup.dir_fd(), cgroup.join_fds()
+        except (NotFound, FileNotFoundError):
+            raise _ended(record) from None
         handles = Handles(
             root_fd=root.fileno(),
             hold=hold,
-            cgroup_tasks=tuple(hold(fd) for fd in cgroup.join_fds()),
+            cgroup_tasks=tuple(hold(fd) for fd in tasks),
             cgroup_fd=hold(into) if into is not None else None,
             seccomp=_seccomp(record, process, around, options),
         )
@@ -76,26 +109,37 @@ def run_exec(
         own_monitor(launched.pid)
         launched.pidfd.close()
         connection = MonitorConnection(launched.control.steal())
+        pidfd: OwnedFd | None = None
         try:
             if not options.detach:
                 with suppress(BrokenPipeError, ConnectionResetError):
                     connection.attach(
                         stdout=True, stderr=True, stdin=options.open_stdin, lossless=True
                     )
-            wait_for(connection, Ready, plan, root, verb="execute")
+            ready = wait_for(connection, Ready, plan, root, verb="execute")
+            # It waits for the start, so it is still there.
+            pidfd = OwnedFd(os.pidfd_open(ready.pid))
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.start()
             wait_for(connection, Started, plan, root, verb="execute")
         except SetupError as error:
-            connection.close()
-            # pid_namespaces(7): ENOMEM where the namespace's first process is ending.
-            if error.errno == errno.ENOMEM or not is_process(run.pid, run.start_time):
+            _close(connection, pidfd)
+            if _is_of_the_end(error) or not is_process(run.pid, run.start_time):
                 raise _ended(record) from error
             raise
+        except ProcessLookupError:
+            _close(connection, pidfd)
+            raise _ended(record) from None
         except BaseException:
-            connection.close()
+            _close(connection, pidfd)
             raise
-        return connection
+        return Execution(connection, pidfd)
+
+
+def _close(connection: MonitorConnection, pidfd: OwnedFd | None) -> None:
+    connection.close()
+    if pidfd is not None:
+        pidfd.close()
 
 
 def _open_container(
@@ -143,7 +187,8 @@ def _monitor(record: Record, options: ExecOptions) -> p.MonitorConfig:
 def _process(record: Record, root: Root, options: ExecOptions) -> Process:
     wanted = options.user or record.user
     groups = record.options.group_add if options.user is None else ()
-    user = resolve_user(root, wanted.user, wanted.group, groups)
+    policy = record.options.group_policy if options.user is None else ""
+    user = resolve_user(root, wanted.user, wanted.group, groups, policy)
     base = build_process(record, user)
     environment: dict[str, str] = {}
     for entry in base.env + options.environment:
@@ -166,7 +211,7 @@ def _process(record: Record, root: Root, options: ExecOptions) -> Process:
         terminal=options.terminal,
         console_size=ConsoleSize(height=rows, width=columns) if options.terminal else None,
         user=ProcessUser(uid=user.uid, gid=user.gid, umask=0o022, additional_gids=user.groups),
-        capabilities=build_capabilities(held),
+        capabilities=build_capabilities(held, record.options.security.cap_ambient),
         rlimits=base.rlimits,
         no_new_privileges=base.no_new_privileges,
         oom_score_adj=base.oom_score_adj,

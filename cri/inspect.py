@@ -26,7 +26,6 @@ def describe(
     record: Record, status: Status, store: RecordStore, volumes: VolumeStore
 ) -> dict[str, object]:
     """Describe a container."""
-    directory = store.container_dir(record.id)
     etc = f"{store.run_dir(record.id)}/"
     return {
         "Id": record.id,
@@ -38,7 +37,7 @@ def describe(
         "ResolvConfPath": f"{etc}resolv.conf",
         "HostnamePath": f"{etc}hostname",
         "HostsPath": f"{etc}hosts",
-        "LogPath": f"{directory}/container.log",
+        "LogPath": store.log_path(record),
         "Name": f"/{record.name}",
         "RestartCount": 0,
         "Driver": "overlay",

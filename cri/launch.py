@@ -12,7 +12,7 @@ import os
 import select
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -28,7 +28,7 @@ from scow.native.fs import Root, remove_tree
 from scow.native.spawn import launch_controlled
 from scow.runtime.compile import Handles, compile_run
 from scow.runtime.failures import explain_failure
-from scow.runtime.monitor import Failed, MonitorConnection, Ready, Started
+from scow.runtime.monitor import Event, Failed, MonitorConnection, Ready, Started
 from scow.runtime.spec import Process
 from scow.runtime.users import User, resolve_user
 
@@ -49,6 +49,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     volume_dir: Callable[[str], str]
     adopt_volumes: Callable[[str], None]
     cleanup_argv: Callable[[str], tuple[bytes, ...]]
+    image_layers: Callable[[str], list[str]]
 
 
 class Prepared(msgspec.Struct):
@@ -68,7 +69,7 @@ def container_cgroup(record: Record) -> Cgroup:
 def mount_root(record: Record, around: Surroundings) -> OwnedFd:
     """Stack the image's layers under the container's own, as a mount attached nowhere."""
     directory = around.store.container_dir(record.id)
-    lowers = [*around.layer_paths(record), _base_layer(around.store)]
+    lowers = [*around.layer_paths(record), base_layer(around.store)]
     return mount_overlay(lowers, f"{directory}/upper", f"{directory}/work")
 
 
@@ -78,7 +79,7 @@ _BASE_DIRECTORIES = ("dev", "etc", "proc", "sys")
 _BASE_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
 
 
-def _base_layer(store: RecordStore) -> str:
+def base_layer(store: RecordStore) -> str:
     """Give the lowest directory of all stacks; made once, by whoever is first."""
     path = f"{store.root}/base"
     if os.path.isdir(path):
@@ -101,7 +102,10 @@ def _base_layer(store: RecordStore) -> str:
 
 def resolve_record_user(record: Record, root: Root) -> User:
     """Look the record's user up in the container's own files."""
-    return resolve_user(root, record.user.user, record.user.group, record.options.group_add)
+    options = record.options
+    return resolve_user(
+        root, record.user.user, record.user.group, options.group_add, options.group_policy
+    )
 
 
 def prepare_launch(
@@ -129,7 +133,7 @@ def prepare_launch(
     )
     root = Root(root_fd)
     user = resolve_record_user(record, root)
-    sandbox = prepare(record, store, around.network, around.pid_of, dry_run=dry_run)
+    sandbox = _sandbox(record, around, dry_run=dry_run)
     path = record.cgroup
     generated = specgen.build_spec(record, user, sandbox, path, around.volume_dir)
     cgroup = open_cgroup(path)
@@ -155,9 +159,39 @@ def prepare_launch(
         network_inside=sandbox.inside_netlink,
         run_init=record.options.init,
         mount_reasons=generated.reasons,
+        trees=_special_trees(record, around, hold),
     )
+    if not dry_run and record.member is not None:
+        _write_user(record, user, store)
     plan = compile_run(generated.spec, handles, _monitor_config(record, around, oom, lock_fd))
     return Prepared(plan, root, sandbox, generated)
+
+
+def _sandbox(record: Record, around: Surroundings, *, dry_run: bool) -> Sandbox:
+    if record.member is None:
+        return prepare(record, around.store, around.network, around.pid_of, dry_run=dry_run)
+    from scow.cri.pod_join import join_pod
+
+    return join_pod(record, record.member, around.store, around.pid_of)
+
+
+def _special_trees(
+    record: Record, around: Surroundings, hold: Callable[[OwnedFd], int]
+) -> dict[str, int]:
+    mounts = [mount for mount in record.options.mounts if mount.kind == "image" or mount.uid_map]
+    if not mounts:
+        return {}
+    from scow.cri.trees import open_tree_of
+
+    return {mount.target: hold(open_tree_of(mount, around.image_layers)) for mount in mounts}
+
+
+def _write_user(record: Record, user: User, store: RecordStore) -> None:
+    """Keep who the container runs as, which only its own files tell; derived at each start."""
+    path = f"{store.container_dir(record.id)}/user.json"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with OwnedFd(os.open(path, flags, 0o600)) as fd:
+        os.write(fd.fileno(), msgspec.json.encode(user))
 
 
 def _monitor_config(
@@ -168,7 +202,7 @@ def _monitor_config(
     directory = around.store.container_dir(record.id)
     return p.MonitorConfig(
         container_id=record.id,
-        log_path=f"{directory}/container.log",
+        log_path=around.store.log_path(record),
         log_max_bytes=options.log.max_bytes,
         log_max_files=options.log.max_files,
         socket_path=f"{run_dir}/monitor.sock",
@@ -181,17 +215,17 @@ def _monitor_config(
         oom_baseline=0,
         lock_fd=lock_fd,
         cleanup_argv=around.cleanup_argv(record.id),
-        cleanup_env=_cleanup_env(),
+        cleanup_env=_cleanup_env(around.store),
     )
 
 
-def _cleanup_env() -> tuple[bytes, ...]:
-    kept = [b"PATH=/usr/sbin:/usr/bin:/sbin:/bin", b"LC_ALL=C.UTF-8"]
-    for name in ("SCOW_ROOT", "SCOW_RUN"):
-        value = os.environ.get(name)
-        if value:
-            kept.append(os.fsencode(f"{name}={value}"))
-    return tuple(kept)
+def _cleanup_env(store: RecordStore) -> tuple[bytes, ...]:
+    return (
+        b"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        b"LC_ALL=C.UTF-8",
+        os.fsencode(f"SCOW_ROOT={store.root}"),
+        os.fsencode(f"SCOW_RUN={store.run}"),
+    )
 
 
 def seccomp_filter(
@@ -218,11 +252,14 @@ def seccomp_filter(
     return found.program, found.flags
 
 
-def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -> MonitorConnection:
+def start(
+    record: Record, around: Surroundings, lock_fd: int, *, attach: bool, watch: bool = False
+) -> MonitorConnection:
     """Launch a container and release it; returns when its program runs.
 
     With `attach` the connection gets all output, and holds the container back where it cannot
-    keep up, as a pipe would; it also says that its owner cleans up. The caller holds the container's
+    keep up, as a pipe would; it also says that its owner cleans up, as `watch` alone does. The caller
+    holds the container's
     lock, `lock_fd`, which the monitor shares until the program runs: should we be killed, nobody
     else comes before it has ended what we began. On any failure nothing is left but the record.
     """
@@ -233,7 +270,7 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
         os.mkdir(run_dir, 0o700)
         os.makedirs(f"{around.store.run}/rootfs", mode=0o700, exist_ok=True)
         if record.options.ipc.kind == "shareable":
-            _make_shm(f"{run_dir}/shm", record)
+            make_shm(f"{run_dir}/shm", record.options.shm_bytes)
         _make_bind_sources(record)
         adopt_volumes(record, around)
         prepared = prepare_launch(record, around, held, lock_fd=lock_fd)
@@ -255,6 +292,7 @@ def start(record: Record, around: Surroundings, lock_fd: int, *, attach: bool) -
         with suppress(BrokenPipeError, ConnectionResetError):
             if attach:
                 connection.attach(stdout=True, stderr=True, stdin=True, lossless=True)
+            if attach or watch:
                 connection.watch()
             connection.start()
         wait_for(connection, Started, prepared.plan, prepared.root, verb="start the container")
@@ -293,25 +331,29 @@ def _see_off(connection: MonitorConnection, pidfd: OwnedFd) -> None:
         poller.poll(int(MONITOR_END_S * 1000))
 
 
+E = TypeVar("E", bound=Event)
+
+
 def wait_for(
-    connection: MonitorConnection, wanted: type, plan: p.Plan, root: Root, *, verb: str
-) -> None:
+    connection: MonitorConnection, wanted: type[E], plan: p.Plan, root: Root, *, verb: str
+) -> E:
     """Read events until the wanted one; a failure becomes the error it stands for."""
     while True:
         event = connection.recv()
         if isinstance(event, wanted):
-            return
+            return event
         if isinstance(event, Failed):
             raise explain_failure(plan, event.failure, root)
         if event is None:
             raise ScowError(f"cannot {verb}: its monitor went away without a word")
 
 
-def _make_shm(path: str, record: Record) -> None:
+def make_shm(path: str, size: int | None = None) -> None:
+    """Mount a /dev/shm that several containers share."""
     from scow.native import sys as kernel
 
     os.mkdir(path, 0o755)
-    size = record.options.shm_bytes or specgen.DEFAULT_SHM_BYTES
+    size = size or specgen.DEFAULT_SHM_BYTES
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("shm", path, "tmpfs", flags, f"mode=1777,size={size}")
 

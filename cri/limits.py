@@ -14,6 +14,7 @@ from scow.cgroups.resources import (
     BlockIO,
     Cpu,
     DeviceRule,
+    HugepageLimit,
     Memory,
     Pids,
     Resources,
@@ -37,6 +38,8 @@ def build_resources(limits: Limits, devices: list[Rule], *, privileged: bool) ->
         pids=Pids(DEFAULT_PIDS if limits.pids is None else limits.pids),
         block_io=_block_io(limits),
         devices=_device_rules(devices, privileged=privileged),
+        hugepage_limits=tuple(HugepageLimit(size, value) for size, value in limits.hugepages),
+        unified=limits.unified,
     )
 
 

@@ -32,6 +32,7 @@ class NamespaceMode(msgspec.Struct, frozen=True):
 
     kind: network: "bridge" "none" "host" "container"; pid: "private" "host" "container";
     ipc: "private" "shareable" "none" "host" "container"; uts, cgroup: "private" "host".
+    All but cgroup may be "pod" in a container of a pod: what the pod has pinned.
     `container` is the name or id as typed, only with kind "container".
     """
 
@@ -43,15 +44,17 @@ class NamespaceMode(msgspec.Struct, frozen=True):
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """A bind mount or a volume.
+    """A bind mount, a volume, or an image's files (read-only).
 
-    `source` is an absolute host path (bind) or a volume's name ("" asks for an anonymous one).
+    `source` is an absolute host path (bind), a volume's name ("" asks for an anonymous one), or an
+    image's id, of which `sub_path` is mounted.
     `create_source` (from -v, as Docker): a missing bind source becomes an empty directory.
     `recursive`: submounts of the source come along. `copy_up`: an empty volume is filled from
-    the image's directory.
+    the image's directory. `top_only`: read-only is the mount itself, and none below it. `flags`
+    are further attributes ("noexec", "nodev", "nosuid"). The maps are (container, host, length).
     """
 
-    kind: str  # "bind" | "volume"
+    kind: str  # "bind" | "volume" | "image"
     source: str
     target: str
     read_only: bool = False
@@ -59,6 +62,11 @@ class Mount(msgspec.Struct, frozen=True):
     recursive: bool = True
     create_source: bool = False
     copy_up: bool = True
+    top_only: bool = False
+    flags: tuple[str, ...] = ()
+    sub_path: str = ""
+    uid_map: tuple[tuple[int, int, int], ...] = ()
+    gid_map: tuple[tuple[int, int, int], ...] = ()
 
 
 class Tmpfs(msgspec.Struct, frozen=True):
@@ -135,6 +143,8 @@ class Limits(msgspec.Struct, frozen=True):
     device_write_bps: tuple[DeviceRate, ...] = ()
     device_read_iops: tuple[DeviceRate, ...] = ()
     device_write_iops: tuple[DeviceRate, ...] = ()
+    hugepages: tuple[tuple[str, int], ...] = ()  # page size ("2MB"), bytes
+    unified: dict[str, str] = {}  # files of cgroup v2 and their values
 
 
 class Security(msgspec.Struct, frozen=True):
@@ -142,7 +152,7 @@ class Security(msgspec.Struct, frozen=True):
 
     Capabilities are "CAP_NET_ADMIN" or "ALL". `seccomp` is None (scow's profile), "unconfined" or
     the absolute path of a profile. `unmask`: leave /proc and /sys paths uncovered
-    (systempaths=unconfined).
+    (systempaths=unconfined). `masked_paths` and `readonly_paths` stand in for scow's own lists.
     """
 
     cap_add: tuple[str, ...] = ()
@@ -152,6 +162,9 @@ class Security(msgspec.Struct, frozen=True):
     seccomp: str | None = None
     apparmor: str | None = None
     unmask: bool = False
+    cap_ambient: tuple[str, ...] = ()
+    masked_paths: tuple[str, ...] | None = None
+    readonly_paths: tuple[str, ...] | None = None
 
 
 class NetworkOptions(msgspec.Struct, frozen=True):
@@ -192,6 +205,7 @@ class ContainerOptions(msgspec.Struct, frozen=True):
     working_dir: str | None = None
     user: UserSpec | None = None
     group_add: tuple[int | str, ...] = ()
+    group_policy: str = ""  # "merge": the image's groups of the user too; "strict": none of them
     hostname: str | None = None
     domainname: str | None = None
     labels: dict[str, str] = {}

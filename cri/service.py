@@ -6,6 +6,7 @@ processes may use it at once. Locks: store < network < container, none held whil
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -14,26 +15,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from scow.cgroups.cgroup import container_path
 from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
+from scow.cri.creating import check_references, name_volumes
 from scow.cri.merge import check_platform, merge
 from scow.cri.names import free_name
 from scow.cri.options import ContainerOptions, ExecOptions
-from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Record, RecordStore, VolumeUse
+from scow.cri.records import DEFAULT_ROOT, DEFAULT_RUN, Member, Record, RecordStore
 from scow.cri.status import Status, read_status
 from scow.cri.validate import validate
 from scow.cri.volumes import VolumeStore
 from scow.cri.watcher import Watcher, goes_on
-from scow.native.errors import DeadlineExceeded, InvalidState, NotFound
-from scow.native.fs import Root
+from scow.native.errors import DeadlineExceeded, InvalidState, NotFound, SetupError
 from scow.runtime.monitor import MonitorConnection
 from scow.runtime.state import Operation, State, require
 
 if TYPE_CHECKING:
+    from scow.cgroups.resources import Resources
+    from scow.cri.execute import Execution
     from scow.cri.info import Fact
     from scow.cri.logs import LogEntry
     from scow.cri.views import ContainerView, StatsView
@@ -65,11 +66,12 @@ class Service:
         self._around = launching.Surroundings(
             store=self.store,
             layer_paths=self._layer_paths,
-            network=self._bridge,
+            network=self.bridge,
             pid_of=self._pid_of,
             volume_dir=self.volumes.data_dir,
             adopt_volumes=self.volumes.adopt,
             cleanup_argv=_cleanup_argv,
+            image_layers=lambda image_id: self.images.layer_paths(self.images.get(image_id)),
         )
 
     # --- images -------------------------------------------------------------------------------
@@ -109,7 +111,12 @@ class Service:
         return self.images.remove(name, force=force, in_use=self._users_of)
 
     def _users_of(self, image_id: str) -> Strings:
-        return [record.id for record in self.store.list() if record.image_id == image_id]
+        return [
+            record.id
+            for record in self.store.list()
+            if record.image_id == image_id
+            or any(m.kind == "image" and m.source == image_id for m in record.options.mounts)
+        ]
 
     def _layer_paths(self, record: Record) -> Strings:
         from scow.image.digest import DiffID
@@ -118,8 +125,17 @@ class Service:
 
     # --- create, start, remove ----------------------------------------------------------------
 
-    def create(self, image: Image, options: ContainerOptions) -> str:
-        """Make a container of `image`; nothing runs yet. Returns its id."""
+    def create(
+        self,
+        image: Image,
+        options: ContainerOptions,
+        member: Member | None = None,
+        cgroup_parent: str | None = None,
+    ) -> str:
+        """Make a container of `image`; nothing runs yet. Returns its id.
+
+        `member` makes it one of a pod's, whose cgroup is `cgroup_parent`.
+        """
         check_platform(image, options.image_name)
         validate(options)
         merged = merge(image.config, options)
@@ -139,16 +155,17 @@ class Service:
             stop_signal=merged.stop_signal,
             labels=merged.labels,
             cgroup=container_path(
-                f"{self.store.cgroup_prefix}{container_id}", options.cgroup_parent
+                f"{self.store.cgroup_prefix}{container_id}", cgroup_parent or options.cgroup_parent
             ),
             options=options,
             exposed_ports=image.config.exposed_ports,
+            member=member,
         )
-        self._check_references(record)
+        check_references(record, self.find)
         try:
             with self.store.making(container_id):
                 self.store.claim_name(name, container_id)
-                record = self._with_volumes(record, image)
+                record = name_volumes(record, image, self.volumes, self._around)
                 self.store.write(record)
                 launching.adopt_volumes(record, self._around)
         except BaseException:
@@ -157,56 +174,34 @@ class Service:
             raise
         return container_id
 
-    def _check_references(self, record: Record) -> None:
-        """Refuse what can be known to fail before anything is taken."""
-        from scow.cri.limits import build_resources
-
-        options = record.options
-        for mode in (options.network.mode, options.pid, options.ipc):
-            if mode.kind == "container":
-                self.find(mode.container)
-        build_resources(options.limits, [], privileged=False)
-
-    def _with_volumes(self, record: Record, image: Image) -> Record:
-        """Name the record's volumes, and make and fill the new ones aside: no record, no volume."""
-        wanted = [
-            VolumeUse(m.source or self.volumes.new_name(), m.target, not m.source)
-            for m in record.options.mounts
-            if m.kind == "volume"
-        ]
-        left_empty = {m.target for m in record.options.mounts if not m.copy_up}
-        covered = {m.target for m in record.options.mounts}
-        covered |= {m.target for m in record.options.tmpfs}
-        wanted += [
-            VolumeUse(self.volumes.new_name(), target, anonymous=True)
-            for target in image.config.volumes
-            if target.rstrip("/") not in {path.rstrip("/") for path in covered}
-        ]
-        if not wanted:
-            return record
-        staging = launching.staged_volumes(record, self._around)
-        with launching.mount_root(record, self._around) as mount:
-            root = Root(mount.fileno())
-            for use in wanted:
-                if not self.volumes.exists(use.name):
-                    source = None if use.target in left_empty else use.target
-                    self.volumes.stage(staging, use.name, root, source)
-        return msgspec.structs.replace(record, volumes=tuple(wanted))
-
     def start(self, container_id: str, *, attach: bool = False) -> MonitorConnection | None:
         """Start a container; returns when its program runs.
 
         With `attach` the connection that started it is given to the caller, who gets all output
         from the first byte, and calls `finish` when it has ended.
         """
-        with self.store.locked(container_id) as lock_fd:
-            record = self.store.read(container_id)
-            require(record.name, self.status(record).state, Operation.START)
-            connection = launching.start(record, self._around, lock_fd, attach=attach)
+        connection = self._start(container_id, attach=attach)
         if attach:
             return connection
         connection.close()
         return None
+
+    def start_watched(self, container_id: str) -> MonitorConnection:
+        """Start a container; the connection tells its end, and its owner calls `finish` then."""
+        return self._start(container_id, attach=False, watch=True)
+
+    def _start(self, container_id: str, *, attach: bool, watch: bool = False) -> MonitorConnection:
+        with self.store.locked(container_id) as lock_fd:
+            record = self.store.read(container_id)
+            require(record.name, self.status(record).state, Operation.START)
+            try:
+                return launching.start(record, self._around, lock_fd, attach=attach, watch=watch)
+            except SetupError as error:
+                if error.errno in (errno.ESRCH, errno.ECHILD):
+                    raise InvalidState(
+                        f"container '{record.name}' was killed while it was being started"
+                    ) from error
+                raise
 
     def finish(self, container_id: str) -> None:
         """Give back what a run that has ended took; remove the container if it was --rm.
@@ -370,6 +365,10 @@ class Service:
             require(record.name, self.status(record).state, Operation.UNPAUSE)
             launching.container_cgroup(record).thaw()
 
+    def update_cgroup(self, record: Record, resources: Resources) -> None:
+        """Change the limits of a running container; its lock is held by the caller."""
+        launching.container_cgroup(record).update(resources)
+
     def attach(self, container_id: str, *, stdin: bool = True) -> MonitorConnection:
         """Connect to the input and output of a running container."""
         from scow.cri.execute import attach_to
@@ -380,12 +379,18 @@ class Service:
 
     def exec(self, container_id: str, options: ExecOptions) -> MonitorConnection:
         """Start a further process in a running container."""
-        from scow.cri.execute import run_exec
+        execution = self.execute(container_id, options)
+        execution.pidfd.close()
+        return execution.connection
+
+    def execute(self, container_id: str, options: ExecOptions) -> Execution:
+        """The same, with what the process can be killed by."""
+        from scow.cri.execute import start_exec
 
         record = self.store.read(container_id)
-        status = self.status(record)
-        require(record.name, status.state, Operation.EXEC)
-        return run_exec(record, state_of.read_run(self.store, container_id), self._around, options)
+        require(record.name, self.status(record).state, Operation.EXEC)
+        run = state_of.read_run(self.store, container_id)
+        return start_exec(record, run, self._around, options)
 
     def logs(
         self,
@@ -401,7 +406,7 @@ class Service:
 
         record = self.store.read(container_id)
         return read_log(
-            f"{self.store.container_dir(container_id)}/container.log",
+            self.store.log_path(record),
             follow=follow,
             tail=tail,
             since_ns=since_ns,
@@ -468,7 +473,8 @@ class Service:
 
     # --- what the rooms below are told --------------------------------------------------------
 
-    def _bridge(self) -> BridgeNetwork:
+    def bridge(self) -> BridgeNetwork:
+        """The bridge network; loaded when first used."""
         if self._network is None:
             from scow.netns.network import BridgeNetwork
 

@@ -94,13 +94,21 @@ def build_spec(
             devices=tuple(devices),
             cgroups_path=cgroup_path,
             sysctl=_sysctls(record, sandbox),
-            masked_paths=masked_paths() if covered else (),
-            readonly_paths=READONLY_PATHS if covered else (),
+            masked_paths=_given(security.masked_paths, masked_paths) if covered else (),
+            readonly_paths=(
+                _given(security.readonly_paths, lambda: READONLY_PATHS) if covered else ()
+            ),
             rootfs_propagation="private",
         ),
     )
     resources = limits.build_resources(options.limits, device_rules, privileged=privileged)
     return Generated(spec, resources, _REASONS)
+
+
+def _given(
+    paths: tuple[str, ...] | None, default: Callable[[], tuple[str, ...]]
+) -> tuple[str, ...]:
+    return default() if paths is None else paths
 
 
 def build_process(record: Record, user: User) -> Process:
@@ -116,17 +124,25 @@ def build_process(record: Record, user: User) -> Process:
         terminal=options.terminal,
         console_size=ConsoleSize(height=rows, width=columns) if options.terminal else None,
         user=ProcessUser(uid=user.uid, gid=user.gid, umask=0o022, additional_gids=user.groups),
-        capabilities=build_capabilities(held),
+        capabilities=build_capabilities(held, security.cap_ambient),
         rlimits=_rlimits(record),
         no_new_privileges=security.no_new_privileges,
         oom_score_adj=options.oom_score_adj,
     )
 
 
-def build_capabilities(held: frozenset[str]) -> Capabilities:
-    """Give the five sets: inheritable and ambient stay empty (CVE-2022-24769)."""
+def build_capabilities(held: frozenset[str], ambient: tuple[str, ...] = ()) -> Capabilities:
+    """Give the five sets: inheritable and ambient stay empty unless asked for (CVE-2022-24769)."""
     ordered = tuple(f"CAP_{name}" for name in names_of(mask_of(held)))
-    return Capabilities(bounding=ordered, effective=ordered, permitted=ordered)
+    # capabilities(7): what is ambient must be permitted and inheritable.
+    raised = tuple(f"CAP_{name}" for name in names_of(mask_of(held & frozenset(ambient))))
+    return Capabilities(
+        bounding=ordered,
+        effective=ordered,
+        permitted=ordered,
+        inheritable=raised,
+        ambient=raised,
+    )
 
 
 def _environment(record: Record, user: User) -> tuple[str, ...]:
@@ -214,7 +230,7 @@ def _mounts(record: Record, sandbox: Sandbox, volume_dir: Callable[[str], str]) 
     # Parents before children, whatever the order of the flags (Docker sorts them too).
     asked: list[tuple[str, SpecMount]] = [
         *((mount.target, _tmpfs(mount)) for mount in options.tmpfs),
-        *((mount.target, _bind(mount)) for mount in options.mounts if mount.kind == "bind"),
+        *((mount.target, _bind(mount)) for mount in options.mounts if mount.kind != "volume"),
     ]
     asked += [
         (use.target, _volume(record, volume_dir(use.name), use.target)) for use in record.volumes
@@ -247,10 +263,10 @@ def _tmpfs(mount: Tmpfs) -> SpecMount:
 
 
 def _bind(mount: Mount) -> SpecMount:
-    options = ["rbind" if mount.recursive else "bind", mount.propagation]
+    options = ["rbind" if mount.recursive else "bind", mount.propagation, *mount.flags]
     if mount.read_only:
         # Recursive: a read-only directory with writable mounts below it would surprise.
-        options.append("rro" if mount.recursive else "ro")
+        options.append("rro" if mount.recursive and not mount.top_only else "ro")
     return SpecMount(mount.target, "bind", mount.source, tuple(options))
 
 

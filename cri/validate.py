@@ -56,6 +56,7 @@ def _check_network(options: ContainerOptions) -> None:
             "host": "the program uses the host's ports themselves",
             "none": "there is no network to reach a port on",
             "container": "ports belong to the container whose network it is",
+            "pod": "ports belong to the pod",
         }[mode.kind]
         if network.ports:
             raise _conflict(name, "--publish", why)

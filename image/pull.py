@@ -30,6 +30,7 @@ from scow.image.transport import Patience
 from scow.native.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
+    from scow.image.credentials import Credentials
     from scow.image.store import Image, ImageStore
 
 
@@ -42,6 +43,7 @@ def pull_image(
     tls_verify: bool = True,
     progress: ProgressSink | None = None,
     patience: Patience | None = None,
+    credentials: Credentials | None = None,
 ) -> Image:
     """Fetch what `name` stands for now, and give it that name here.
 
@@ -58,6 +60,7 @@ def pull_image(
         tls_verify=tls_verify,
         patience=patience,
         warn=sink.warning,
+        credentials=credentials,
     )
     with registry, store.content.lease() as lease:
         resolution = _Resolution(store, registry, asked or host_platform())

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from scow.image.auth import Authenticator
-from scow.image.credentials import find_credentials
+from scow.image.credentials import Credentials, find_credentials
 from scow.image.digest import Digest, algorithm_of, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.install import Chunks
@@ -49,12 +49,13 @@ class Registry:
         patience: Patience | None = None,
         stop: threading.Event | None = None,
         warn: Callable[[str], None] = lambda message: None,
+        credentials: Credentials | None = None,
     ) -> None:
         """A client for the repository of `reference`, not yet connected.
 
         HTTP is used for loopback hosts, which may also answer that they want HTTPS, and with
         `plain_http`; never because HTTPS failed (CVE-2018-12608). Certificates set up for the host
-        rule HTTP out.
+        rule HTTP out. `credentials` are used instead of what the host has for the registry.
         """
         self.reference = reference
         self._path = reference.path
@@ -73,7 +74,7 @@ class Registry:
         self._tls_verify = tls_verify
         self._patience = patience
         self._stop = stop
-        self._find = lambda: find_credentials(reference.host, reference.path, warn)
+        self._find = lambda: credentials or find_credentials(reference.host, reference.path, warn)
         self._auth = Authenticator(self.transport, reference.host, self._find)
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from scow.native.errors import IntegrityError, InvalidArgument, InvalidState, No
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scow.image.credentials import Credentials
     from scow.image.progress import ProgressSink
 
 SUMMARY_FORMAT = 1
@@ -288,6 +289,7 @@ class ImageStore:
         plain_http: bool = False,
         tls_verify: bool = True,
         progress: ProgressSink | None = None,
+        credentials: Credentials | None = None,
     ) -> Image:
         """Fetch an image from its registry and unpack it; returns it as `get` would."""
         from scow.image.pull import pull_image
@@ -299,6 +301,7 @@ class ImageStore:
             plain_http=plain_http,
             tls_verify=tls_verify,
             progress=progress,
+            credentials=credentials,
         )
 
     def load(self, source: IO[bytes] | str, *, progress: ProgressSink | None = None) -> StringList:

@@ -204,7 +204,7 @@ static int die_with_monitor(struct child *child) {
     return read(child->ends.sock, &byte, 1) == 0 ? -EPIPE : 0;
 }
 
-/* num: length of argv, of env; whether an init of ours is pid 1 */
+/* num: length of argv, of env; EXECUTE_...: whether an init of ours is pid 1 */
 int op_execute(struct child *child, const struct plan_op *op) {
     if (child->must_move)
         return -EINVAL; /* it would run outside of the pid namespace that the plan joins */
@@ -215,7 +215,9 @@ int op_execute(struct child *child, const struct plan_op *op) {
         return r;
     if (argv[0][0] == '\0')
         return -ENOENT;
-    if (op->num[2] && (r = init_become()) < 0)
+    if (op->num[2] == EXECUTE_NOTHING)
+        init_hold();
+    if (op->num[2] == EXECUTE_BELOW_INIT && (r = init_become()) < 0)
         return r;
     if (strchr(argv[0], '/')) {
         execve(argv[0], argv, env);

@@ -6,4 +6,7 @@
  * and goes on to execve. -errno when there can be no child. */
 int init_become(void);
 
+/* Pid 1 of a namespace that several containers share: has no program, reaps what they orphan. */
+_Noreturn void init_hold(void);
+
 #endif

@@ -161,6 +161,11 @@ static void attach(struct client *client, uint8_t flags) {
         set_buffer(client->fd, BUFFER_SLOW);
 }
 
+static void reopen_log(struct monitor *m, struct client *client) {
+    struct msg_reopened answer = {.type = MSG_REOPENED, .error = -log_reopen(&m->log)};
+    client_tell(m, client, &answer, sizeof(answer));
+}
+
 /* One message; false when it has to wait where it is. */
 static bool handle(struct monitor *m, struct client *client, const char *message, size_t len) {
     struct msg_winsize size;
@@ -187,7 +192,7 @@ static bool handle(struct monitor *m, struct client *client, const char *message
         client->watching = true;
         break;
     case MSG_REOPEN_LOG:
-        (void)log_reopen(&m->log); /* on error the old file goes on */
+        reopen_log(m, client);
         break;
     default: /* of a later version; not knowing it must not end a connection */
         break;

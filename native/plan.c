@@ -141,6 +141,8 @@ static bool numbers_ok(const struct plan_op *op) {
         return op->num[0] < UINT32_MAX && op->num[1] < UINT32_MAX && op->count <= 65536;
     case OP_MOUNT_JOINED_PROC:
         return op->count == 2;
+    case OP_EXECUTE:
+        return op->num[2] <= EXECUTE_NOTHING;
     case OP_KEEP_FDS:
         return op->count <= PLAN_MAX_FDS;
     case OP_SET_SCHEDULER: /* struct sched_attr, its first version or a later one */

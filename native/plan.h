@@ -14,6 +14,9 @@
 #define PLAN_MAX_OPS 4096u
 #define PLAN_MAX_FDS 512u
 
+/* OP_EXECUTE: what becomes of this process */
+enum execute_kind { EXECUTE_PROGRAM = 0, EXECUTE_BELOW_INIT = 1, EXECUTE_NOTHING = 2 };
+
 enum plan_mode { PLAN_RUN = 0, PLAN_EXEC = 1 };
 
 enum op_code {

@@ -407,8 +407,11 @@ class Execute(Operation, frozen=True):
     argv: tuple[Text, ...]
     env: tuple[Text, ...] = ()
     init: bool = False  # scow's own pid 1 stays and reaps; the program is its child
+    nothing: bool = False  # only that pid 1, for a namespace that containers share
 
     def describe(self) -> str:
+        if self.nothing:
+            return "as pid 1: waitpid()"
         words = f"execve({', '.join(map(show, self.argv))})"
         return f"clone(SIGCHLD); {words}; as pid 1: waitpid(), kill()" if self.init else words
 
@@ -424,6 +427,7 @@ class Execute(Operation, frozen=True):
         blob = writer.vector(self.argv)
         writer.vector(self.env)
         size = (len(self.argv) + len(self.env) + 2) * 8
+        kind = 2 if self.nothing else int(self.init)
         return writer.record(
-            self.code, blob=blob, blob_len=size, numbers=(len(self.argv), len(self.env), self.init)
+            self.code, blob=blob, blob_len=size, numbers=(len(self.argv), len(self.env), kind)
         )

@@ -22,6 +22,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 #define MSG_STDOUT 'o'
 #define MSG_STDERR 'e'
 #define MSG_EXIT 'X'    /* struct msg_exit */
+#define MSG_REOPENED 'L' /* struct msg_reopened: the answer to MSG_REOPEN_LOG */
 #define MSG_DROPPED 'D' /* struct msg_dropped: nothing more comes */
 
 /* client -> monitor */
@@ -57,6 +58,11 @@ struct __attribute__((packed)) msg_exit {
     int32_t status; /* as wait(2) gives it */
     uint8_t oom_killed;
     int64_t started_ns, finished_ns; /* CLOCK_REALTIME; started_ns 0: never started */
+};
+
+struct __attribute__((packed)) msg_reopened {
+    char type;
+    int32_t error; /* errno; then the old file goes on */
 };
 
 struct __attribute__((packed)) msg_dropped {

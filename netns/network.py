@@ -32,8 +32,8 @@ def _short(container_id: str) -> str:
 class BridgeNetwork:
     """The network of this name; one object per process is enough, several do not disturb.
 
-    A container counts as live while `<run_dir>/containers/<id>` exists, which the caller makes
-    before `attach` and removes after `detach`. `describe` turns an id into what the user calls it.
+    A container counts as live while `<run_dir>/containers/<id>` exists, a pod while `<run_dir>/pods/<id>`
+    does, which the caller makes before `attach` and removes after `detach`. `describe` turns an id into what the user calls it.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class BridgeNetwork:
         if not name or len(name) > 15 or not name.replace("-", "").isalnum() or not name.isascii():
             raise InvalidArgument(f"{name[:64]!r} cannot be the name of a network interface")
         self.name = name
-        self._containers = f"{run_dir}/containers"
+        self._owners = (f"{run_dir}/containers", f"{run_dir}/pods")
         self._net_dir = f"{run_dir}/net"
         self._describe = describe or _short
         self._records = RecordStore(self._net_dir)
@@ -208,7 +208,7 @@ class BridgeNetwork:
                 nft.remove()
 
     def _is_live(self, container_id: str) -> bool:
-        return os.path.exists(f"{self._containers}/{container_id}")
+        return any(os.path.exists(f"{owners}/{container_id}") for owners in self._owners)
 
     def _prepare(self) -> None:
         if not self._is_prepared:

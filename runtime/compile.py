@@ -55,7 +55,11 @@ class Handles(msgspec.Struct, frozen=True):
     network_inside: bytes = b""
     bundle: str = "/"
     run_init: bool = False
+    run_nothing: bool = False
+    """Only a pid 1 that reaps, for a PID namespace that several containers share."""
     mount_reasons: dict[str, str] = {}
+    trees: dict[str, int] = {}
+    """Sources of bind mounts that are opened already, by destination."""
 
 
 def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Plan:
@@ -101,7 +105,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
         ops.append(_stdio(process))
     ops.append(p.AwaitStart(why="everything is ready: wait for 'start'"))
     ops += identity_operations(process, handles.seccomp)
-    ops.append(execute_operation(process, handles.run_init))
+    ops.append(execute_operation(process, handles.run_init, nothing=handles.run_nothing))
     return p.Plan(
         mode="run",
         namespaces=new & ~kernel.CLONE_NEWCGROUP,
@@ -122,7 +126,9 @@ def _file_tree(spec: Spec, handles: Handles, holder: tuple[int, int] | None) -> 
             handles.root_fd, at=handles.place, why="the image's layers, stacked by overlayfs"
         ),
     ]
-    mounts = mount_operations(spec.mounts, handles.hold, handles.mount_reasons, handles.bundle)
+    mounts = mount_operations(
+        spec.mounts, handles.hold, handles.mount_reasons, handles.bundle, handles.trees
+    )
     ops += mounts if holder is None else [_shared_proc(op, *holder) for op in mounts]
     return ops + _devices(spec) + cover_operations(spec)
 
@@ -398,7 +404,7 @@ def identity_operations(process: Process, seccomp: tuple[bytes, int] | None) -> 
     return found
 
 
-def execute_operation(process: Process, run_init: bool) -> p.Operation:
+def execute_operation(process: Process, run_init: bool, *, nothing: bool = False) -> p.Operation:
     argv = tuple(os.fsencode(arg) for arg in process.args)
     env = tuple(os.fsencode(entry) for entry in process.env)
-    return p.Execute(argv, env, run_init)
+    return p.Execute(argv, env, run_init, nothing)

@@ -29,6 +29,7 @@ _FAILURE = struct.Struct("<IiII")
 _READY = struct.Struct("<I")
 _EXIT = struct.Struct("<iBqq")
 _WINSIZE = struct.Struct("<cHH")
+_REOPENED = struct.Struct("<i")
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -90,6 +91,12 @@ class Exited(msgspec.Struct, frozen=True):
         return 128 + self.signal if self.signal else (self.status >> 8) & 0xFF
 
 
+class Reopened(msgspec.Struct, frozen=True):
+    """The answer to `reopen_log`; with an errno the old file goes on."""
+
+    errno: int
+
+
 class Dropped(msgspec.Struct, frozen=True):
     """The monitor lets go of us; nothing more comes."""
 
@@ -97,7 +104,7 @@ class Dropped(msgspec.Struct, frozen=True):
     """Otherwise the monitor has as many clients as it takes."""
 
 
-Event: TypeAlias = Ready | Started | Failed | Warned | Output | Exited | Dropped
+Event: TypeAlias = Ready | Started | Failed | Warned | Output | Exited | Reopened | Dropped
 
 
 class ExitRecord(msgspec.Struct, frozen=True):
@@ -263,7 +270,7 @@ class MonitorConnection(OwnedFd):
         self._request(b"W")
 
     def reopen_log(self) -> None:
-        """Open the log's path anew, after it was renamed."""
+        """Open the log's path anew, after it was renamed; `Reopened` is the answer."""
         self._request(b"l")
 
     def _request(self, message: bytes) -> None:
@@ -299,6 +306,8 @@ def _decode(message: bytes) -> Event | None:
         case b"X":
             status, oom_killed, started_ns, finished_ns = _EXIT.unpack_from(payload)
             return Exited(status, bool(oom_killed), started_ns, finished_ns)
+        case b"L":
+            return Reopened(*_REOPENED.unpack_from(payload))
         case b"D":
             return Dropped(too_slow=payload[:1] != b"\x02")
         case _:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from scow.native import sys as kernel
 from scow.native.errors import InvalidArgument, NotFound, PermissionDenied, ScowError
@@ -70,14 +70,14 @@ class Options:
     """The options of one mount, sorted into what each system call wants."""
 
     __slots__ = (
-        "bind", "clear", "data", "propagation", "recursive", "recursive_attributes",
+        "bind", "clear", "data", "propagation", "recursive",
         "recursive_propagation", "set", "tree_clear", "tree_set",
     )  # fmt: skip
 
     def __init__(self, mount: SpecMount) -> None:
         self.set = self.clear = self.propagation = 0
         self.bind = mount.type == "bind"
-        self.recursive = self.recursive_attributes = self.recursive_propagation = False
+        self.recursive = self.recursive_propagation = False
         self.tree_set = self.tree_clear = 0  # what the r-forms (rro, ...) ask for
         self.data: list[tuple[str, str | None]] = []
         for option in mount.options:
@@ -94,10 +94,8 @@ class Options:
             to_set, to_clear = _ATTRIBUTES[option[1:]]
             self.tree_set = (self.tree_set & ~to_clear) | to_set
             self.tree_clear = (self.tree_clear & ~to_set) | to_clear
-            self.recursive_attributes = True
         elif option in PROPAGATION:
             self.propagation, recursive = PROPAGATION[option]
-            self.recursive_attributes = self.recursive_attributes or recursive
             self.recursive_propagation = self.recursive_propagation or recursive
         elif option not in _IGNORED:
             key, equals, value = option.partition("=")
@@ -114,11 +112,13 @@ def mount_operations(
     hold: Callable[[OwnedFd], int],
     reasons: dict[str, str],
     relative_to: str = "/",
+    trees: Mapping[str, int] | None = None,
 ) -> list[Operation]:
     """Turn OCI mounts into operations, in the order given.
 
     `hold` takes ownership of every descriptor opened here and lends its number; `reasons` gives
     words for --explain by destination; relative bind sources start at `relative_to` (the bundle).
+    `trees` are sources that are open already, by destination.
     """
     found: list[Operation] = []
     for index, mount in enumerate(mounts):
@@ -126,7 +126,11 @@ def mount_operations(
         options = Options(mount)
         why = reasons.get(mount.destination, "")
         if options.bind:
-            found.append(_bind(index, mount, options, hold, relative_to, why))
+            fd = (trees or {}).get(mount.destination)
+            if fd is None:
+                source = os.path.join(relative_to, mount.source)
+                fd = hold(open_bind_source(source, recursive=options.recursive))
+            found.append(_bind(index, mount, options, fd, why))
         elif mount.type == "cgroup":
             found += cgroup_mounts(mount.destination, options.set, why)
         elif mount.type in _FILESYSTEMS:
@@ -210,8 +214,7 @@ def _bind(
     index: int,
     mount: SpecMount,
     options: Options,
-    hold: Callable[[OwnedFd], int],
-    relative_to: str,
+    fd: int,
     why: str,
 ) -> Operation:
     if options.data:
@@ -220,16 +223,14 @@ def _bind(
             f"invalid option '{name}' of the bind mount on '{mount.destination}': "
             f"the kernel would drop it (mounts[{index}])"
         )
-    source = os.path.join(relative_to, mount.source)
-    tree = open_bind_source(source, recursive=options.recursive)
-    fd = hold(tree)
     return MountTree(
         fd,
         mount.destination,
         attr_set=options.set,
         attr_clr=options.clear,
-        recursive=options.recursive_attributes,
+        recursive=bool(options.tree_set or options.tree_clear),
         propagation=options.propagation or kernel.MS_PRIVATE,
+        propagate_below=options.recursive_propagation,
         is_dir=stat.S_ISDIR(os.fstat(fd).st_mode),
         why=why,
     )

@@ -27,12 +27,18 @@ class User(msgspec.Struct, frozen=True):
 
 
 def resolve_user(
-    root: Root, user: int | str, group: int | str | None, group_add: tuple[int | str, ...] = ()
+    root: Root,
+    user: int | str,
+    group: int | str | None,
+    group_add: tuple[int | str, ...] = (),
+    policy: str = "",
 ) -> User:
     """Look `user` and `group` up in the files below `root`; numbers need no entry.
 
     Without a group the passwd entry's group and the supplementary groups of the name apply; with
-    one they do not (image-spec config.md, `User`). Raises InvalidArgument for unknown names.
+    one they do not (image-spec config.md, `User`). A `policy` decides it otherwise: "merge" takes the
+    supplementary groups of the name in any case, "strict" in none. Raises InvalidArgument for
+    unknown names.
     """
     entry = _find_passwd(root, user)
     if entry is None and isinstance(user, str):
@@ -43,8 +49,8 @@ def resolve_user(
         gid = _resolve_group(root, group)
     else:
         gid = entry.gid if entry else 0
-        if entry:
-            groups = _member_of(root, entry.name)
+    if entry and policy != "strict" and (group is None or policy == "merge"):
+        groups = _member_of(root, entry.name)
     groups += [_resolve_group(root, extra) for extra in group_add]
     # The primary group is listed too, so that a rule "group X may not" holds (CVE-2022-36109).
     ordered = tuple(dict.fromkeys([gid, *groups]))

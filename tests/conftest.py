@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +18,9 @@ from fixtures import kernel, residue
 from fixtures.images import ImageFactory
 from fixtures.registry import Registry
 from fixtures.warm import Warm
+
+if TYPE_CHECKING:
+    from fixtures.api import ApiServer
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
@@ -111,6 +115,23 @@ def scow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.mkdir(mode=0o700)
     monkeypatch.setenv("SCOW_RUN", str(path))
     return path
+
+
+@pytest.fixture
+def api_socket(tmp_path: Path) -> Path:
+    """Where `api` listens."""
+    return tmp_path / "scow.sock"
+
+
+@pytest.fixture
+def api(api_socket: Path) -> Iterator[ApiServer]:
+    """The door of the service on a unix socket, before a service that needs no kernel."""
+    from fixtures.api import ApiServer
+    from scow.cri.api.listeners import open_listener
+
+    server = ApiServer([open_listener(str(api_socket), None)])
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

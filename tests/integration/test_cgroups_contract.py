@@ -111,6 +111,10 @@ def _sleep() -> None:
     time.sleep(60)
 
 
+def _expect_alone(group: Cgroup, pid: int) -> None:
+    _until(lambda: group.pids() == [pid])
+
+
 def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 5
     while not condition():
@@ -482,3 +486,29 @@ def test_what_is_gone_is_said_to_be_gone(group: Cgroup) -> None:
         with pytest.raises(NotFound):
             action()
     assert group.pids() == []
+
+
+@backends()
+def test_the_cgroup_of_a_pod_stays_when_its_containers_go(group: Cgroup, host: Hierarchies) -> None:
+    pod = cgroup.open_cgroup(group.path, hierarchies=host, pod=True)
+    limits = Resources(pids=Pids(7)) if "pids" in _controllers(host) else Resources()
+    pod.create(limits)
+    for _ in range(2):
+        inner = cgroup.open_cgroup(f"{pod.path}/{secrets.token_hex(6)}", hierarchies=host)
+        inner.create(Resources())
+        sleeper = _child(inner, _sleep)
+        _expect_alone(inner, sleeper)
+        assert pod.pids() == [sleeper]
+        inner.kill()
+        _status(sleeper)
+        inner.remove()
+        assert pod.exists()
+    if limits.pids is not None:
+        assert pod.stats().pids_limit == 7
+    plain = cgroup.open_cgroup(f"{pod.path}/box", hierarchies=host)
+    plain.create(Resources())
+    deeper = cgroup.open_cgroup(f"{plain.path}/deeper", hierarchies=host)
+    with pytest.raises(InvalidArgument, match="cgroup of a container"):
+        deeper.create(Resources())
+    pod.remove()
+    assert not pod.exists()

@@ -87,8 +87,9 @@ class FakeKernel:
             os.unlink(file)
         self._rmdir(path)
 
-    def _set_mark(self, path: str, owner: str = "") -> None:
-        self._marks[path] = f"container {owner}".strip().encode()
+    def _set_mark(self, path: str, owner: str = "", *, pod: bool = False) -> None:
+        kind = "pod" if pod else "container"
+        self._marks[path] = f"{kind} {owner}".strip().encode()
 
     def _mark(self, path: str) -> bytes | None:
         if not os.path.isdir(path):

@@ -19,8 +19,9 @@ PYTHON=/usr/bin/python3
 RUN="python3 python3-venv python3-dev gcc libc6-dev make musl-tools libcap-dev nftables iproute2 kmod ca-certificates"
 # What drives scow-oci, and the runtimes that it is compared with; in the guest, too.
 ENGINES="podman containerd docker.io crun runc criu busybox-static procps"
-# To test: other programs' images, a registry, a Ruby for the Vagrantfile, sanitizers of gcc, fuzzers of clang.
-TEST="docker-registry skopeo umoci buildah mmdebstrap zstd ruby curl strace clang-14 libclang-rt-14-dev $ENGINES"
+# To test: other programs' images, a registry, a Ruby for the Vagrantfile, sanitizers of gcc, fuzzers of clang,
+# networks for pods.
+TEST="docker-registry skopeo umoci buildah mmdebstrap zstd ruby curl strace clang-14 libclang-rt-14-dev containernetworking-plugins $ENGINES"
 # What these would start, now and at each boot; the tests start their own.
 SERVICES="docker-registry.service docker.service docker.socket containerd.service podman.service podman.socket"
 # To load a server. The runtimes to compare with are the user's choice: none is installed.
