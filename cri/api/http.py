@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: requests in, answers out, on h11 (docs/adr/009).
+"""One HTTP/1.1 connection: requests in, answers out, on h11 (docs/adr/010).
 
 What belongs here: framing, limits, time-outs, back-pressure. What must not: paths, and what a
 request means: that is the application's.

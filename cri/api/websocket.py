@@ -1,4 +1,4 @@
-"""WebSocket, from the request that asks for it to messages, on wsproto (docs/adr/009).
+"""WebSocket, from the request that asks for it to messages, on wsproto (docs/adr/010).
 
 What must not go in: what the messages mean (channels.py).
 """
