@@ -53,6 +53,8 @@ def serve(options: ServeOptions, make_services: ServiceMaker) -> None:
     `make_services` gives the two services by their CRI names; what is to be closed after them goes
     on the stack.
     """
+    # Ignored by who started us it would be so for all that we start, and nothing could be waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _start_log(debug=options.debug)
     _raise_descriptor_limit()
     busy = asyncio.run(_serve(options, make_services))
