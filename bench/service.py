@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,17 +110,15 @@ class Bench:
     def execute(self) -> list[Result]:
         """A command in a running container."""
         result = Result("`true` in a running container (ExecSync)", "ms", tail=True)
-        self.driver.ask(do="hold", pods=1, each=1)
-        running = [one for one in self.peers if self._run(one, 1, result)]
 
         def ours() -> list[float]:
             return [self.driver.ask(do="exec") for _ in range(self.chosen.per_round)]
 
         actions: dict[str, Callable[[], float | list[float]]] = {SERVICE: ours}
-        for one in running:
-            actions[one.name] = lambda one=one: one.call(one.execute("bench-0", "true"))
-        interleave(result, self.chosen.rounds, actions)
-        self._clear(1)
+        with self._holding(1, 1, 1, result) as running:
+            for one in running:
+                actions[one.name] = lambda one=one: one.call(one.execute("bench-0", "true"))
+            interleave(result, self.chosen.rounds, actions)
         result.aim_at_most(SERVICE, 8)
         return [result]
 
@@ -131,47 +129,48 @@ class Bench:
         listing = Result(f"The list of {held}", "ms", tail=True)
         memory = Result(f"Resident memory of the service with {held}", "MB")
         cpu = Result(f"Its processor time, idle, with {held}", "% of one")
-        self.driver.ask(do="hold", pods=MANY // EACH, each=EACH)
-        running = [one for one in self.peers if self._run(one, few, listing)]
 
         def ours() -> list[float]:
             asked = range(self.chosen.per_round)
             return [self.driver.ask(do="list", count=MANY) for _ in asked]
 
         actions: dict[str, Callable[[], float | list[float]]] = {SERVICE: ours}
-        for one in running:
-            actions[one.name] = lambda one=one: one.call(one.list())
-        interleave(listing, self.chosen.rounds, actions)
-        services = {SERVICE: [self.pid]}
-        for one in running:
-            if found := pids_of(DAEMONS.get(one.name, "")):
-                services[f"{one.name} (its daemon)"] = found
-        for name, pids in services.items():
-            memory.samples[name] = [sum(map(resident_mb, pids))]
-        for _ in range(self.chosen.repeats):
-            for name, share in idle_shares(services, self.chosen.idle_s).items():
-                cpu.samples.setdefault(name, []).append(share)
-        self._clear(few)
+        with self._holding(MANY // EACH, EACH, few, listing) as running:
+            for one in running:
+                actions[one.name] = lambda one=one: one.call(one.list())
+            interleave(listing, self.chosen.rounds, actions)
+            services = {SERVICE: self.pid}
+            for one in running:
+                if pid := oldest(DAEMONS.get(one.name, "")):
+                    services[f"{one.name} (its daemon)"] = pid
+            for name, pid in services.items():
+                memory.samples[name] = [resident_mb(pid)]
+            for _ in range(self.chosen.repeats):
+                for name, share in idle_shares(services, self.chosen.idle_s).items():
+                    cpu.samples.setdefault(name, []).append(share)
         listing.aim_at_most(SERVICE, 10)
         memory.aim_at_most(SERVICE, 120)
         cpu.aim_at_most(SERVICE, 0.5)
         return [listing, memory, cpu]
 
-    def _run(self, one: Runtime, count: int, result: Result) -> bool:
-        """Have a peer run containers that stay, by the names that `forget` is given later."""
-        try:
-            for name in names(count):
-                one.call(one.start(name, one.networks[0], *SLEEP))
-        except Failed as error:
-            result.errors[one.name] = str(error)
-            forget(one, *names(count))
-            return False
-        return True
-
-    def _clear(self, count: int) -> None:
-        self.driver.ask(do="drop")
-        for one in self.peers:
-            forget(one, *names(count))
+    @contextmanager
+    def _holding(self, pods: int, each: int, few: int, result: Result) -> Iterator[list[Runtime]]:
+        """Containers that run: the service's in pods, and `few` of each peer that can."""
+        running: list[Runtime] = []
+        with ExitStack() as undo:
+            undo.callback(self.driver.ask, do="drop")
+            self.driver.ask(do="hold", pods=pods, each=each)
+            for one in self.peers:
+                begun: list[str] = []
+                undo.callback(lambda one=one, begun=begun: forget(one, *begun))
+                try:
+                    for name in names(few):
+                        begun.append(name)
+                        one.call(one.start(name, one.networks[0], *SLEEP))
+                    running.append(one)
+                except Failed as error:
+                    result.errors[one.name] = str(error)
+            yield running
 
 
 def names(count: int) -> list[str]:
@@ -201,16 +200,10 @@ def start_at_once(one: Runtime, count: int) -> float:
         forget(one, *names(count))
 
 
-def pids_of(comm: str) -> list[int]:
-    """The processes of a name."""
-    found: list[int] = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if (place / "comm").read_text().strip() == comm:
-                found.append(int(place.name))
-        except OSError:
-            continue  # it has ended
-    return found
+def oldest(comm: str) -> int | None:
+    """The process of a name that has been there for longest."""
+    done = subprocess.run(["pgrep", "-ox", comm], capture_output=True, text=True, check=False)
+    return int(done.stdout) if comm and done.stdout else None
 
 
 def resident_mb(pid: int) -> float:
@@ -219,17 +212,14 @@ def resident_mb(pid: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def idle_shares(services: dict[str, list[int]], seconds: float) -> dict[str, float]:
+def idle_shares(services: dict[str, int], seconds: float) -> dict[str, float]:
     """The percentage of one processor that each takes while nobody asks for anything."""
     time.sleep(1)  # what came last is over
-    before = {name: sum(map(_ticks, pids)) for name, pids in services.items()}
+    before = {name: _ticks(pid) for name, pid in services.items()}
     start = time.monotonic()
     time.sleep(seconds)
     passed = (time.monotonic() - start) * TICK
-    return {
-        name: 100 * (sum(map(_ticks, pids)) - before[name]) / passed
-        for name, pids in services.items()
-    }
+    return {name: 100 * (_ticks(pid) - before[name]) / passed for name, pid in services.items()}
 
 
 def _ticks(pid: int) -> int:
