@@ -5,11 +5,12 @@ Samples of the runtimes are taken in turn, so that a busy moment of the machine 
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,15 +32,23 @@ class Result:
     samples: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     errors: dict[str, str] = field(default_factory=dict[str, str])
     aims: list[tuple[str, bool | None]] = field(default_factory=list[tuple[str, bool | None]])
+    tail: bool = False  # whether the slow end of the samples is of interest, too
 
     def median(self, name: str) -> float | None:
         """The middle of a runtime's samples."""
         return statistics.median(self.samples[name]) if self.samples.get(name) else None
 
-    def aim_at_most(self, who: str, limit: float) -> None:
-        """The median is at most a figure."""
-        value = self.median(who)
+    def quantile(self, name: str, part: float) -> float | None:
+        """The smallest sample that so large a part of a runtime's samples does not exceed."""
+        samples = sorted(self.samples.get(name, []))
+        return samples[math.ceil(part * len(samples)) - 1] if samples else None
+
+    def aim_at_most(self, who: str, limit: float, part: float | None = None) -> None:
+        """The median, or another quantile, is at most a figure."""
+        value = self.median(who) if part is None else self.quantile(who, part)
         text = f"{who} at most {limit:g} {self.unit}"
+        if part is not None:
+            text += f" (p{100 * part:g})"
         self.aims.append((text, None if value is None else value <= limit))
 
     def aim_against(self, who: str, peer: str, factor: float = 1.0) -> None:
@@ -54,10 +63,16 @@ class Result:
             )
 
 
-def interleave(result: Result, rounds: int, actions: dict[str, Callable[[], float]]) -> Result:
+def interleave(
+    result: Result,
+    rounds: int,
+    actions: Mapping[str, Callable[[], float | list[float]]],
+    *,
+    warm_up: bool = True,
+) -> Result:
     """Take samples in turn, beginning with another one each round; the first round only warms up."""
     names = list(actions)
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             if name in result.errors:
                 continue
@@ -67,7 +82,8 @@ def interleave(result: Result, rounds: int, actions: dict[str, Callable[[], floa
                 result.errors[name] = str(error)
                 continue
             if number:
-                result.samples.setdefault(name, []).append(sample)
+                more = sample if isinstance(sample, list) else [sample]
+                result.samples.setdefault(name, []).extend(more)
     return result
 
 

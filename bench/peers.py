@@ -41,6 +41,7 @@ class Yard:
     stack: ExitStack
     work: Path
     run: Path
+    images: tuple[str, ...] = (SMALL, WEB)
 
     def worker(self, *prefix: str, **more: Any) -> Worker:
         """A worker that ends with the run."""
@@ -54,9 +55,11 @@ class Yard:
         return self.worker(*PRIVATE)
 
     def archives(self, kind: str) -> list[str]:
-        """The two images as files (skopeo's `oci-archive` or `docker-archive`)."""
+        """The images as files (skopeo's `oci-archive` or `docker-archive`)."""
+        recipes = {SMALL: ("busybox", "latest"), WEB: ("debian", "nginx")}
         found: list[str] = []
-        for name, recipe, tag in ((SMALL, "busybox", "latest"), (WEB, "debian", "nginx")):
+        for name in self.images:
+            recipe, tag = recipes[name]
             path = f"{self.work}/{name.replace('/', '-')}.{kind}"
             if not os.path.exists(path):
                 source = f"oci:{images.ensure(recipe)}:{tag}"
@@ -66,7 +69,7 @@ class Yard:
         return found
 
     def load(self, one: Runtime, kind: str, *words: str) -> Runtime:
-        """Load both images by the runtime's own command."""
+        """Load the images by the runtime's own command."""
         for path in self.archives(kind):
             one.output(*words, path)
         return one
@@ -120,7 +123,7 @@ def docker(yard: Yard) -> Runtime:
     """The daemon that runs on this machine."""
     found = Runtime("docker", ["docker"], yard.worker(), monitor="containerd-shim")
     found.output("info")
-    yard.stack.callback(lambda: found.output("rmi", "-f", SMALL, WEB))
+    yard.stack.callback(lambda: found.output("rmi", "-f", *yard.images))
     return yard.load(found, "docker-archive", "load", "-q", "-i")
 
 
@@ -128,7 +131,8 @@ def ctr(yard: Yard) -> Runtime:
     """The containerd that runs on this machine."""
     found = Ctr("ctr", ["ctr"], yard.worker(), networks=("none",), monitor="containerd-shim")
     found.output("version")
-    yard.stack.callback(lambda: found.output("images", "rm", f"{SMALL}:latest", f"{WEB}:latest"))
+    loaded = [f"{name}:latest" for name in yard.images]
+    yard.stack.callback(lambda: found.output("images", "rm", *loaded))
     return yard.load(found, "docker-archive", "images", "import")
 
 

@@ -47,17 +47,19 @@ def table(result: Result) -> list[str]:
     lines = [
         f"## {result.title}",
         "",
-        f"| | median, {result.unit} | min | max | n |",
-        "|---|---|---|---|---|",
+        f"| | median, {result.unit} | {'p99 | ' if result.tail else ''}min | max | n |",
+        f"|---|---|{'---|' if result.tail else ''}---|---|---|",
     ]
     for name, samples in sorted(
         result.samples.items(), key=lambda item: statistics.median(item[1])
     ):
-        low, high = min(samples), max(samples)
-        lines.append(
-            f"| {name} | {statistics.median(samples):.1f} | {low:.1f} | {high:.1f} | {len(samples)} |"
-        )
-    lines += [f"| {name} | failed: {error[:120]} | | | |" for name, error in result.errors.items()]
+        cells = [statistics.median(samples), min(samples), max(samples)]
+        if result.tail:
+            cells.insert(1, result.quantile(name, 0.99) or 0.0)
+        shown = " | ".join(f"{value:.1f}" if value >= 1 else f"{value:.2f}" for value in cells)
+        lines.append(f"| {name} | {shown} | {len(samples)} |")
+    gap = " |" * (4 if result.tail else 3)
+    lines += [f"| {name} | failed: {error[:120]} |{gap}" for name, error in result.errors.items()]
     lines.append("")
     lines += [f"- {text}: {VERDICT[met]}" for text, met in result.aims]
     return [*lines, ""]

@@ -1,8 +1,9 @@
 """One process that runs and times commands, one at a time, as JSON lines on stdin and stdout.
 
 It is small, so that starting a command from it costs little, and it can be put into another mount
-namespace or another interpreter: with `service` it times the service in its own process. It is run
-by that interpreter as a script, so it may import nothing of bench/.
+namespace or another interpreter: with `service` it times the service in its own process, with `client`
+it drives a service as an orchestrator does. It is run by that interpreter as a script, so it may
+import nothing of bench/ but what needs nothing else of it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ LIMIT_BYTES = 64 << 20
 LIMIT_PIDS = 64
 
 
-def spawn(request: Request, output: int, errors: int) -> int:
-    """Start the command of a request; stdin is empty."""
-    argv = request["argv"]
+def spawn(argv: list[str], request: Request, output: int, errors: int) -> int:
+    """Start a command of a request; stdin is empty."""
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_DUP2, output, 1),
@@ -50,15 +50,19 @@ def await_http(host: str, port: int, deadline: float) -> None:
 
 
 def command(request: Request) -> Request:
-    """Time a command until it has ended, or until `http` answers; tell what it printed."""
+    """Time a command until it has ended, or until `http` answers; tell what it printed.
+
+    With `argvs` there are several at once, until the last has ended.
+    """
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         start = time.perf_counter_ns()
-        pid = spawn(request, output.fileno(), errors.fileno())
+        commands = request["argvs"] if "argvs" in request else [request["argv"]]
+        pids = [spawn(argv, request, output.fileno(), errors.fileno()) for argv in commands]
         if "http" in request:
             host, port = request["http"]
             await_http(host, port, time.monotonic() + HTTP_TIMEOUT_S)
             answered = time.perf_counter_ns()
-        _, status = os.waitpid(pid, 0)
+        status = max(os.waitpid(pid, 0)[1] for pid in pids)
         ended = time.perf_counter_ns()
         if status != 0:
             text = content(errors).strip()
@@ -105,7 +109,13 @@ def service_handler(root: str, run: str) -> Callable[[Request], Request]:
 
 def main() -> None:
     """Answer each request with the time it took, or with what went wrong."""
-    handle = service_handler(*sys.argv[2:4]) if sys.argv[1:2] == ["service"] else command
+    handle = command
+    if sys.argv[1:2] == ["service"]:
+        handle = service_handler(*sys.argv[2:4])
+    elif sys.argv[1:2] == ["client"]:
+        from service_client import Orchestrator
+
+        handle = Orchestrator(*sys.argv[2:4]).handle
     for line in sys.stdin:
         try:
             answer = handle(json.loads(line))
