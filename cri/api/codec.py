@@ -169,7 +169,7 @@ def _read_message(type_name: str, value: Any) -> Message:
             fields[name] = _read_list(read, item) if repeated else read(item)
         except _Wrong as error:
             raise error.under(key) from None
-    return Message(type_name, fields)
+    return Message.of(type_name, fields)
 
 
 def _read_list(read: Callable[[Any], Any], value: Any) -> list[Any]:
@@ -260,6 +260,9 @@ def _read_integer(type_name: str, value: Any) -> int:
 
 
 def _whole(text: str) -> int:
+    # As nearly all are written; a leading zero is not JSON, and left to the pattern.
+    if len(text) < 20 and text.isascii() and text.isdecimal() and text[0] != "0":
+        return int(text)
     if not _NUMBER.fullmatch(text):
         raise _Wrong(f"{_shown(text)} is not a whole number")
     if len(text) > _LONGEST_NUMBER:

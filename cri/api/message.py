@@ -42,6 +42,13 @@ class Message:
                 if value is not None:
                     self._values[name] = _wrap(fields[name].type, value)
 
+    @classmethod
+    def of(cls, type_name: str, values: dict[str, Any]) -> Message:
+        """Take values as they are, without a look: what messages are in them are Messages, none is None."""
+        message = cls(type_name)
+        message._values = values
+        return message
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self._values[name]
