@@ -128,11 +128,13 @@ def test_pod_with_a_shared_pid_namespace(pods: Engines) -> None:
     flags = ("--network", "none", "--share", "pid", "--infra-image", "busy", *ours.flags)
     ours.ok("pod", "create", "--name", "pidpod", *flags, "--infra-command", "sleep 1000")
     ours.start("inpid", "--pod", "pidpod", "busy", "sleep", "2000")
-    seen = ours.ok("run", "--rm", "--pod", "pidpod", "busy", "ps", "-o", "args")
+    # The pod shares no network: without the flag each container gets podman's bridge.
+    inside = ("run", "--rm", "--network", "none", "--pod", "pidpod", "busy", "ps", "-o", "args")
+    seen = ours.ok(*inside)
     assert seen.splitlines()[1:3] == ["sleep 1000", "sleep 2000"]
     # The namespace outlives the container, its processes do not.
     ours.ok("rm", "-f", "-t", "0", "inpid")
-    assert "sleep 2000" not in ours.ok("run", "--rm", "--pod", "pidpod", "busy", "ps", "-o", "args")
+    assert "sleep 2000" not in ours.ok(*inside)
     ours.ok("pod", "rm", "-f", "-t", "0", "pidpod")
 
 

@@ -456,6 +456,7 @@ def test_a_reused_pid_is_not_the_container(oci: Runtime, bundle: Bundle) -> None
     path = oci.root / NAME / "state.json"
     record = json.loads(path.read_text())
     real = record["pid"]
+    time.sleep(0.05)  # a start time counts in ticks of 10 ms: no pid comes back within one
     with subprocess.Popen(["sleep", "60"]) as other:
         record["pid"] = other.pid
         path.write_text(json.dumps(record))

@@ -277,11 +277,11 @@ def test_a_run_whose_warm_child_is_killed_gives_the_exit_status(
     own: Warm, oci: Runtime, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(warm.VARIABLE, str(own.directory))
-    bundle.script("until [ -e /tmp/go ]; do sleep 0.02; done; exit 9")
+    bundle.script("touch /tmp/on; until [ -e /tmp/go ]; do sleep 0.02; done; exit 9")
     bundle.write()
     child = own.spare()
     with start(oci, "run", "-b", str(bundle.path), NAME) as running:
-        until(lambda: '"running"' in oci("state", NAME).out)
+        until((bundle.rootfs / "tmp/on").exists)  # no other command may be served by that child
         os.kill(child, signal.SIGKILL)
         (bundle.rootfs / "tmp/go").touch()
         assert running.wait(TIMEOUT_S) == 9
