@@ -97,7 +97,10 @@ def _fields(option: str, text: str) -> list[tuple[str, str | None]]:
     if '"' in text:
         import csv
 
-        rows = list(csv.reader([text]))
+        try:
+            rows = list(csv.reader([text]))
+        except csv.Error as error:  # a line break outside of quotes
+            raise invalid(option, text, str(error)) from None
         words = rows[0] if rows else []
     else:
         words = text.split(",")

@@ -349,11 +349,14 @@ def console(world: World, box: Bundle) -> tuple[int, str]:
             _, fds, _, _ = socket.recv_fds(connection, 64, 1)
     world.oci.ok("start", "box")
     text = b""
-    try:
-        while part := os.read(fds[0], 4096):
-            text += part
-    except OSError:  # EIO: nobody has it open any more
-        pass
+    ends = 0
+    # EIO: nobody has it open any more. n_tty_read looks for the end after it has looked for data, and
+    # what came in between is there for the next read.
+    while ends < 2:
+        try:
+            text += os.read(fds[0], 4096)
+        except OSError:
+            ends += 1
     os.close(fds[0])
     until(lambda: '"stopped"' in world.oci.ok("state", "box"))
     world.oci.ok("delete", "box")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scow.cri import parse, parse_limits, parse_network, parse_storage
@@ -473,6 +473,7 @@ def test_cgroup_parent() -> None:
             parse_limits.parse_cgroup_parent("--cgroup-parent", text)
 
 
+@example('a\r"b')
 @given(st.text(max_size=60))
 def test_parsers_only_say_no_in_one_line(text: str) -> None:
     for parser in TWO_TEXTS:
