@@ -10,6 +10,7 @@ import sys
 
 from scow.cli.session import session
 from scow.cli.table import Command, UsageError
+from scow.native.codec import import_codec
 from scow.native.errors import ScowError
 
 CLOSED_OUTPUT_STATUS = 141  # as if SIGPIPE (13) had ended us
@@ -66,21 +67,6 @@ def run(words: list[str]) -> int:
         _say(f"scow: internal error: {type(error).__name__}: {error}")
         _say("hint: this is a fault in scow; 'scow --debug ...' shows where, please report it")
         return ScowError.exit_code
-
-
-def _import_msgspec() -> None:
-    """Import the codec without typing_extensions, which it prefers where it is installed.
-
-    From Python 3.11 on `typing` has all that it looks for, and it falls back on that. Typer's
-    typing_extensions would bring inspect, ast and tokenize: 6 ms of every start (bare Python: 8).
-    """
-    if "msgspec" in sys.modules or "typing_extensions" in sys.modules:
-        return
-    sys.modules["typing_extensions"] = None  # type: ignore[assignment]  # import system: "not there"
-    try:
-        __import__("msgspec")
-    finally:
-        del sys.modules["typing_extensions"]
 
 
 def _status_of_signal(error: BaseException | None) -> int | None:
@@ -144,7 +130,7 @@ def _dispatch(words: list[str]) -> int:
         )
     _require_root(command)
     if command.needs_root:
-        _import_msgspec()
+        import_codec()
     return command.run(values)
 
 

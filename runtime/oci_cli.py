@@ -136,20 +136,6 @@ def _words(command: str, error: ScowError | OSError) -> str:
     return message
 
 
-def import_codec() -> None:
-    """Import msgspec without typing_extensions, which it prefers where it is installed.
-
-    That would bring inspect, ast and tokenize: 6 ms of every start (cli/main.py does the same).
-    """
-    if "msgspec" in sys.modules or "typing_extensions" in sys.modules:
-        return
-    sys.modules["typing_extensions"] = None  # type: ignore[assignment]  # import system: "not there"
-    try:
-        __import__("msgspec")
-    finally:
-        del sys.modules["typing_extensions"]
-
-
 def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int:
     table = COMMANDS.get(command)
     if table is None:
@@ -162,6 +148,8 @@ def _dispatch(command: str, arguments: list[str], flags: Flags, log: Log) -> int
         own["criu"] = text(flags, "criu")
     name = _MODULES.get(command, "oci_control")
     if name not in _WITHOUT_CODEC:
+        from scow.native.codec import import_codec
+
         import_codec()
     # `fromlist` makes it give the module itself, not the package
     commands = __import__(f"scow.runtime.{name}", fromlist=["COMMANDS"])

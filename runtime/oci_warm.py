@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from scow.cgroups import detect
 from scow.native import prctl, unix
+from scow.native.codec import import_codec
 from scow.native.errors import ScowError
 from scow.native.fd import OwnedFd
 from scow.native.spawn import keep_memfd
@@ -42,10 +43,6 @@ _CGROUP = "scow-oci-warm"
 _FORK_MS, _REHEARSE_MS = 5, 15  # how long a child at work has the processor before the next one
 _STOP_MS = 10_000
 _life: Life | None = None
-
-
-class Outdated(Exception):
-    """The files that we were made of are others now."""
 
 
 class Life:
@@ -91,7 +88,7 @@ def main(directory: str, name: str, front: str) -> None:
     os.makedirs(directory, mode=0o700, exist_ok=True)
     with OwnedFd(_lock(f"{life.path}.lock")) as lock:
         life.lock = lock
-        oci_cli.import_codec()
+        import_codec()
         for module in _PRELOAD:
             __import__(module)
         _try_rehearsal()

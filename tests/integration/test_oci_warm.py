@@ -132,9 +132,7 @@ def test_twenty_at_once(oci: Runtime, bundle: Bundle, tmp_path: Path) -> None:
 
 def test_the_rehearsal_works() -> None:
     """A failure would go unnoticed otherwise: it only costs time."""
-    program = (
-        "from scow.runtime import oci_cli, oci_warm; oci_cli.import_codec(); oci_warm.rehearse()"
-    )
+    program = "from scow.native.codec import import_codec; from scow.runtime import oci_warm; import_codec(); oci_warm.rehearse()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
