@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from scow.cri.objects import ObjectStore, R
 from scow.cri.pods import Pods
 from scow.cri.records import ID_LENGTH, SHORT_ID
 from scow.native.errors import NotFound, ScowError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def check(service: Service, *, repair: bool) -> list[str]:
     """List what is wrong, mended or not (the line says which)."""
     found: list[str] = []
-    found += _check_attempts(service, repair=repair)
+    found += _check_attempts(service.store, repair=repair)
     found += _check_records(service, repair=repair)
     found += _check_runs(service, repair=repair)
     found += _check_run_dirs(service, repair=repair)
@@ -56,14 +57,14 @@ def _check_records(service: Service, *, repair: bool) -> list[str]:
     return found
 
 
-def _check_attempts(service: Service, *, repair: bool) -> list[str]:
-    """Find containers that were never finished: no record, and nobody who makes them."""
+def _check_attempts(store: ObjectStore[R], *, repair: bool) -> list[str]:
+    """Find objects that were never finished: no record, and nobody who makes them."""
     found: list[str] = []
-    for entry in service.store.abandoned():
+    for entry in store.abandoned():
         if repair:
-            service.store.bury(entry)
+            store.bury(entry)
         shown = entry.removeprefix(".")[:SHORT_ID]
-        found.append(_line(f"container {shown} was never finished", mended=repair))
+        found.append(_line(f"{store.noun} {shown} was never finished", mended=repair))
     return found
 
 
@@ -103,12 +104,7 @@ def _check_run_dirs(service: Service, *, repair: bool) -> list[str]:
 
 def _check_pods(pods: Pods, *, repair: bool) -> list[str]:
     """Find pods that were never finished, and what is left of those that are gone."""
-    found: list[str] = []
-    for entry in pods.store.abandoned():
-        if repair:
-            pods.store.bury(entry)
-        shown = entry.removeprefix(".")[:SHORT_ID]
-        found.append(_line(f"pod {shown} was never finished", mended=repair))
+    found = _check_attempts(pods.store, repair=repair)
     for name in os.listdir(f"{pods.store.run}/pods"):
         if not os.path.isdir(pods.store.directory(name)):
             if repair:

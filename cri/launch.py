@@ -22,7 +22,7 @@ from scow.cri.records import Record, RecordStore
 from scow.cri.sandbox import Sandbox, is_shared, prepare
 from scow.image.overlay import mount_overlay
 from scow.native import plan as p
-from scow.native.errors import NotFound, ScowError
+from scow.native.errors import NotFound, ScowError, try_all
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root, remove_tree
 from scow.native.spawn import launch_controlled
@@ -378,19 +378,13 @@ def _make_bind_sources(record: Record) -> None:
 
 def release(record: Record, around: Surroundings) -> None:
     """Give back what a run of the container took; fine when nothing is left, goes on past errors."""
-    first: OSError | ScowError | None = None
-    steps: tuple[Callable[[], None], ...] = (
-        lambda: _release_cgroup(record),
-        lambda: _release_network(record, around),
-        lambda: _release_run_dir(record, around),
+    try_all(
+        (
+            lambda: _release_cgroup(record),
+            lambda: _release_network(record, around),
+            lambda: _release_run_dir(record, around),
+        )
     )
-    for step in steps:
-        try:
-            step()
-        except (OSError, ScowError) as error:
-            first = first or error
-    if first is not None:
-        raise first
 
 
 def _release_cgroup(record: Record) -> None:

@@ -26,12 +26,10 @@ from scow.cri.pod_namespaces import make_namespaces, make_run_dir, unmount
 from scow.cri.pod_network import Link, PodNetwork
 from scow.cri.pod_records import PodOptions, PodRecord, PodStore, reserved_name
 from scow.cri.records import Member, Record, cgroup_prefix
-from scow.native.errors import InvalidArgument, NotFound, ScowError
+from scow.native.errors import InvalidArgument, NotFound, ScowError, try_all
 from scow.native.fs import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scow.cgroups.cgroup import Cgroup
     from scow.cri.service import Service
     from scow.image.store import Image
@@ -204,20 +202,14 @@ class Pods:
 
     def _release(self, record: PodRecord) -> None:
         """Give back what a pod holds; goes on past errors, again is fine."""
-        first: OSError | ScowError | None = None
-        steps: tuple[Callable[[], None], ...] = (
-            lambda: self._release_cgroup(record),
-            # Plugins want the namespace that they shall leave, if it is still there.
-            lambda: self.network.release(record),
-            lambda: self.release_run_dir(record.id),
+        try_all(
+            (
+                lambda: self._release_cgroup(record),
+                # Plugins want the namespace that they shall leave, if it is still there.
+                lambda: self.network.release(record),
+                lambda: self.release_run_dir(record.id),
+            )
         )
-        for step in steps:
-            try:
-                step()
-            except (OSError, ScowError) as error:
-                first = first or error
-        if first is not None:
-            raise first
 
     def _release_cgroup(self, record: PodRecord) -> None:
         cgroup = pod_cgroup(record)

@@ -1,11 +1,15 @@
 """The errors of scow, one tree; every floor above raises these.
 
-What belongs here: classes and the codes they carry. What must not: messages for a particular
+What belongs here: classes, the codes they carry, going on past them. What must not: messages for a particular
 command, tables that map codes to anything. The HTTP layer and the command line read `code`,
 `http_status` and `exit_code` off the class (Connect protocol names and statuses).
 """
 
 from __future__ import annotations
+
+TYPE_CHECKING = False  # importing it from typing would cost every start
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 
 class ScowError(Exception):
@@ -134,3 +138,15 @@ class CommandNotFound(SetupError):
     code = "not_found"
     http_status = 404
     exit_code = 127
+
+
+def try_all(steps: Iterable[Callable[[], object]]) -> None:
+    """Take every step, past OSError and ScowError; the first of these is raised at the end."""
+    first: OSError | ScowError | None = None
+    for step in steps:
+        try:
+            step()
+        except (OSError, ScowError) as error:
+            first = first or error
+    if first is not None:
+        raise first

@@ -277,11 +277,7 @@ class Creation:
         if found is None:
             raise ScowError("the container's first process is gone")
         self.record = self.record.born(child.pid, found[0])
-        master = child.master
-        if master is not None and self.options.console_socket:
-            send_terminal(self.options.console_socket, master)
-            master.close()
-            master = None
+        master = hand_over(self.options.console_socket, child.master)
         self.directory.save(self.record)
         send_pidfd(self.options.pidfd_socket, child)
         write_pid_file(self.options.pid_file, child.pid)
@@ -388,13 +384,17 @@ def check_terminal(process: Process, options: CreateOptions) -> None:
         raise InvalidArgument("cannot use console socket if runc will not detach or allocate tty")
 
 
-def send_terminal(path: str, master: OwnedFd) -> None:
-    """Send the pty's master to who listens at `path`."""
+def hand_over(path: str, master: OwnedFd | None) -> OwnedFd | None:
+    """Send the pty's master to who listens at `path`; without a path it stays with us."""
+    if master is None or not path:
+        return master
     try:
         with unix.connect(path, unix.STREAM) as sock:
             unix.send_with(sock.fileno(), b"/dev/ptmx", master.fileno())
     except OSError as error:
         raise ScowError(f"cannot use console socket '{path}': {error.strerror}") from error
+    master.close()
+    return None
 
 
 def send_pidfd(path: str, child: Child) -> None:

@@ -18,10 +18,10 @@ from scow.runtime.oci_create import (
     Created,
     CreateOptions,
     create,
+    hand_over,
     kept_descriptors,
     seccomp_filter,
     send_pidfd,
-    send_terminal,
     standard_descriptors,
     write_pid_file,
 )
@@ -148,11 +148,7 @@ def _finish_exec(
 
     master = None
     if follow(child, on_wait):
-        master = child.master
-        if master is not None and console:
-            send_terminal(console, master)
-            master.close()
-            master = None
+        master = hand_over(console, child.master)
         follow(child, on_wait)  # the end of the socket: execve has worked
     if child.pid == 0:
         raise ScowError("the process went away without a word")

@@ -45,8 +45,8 @@ from scow.runtime.oci_create import (
     Creation,
     check_spec,
     check_terminal,
+    hand_over,
     read_bundle,
-    send_terminal,
     write_pid_file,
 )
 from scow.runtime.oci_destroy import destroy
@@ -195,11 +195,7 @@ class _Restoration(Creation):
             raise ScowError("the container's first process is gone")
         pidfd = OwnedFd(os.pidfd_open(self._pid))
         self.record = self.record.born(self._pid, found[0])
-        master = self._master
-        if master is not None and self.options.console_socket:
-            send_terminal(self.options.console_socket, master)
-            master.close()
-            master = None
+        master = hand_over(self.options.console_socket, self._master)
         self.directory.save(self.record)
         write_pid_file(self.options.pid_file, self._pid)
         state = oci_state.hook_state(self.record, "running")

@@ -28,7 +28,10 @@ def refusal(world: World, box: Bundle, *words: str) -> str:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     done = world.oci("create", "-b", str(box.path), *words, "box")
     assert time.monotonic() - begin < 20
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 200 << 10)  # KiB
+    # exec counts the memory that it leaves, which after vfork is this process's own (kernel: exec_mmap()).
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert largest <= max(before, own, 200 << 10)  # KiB
     assert not list(Path("/sys/fs/cgroup").glob(f"*{box.linux['cgroupsPath']}"))
     return world.clean_refusal(box, done)
 

@@ -127,8 +127,8 @@ def test_pod_with_a_shared_pid_namespace(pods: Engines) -> None:
     ours = pods[OURS]
     flags = ("--network", "none", "--share", "pid", "--infra-image", "busy", *ours.flags)
     ours.ok("pod", "create", "--name", "pidpod", *flags, "--infra-command", "sleep 1000")
-    ours.start("inpid", "--pod", "pidpod", "busy", "sleep", "2000")
     # The pod shares no network: without the flag each container gets podman's bridge.
+    ours.start("inpid", "--network", "none", "--pod", "pidpod", "busy", "sleep", "2000")
     inside = ("run", "--rm", "--network", "none", "--pod", "pidpod", "busy", "ps", "-o", "args")
     seen = ours.ok(*inside)
     assert seen.splitlines()[1:3] == ["sleep 1000", "sleep 2000"]
