@@ -79,6 +79,9 @@ void stream_read(struct monitor *m, struct stream *stream) {
         if (m->slave_fd >= 0) n = read(stream->fd, m->relay + 1, RELAY_READ);
         if (n < 0 && errno == EAGAIN) return;
     }
+    /* n_tty_read() looks for data first and for the end then: last words may come between. */
+    if (n < 0 && errno == EIO && m->plan->terminal) n = read(stream->fd, m->relay + 1, RELAY_READ);
+    if (n < 0 && errno == EAGAIN) return;
     if (n <= 0) {
         stream_end(stream);
         return;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -52,6 +53,20 @@ def relay(master: OwnedFd, pidfd: int) -> None:
             termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
+def _read_terminal(master: int) -> bytes:
+    """What came; empty when nobody has the terminal open any more.
+
+    n_tty_read() looks for data first and for the end (EIO) then: last words may come between.
+    """
+    for _ in range(2):
+        try:
+            return os.read(master, _SIZE)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+    return b""
+
+
 def _loop(master: int, pidfd: int) -> None:
     poller = select.poll()
     for fd in (master, 0, pidfd):
@@ -60,10 +75,7 @@ def _loop(master: int, pidfd: int) -> None:
     while True:
         ready = dict(poller.poll(0 if ended else None))
         if master in ready:
-            try:
-                data = os.read(master, _SIZE)
-            except OSError:  # EIO: nobody has the terminal open any more
-                return
+            data = _read_terminal(master)
             if not data:
                 return
             _write_all(1, data)
