@@ -861,7 +861,7 @@ def test_refused_and_unknown_host(store: ImageStore) -> None:
 def test_plain_http_where_tls_is_needed(
     store: ImageStore, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scow.image import registry as module
+    from scow.image import hosts as module
 
     registry.add_image(b"x")
     monkeypatch.setattr(module, "is_loopback_host", lambda host: False)
