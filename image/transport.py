@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -58,6 +58,13 @@ class TransportError(RegistryError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.is_transient = is_transient
+
+
+class Body(Protocol):
+    """What is sent with a request: its length is told first, then it is asked for its pieces."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[bytes]: ...
 
 
 class Response:
@@ -212,7 +219,7 @@ class Transport:
                     raise
                 self.pause(attempt)
                 continue
-            wait_s = _retry_wait(response, patience_s)
+            wait_s = self.retry_wait(response, patience_s)
             if wait_s is None or is_last:
                 return response
             response.close()
@@ -226,6 +233,19 @@ class Transport:
     def post(self, url: str, body: Mapping[str, str]) -> Response:
         """Send a form; neither redirected nor retried."""
         return self._send("POST", url, {}, body)
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        body: bytes | Body,
+        *,
+        headers: Mapping[str, str],
+        authorization: str = "",
+    ) -> Response:
+        """Send a body; neither redirected nor retried: only its sender knows what may go twice."""
+        extra = {"Authorization": authorization} if authorization else {}
+        return self._send(method, url, {**headers, **extra}, body)
 
     def check(self, url: str, what: str) -> None:
         """Raise RegistryError unless the registry may send us to `url`."""
@@ -279,7 +299,7 @@ class Transport:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: Mapping[str, str] | None = None,
+        body: Mapping[str, str] | bytes | Body | None = None,
     ) -> Response:
         parts = split_url(url, "request")
         host = parts.netloc
@@ -326,13 +346,13 @@ class Transport:
                 self._adapters[key] = _Adapter(context)
             return self._adapters[key]
 
-
-def _retry_wait(response: Response, limit_s: float) -> float | None:
-    """None: this answer is final. Else how long to wait at least before the next try."""
-    wait_s = retry_after_s(response.headers)
-    if response.status in (500, 502, 503, 504):
-        return min(wait_s, limit_s)
-    return wait_s if response.status == 429 and wait_s <= limit_s else None
+    def retry_wait(self, response: Response, limit_s: float | None = None) -> float | None:
+        """None: this answer is final. Else how long to wait at least before the next try."""
+        limit_s = self.patience.retry_after_limit_s if limit_s is None else limit_s
+        wait_s = retry_after_s(response.headers)
+        if response.status in (500, 502, 503, 504):
+            return min(wait_s, limit_s)
+        return wait_s if response.status == 429 and wait_s <= limit_s else None
 
 
 def proxies_for(url: str) -> dict[str, str]:
