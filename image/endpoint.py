@@ -40,7 +40,7 @@ class Endpoint:
         """`credentials` are the user's for the registry: a mirror has its own, or none."""
         self.host = host
         self._path = reference.path
-        self._query = "?" + urlencode({"ns": reference.host}) if host.is_mirror else ""
+        self._query = urlencode({"ns": reference.host}) if host.is_mirror else ""
         self._may_upgrade = host.may_upgrade
         if host.is_mirror:
             given = patience or Patience()
@@ -55,6 +55,11 @@ class Endpoint:
     def name(self) -> str:
         """What the user knows it by, for messages."""
         return self.host.url if self.host.is_mirror else self.host.name
+
+    @property
+    def api_url(self) -> str:
+        """What all paths of the distribution-spec follow, with the slash: `.../v2/`."""
+        return f"{self.transport.base_url}{self.host.root}/"
 
     def close(self) -> None:
         """Close idle connections."""
@@ -88,7 +93,9 @@ class Endpoint:
     def _send(
         self, method: str, path: str, headers: Mapping[str, str], authorization: str
     ) -> Response:
-        target = f"{self.transport.base_url}{self.host.root}/{self._path}/{path}{self._query}"
+        prefix = f"{self._path}/" if self._path else ""
+        query = ("&" if "?" in path else "?") + self._query if self._query else ""
+        target = f"{self.api_url}{prefix}{path}{query}"
         try:
             response = self.transport.get(
                 target, method=method, headers=headers, authorization=authorization

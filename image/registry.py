@@ -14,11 +14,12 @@ from functools import partial
 
 import msgspec
 
+from scow.image.auth import Authenticator
 from scow.image.credentials import Credentials
 from scow.image.digest import Digest, algorithm_of, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.endpoint import Endpoint
-from scow.image.hosts import find_hosts
+from scow.image.hosts import Capability, find_hosts
 from scow.image.install import Chunks
 from scow.image.manifest import Descriptor
 from scow.image.media_types import ACCEPT, DOCKER_SCHEMA1, INDEX_TYPES, MANIFEST_TYPES
@@ -40,7 +41,13 @@ _UNTOLD_TYPES = frozenset({"", "application/json", "text/plain", "application/oc
 
 
 class Registry:
-    """One repository, at its registry and the registry's mirrors; safe to use from several threads."""
+    """One repository, at its registry and the registry's mirrors; safe to use from several threads.
+
+    A subclass whose `_actions` say more than "pull" asks no mirrors. Without a path in the reference it is
+    the registry as such.
+    """
+
+    _actions = "pull"
 
     def __init__(
         self,
@@ -61,7 +68,7 @@ class Registry:
         one line each for what goes wrong on the way to a good end, from any thread.
         """
         self.reference = reference
-        self.scope = f"repository:{reference.path}:pull"
+        self._scope = f"repository:{reference.path}:{self._actions}" if reference.path else ""
         self._warn = warn
         self._lock = threading.Lock()
         self._said: set[str] = set()
@@ -77,7 +84,7 @@ class Registry:
                 warn=self._warn_once,
                 credentials=credentials,
             )
-            for host in hosts
+            for host in (hosts if self._actions == "pull" else hosts[-1:])
         ]
         self._failed: set[Endpoint] = set()
         self._served: dict[str, set[tuple[Endpoint, str]]] = {}  # path -> by whom, with which ETag
@@ -93,6 +100,10 @@ class Registry:
     def transport(self) -> Transport:
         """HTTP to the registry itself."""
         return self.origin.transport
+
+    @property
+    def _auth(self) -> Authenticator:
+        return self.origin.auth
 
     def close(self) -> None:
         """Close idle connections."""
@@ -243,13 +254,21 @@ class Registry:
 
     def _candidates(self, path: str, distrusted: Collection[Endpoint]) -> list[Endpoint]:
         """Whom to ask, in order; hosts that failed are asked again only if no others are left."""
-        is_tag = path.startswith("manifests/") and ":" not in path
-        may = "resolve" if is_tag else "pull"
+        kind, _, target = path.partition("/")
+        if kind not in ("manifests", "blobs"):
+            return [self.origin]  # tags, uploads: no affair of a mirror
+        if kind == "manifests" and ":" not in target:
+            may: Capability = "resolve"
+        else:
+            may = "pull" if self._actions == "pull" else "push"
         able = [e for e in self._endpoints if may in e.host.capabilities and e not in distrusted]
         return [e for e in able if e not in self._failed] or able[-1:]
 
-    def _request(self, method: str, path: str, headers: Mapping[str, str]) -> Response:
+    def _request(
+        self, method: str, path: str, headers: Mapping[str, str], scope: str | None = None
+    ) -> Response:
         """Ask the hosts one after the other; what the last one answers or raises is the answer."""
+        scope = self._scope if scope is None else scope
         with self._lock:
             candidates = self._candidates(path, self._distrusted.get(path, ()))
         if not candidates:
@@ -259,7 +278,7 @@ class Registry:
             )
         for endpoint in candidates[:-1]:
             try:
-                response = endpoint.request(method, path, headers, scope=self.scope)
+                response = endpoint.request(method, path, headers, scope=scope)
             except (RegistryError, PermissionDenied, InvalidArgument) as e:
                 self._set_aside(endpoint, e.message)
                 continue
@@ -270,7 +289,7 @@ class Registry:
             if response.status != 404:
                 self._set_aside(endpoint, f"it answered status {response.status}")
         last = candidates[-1]
-        response = last.request(method, path, headers, scope=self.scope)
+        response = last.request(method, path, headers, scope=scope)
         return self._accept(last, method, path, response)
 
     def _accept(self, endpoint: Endpoint, method: str, path: str, response: Response) -> Response:
@@ -319,7 +338,7 @@ class Registry:
         """The error for a status, with the registry's own words if it has some."""
         host, status = quote(self.reference.host), response.status
         image = quote(self.reference.familiar)
-        words = _error_words(body)
+        words = error_words(body)
         because = f": {words}" if words else ""
         if status in (401, 403):
             return PermissionDenied(
@@ -361,7 +380,7 @@ class _ErrorBody(msgspec.Struct):
     errors: list[_ErrorEntry]
 
 
-def _error_words(body: bytes) -> str:
+def error_words(body: bytes) -> str:
     """The first error's message or code of the spec's JSON; "" for anything else."""
     try:
         errors = msgspec.json.decode(body, type=_ErrorBody).errors
