@@ -147,7 +147,7 @@ class Registry:
             try:
                 return self._get_manifest(target, expected)
             except (RegistryError, IntegrityError) as e:
-                if self.distrust_path(f"manifests/{target}"):
+                if self.leave_host(f"manifests/{target}"):
                     self._warn_once(f"{e.message}, asking the next host")
                     continue
                 failures += 1
@@ -204,6 +204,8 @@ class Registry:
                 )
             except TransportError as e:
                 lost = e
+            if self.leave_host(f"blobs/{descriptor.digest}"):
+                continue  # another host goes on where this one stopped
             failures += 1
             if not lost.is_transient or failures >= self.transport.patience.attempts:
                 raise lost
@@ -234,22 +236,26 @@ class Registry:
         """Say that the blob which was just read is not what it should be.
 
         True: it is worth to read it again from the first byte, because another host will be asked, or
-        because the blob changed while it was read in parts (badinput.md F6, F9).
+        because it was put together from several answers (badinput.md F6, F9).
         """
-        return self.distrust_path(f"blobs/{digest}")
-
-    def distrust_path(self, path: str) -> bool:
-        """The same for any path below the repository."""
+        path = f"blobs/{digest}"
         with self._lock:
-            served = self._served.pop(path, set())
-            endpoints = {endpoint for endpoint, _ in served}
-            if len(served) > len(endpoints) and path not in self._restarted:
-                self._restarted.add(path)  # one host with two ETags: that once is an accident
-                return True
-            distrusted = self._distrusted.get(path, set()) | endpoints
-            if not served or not self._candidates(path, distrusted):
+            is_pieced = len(self._served.get(path, ())) > 1
+        if is_pieced and path not in self._restarted:
+            self._restarted.add(path)  # only once
+        elif not self.leave_host(path):
+            return False
+        self._served.pop(path, None)
+        return True
+
+    def leave_host(self, path: str) -> bool:
+        """Do not ask whoever served `path` for it again; False where there is nobody else to ask."""
+        with self._lock:
+            before = self._distrusted.get(path, set())
+            now = before | {endpoint for endpoint, _ in self._served.get(path, ())}
+            if now == before or not self._candidates(path, now):
                 return False
-            self._distrusted[path] = distrusted
+            self._distrusted[path] = now
             return True
 
     def _candidates(self, path: str, distrusted: Collection[Endpoint]) -> list[Endpoint]:
