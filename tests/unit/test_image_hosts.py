@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from fixtures.fake_registry import QUICK, FakeRegistry, Handler, HashingLayers, sha
+from fixtures.fake_registry import QUICK, FakeRegistry, Handler, sha
+from fixtures.hashinglayers import HashingLayers
 from scow.image import hosts, tls
 from scow.image.hosts import ALL, Host, find_hosts
 from scow.image.progress import SilentProgress

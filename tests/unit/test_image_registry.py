@@ -24,9 +24,9 @@ from fixtures.fake_registry import (
     QUICK,
     FakeRegistry,
     Handler,
-    HashingLayers,
     sha,
 )
+from fixtures.hashinglayers import HashingLayers
 from scow.image.auth import Challenge, parse_challenges
 from scow.image.credentials import Credentials, find_credentials
 from scow.image.media_types import OCI_INDEX, OCI_MANIFEST
