@@ -105,7 +105,10 @@ class _TokenAnswer(msgspec.Struct):
 
 
 class Authenticator:
-    """The Authorization header for one registry, per scope; safe to use from several threads."""
+    """The Authorization header for one host, per scope; safe to use from several threads.
+
+    A scope is one or more of the distribution-spec's (`repository:NAME:pull,push`), parted by spaces.
+    """
 
     def __init__(
         self, transport: Transport, host: str, find_credentials: Callable[[], Credentials | None]
@@ -141,7 +144,7 @@ class Authenticator:
         """An error about this registry with the usual way out."""
         return PermissionDenied(
             f"registry {quote(self._host)}: {why}",
-            hint=f"log in, for example with `skopeo login {self._host}` or `docker login`",
+            hint=f"log in: scow login {self._host}",
         )
 
     def _respond(self, challenges: list[Challenge], scope: str) -> tuple[str, float]:
@@ -167,10 +170,11 @@ class Authenticator:
         realm = challenge.parameters.get("realm", "")
         self._transport.check(realm, f"authentication realm of registry {quote(self._host)}")
         # Our own scope, whatever the challenge says: it is not for the registry to widen it.
-        query = {"service": challenge.parameters.get("service", ""), "scope": scope}
-        query = {key: value for key, value in query.items() if value}
+        service = challenge.parameters.get("service", "")
+        query = {"service": service} if service else {}
         if credentials is not None and credentials.identity_token:
             form = query | {
+                "scope": scope,
                 "grant_type": "refresh_token",
                 "refresh_token": credentials.identity_token,
                 "client_id": "scow",
@@ -182,8 +186,10 @@ class Authenticator:
                 authorization = basic_header(credentials)
                 query["account"] = credentials.username
             joiner = "&" if "?" in realm else "?"
+            # Several scopes are one parameter each here, but one list with spaces in a form.
+            pairs = [*query.items(), *(("scope", one) for one in scope.split())]
             response = self._transport.get(
-                realm + joiner + urlencode(query), authorization=authorization
+                realm + joiner + urlencode(pairs), authorization=authorization
             )
         with response:
             return self._read_token(response, is_anonymous=credentials is None)

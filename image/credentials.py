@@ -27,6 +27,8 @@ HELPER_TIMEOUT_S = 30.0
 MAX_HELPER_BYTES = 1 << 20
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_META_HEADER = re.compile(r"(?i:x-meta-)[A-Za-z0-9-]{1,128}")
+_META_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,1022}[\x21-\x7e])?")
 _NOT_FOUND_TEXT = "credentials not found in native keychain"
 
 
@@ -55,6 +57,7 @@ class _ConfigFile(msgspec.Struct, rename="camel"):
     auths: dict[str, _AuthEntry] | None = None
     cred_helpers: dict[str, str] | None = None
     creds_store: str | None = None
+    http_headers: dict[str, str] | None = msgspec.field(default=None, name="HttpHeaders")
 
 
 class _HelperAnswer(msgspec.Struct, rename="pascal"):
@@ -80,11 +83,29 @@ def find_credentials(
     return None
 
 
+def find_headers() -> dict[str, str]:
+    """`HttpHeaders` of docker's config.json, as far as they are for registries.
+
+    The docker client sends them to its daemon, which passes on to registries what begins with
+    `X-Meta-`, and nothing else.
+    """
+    config = _read_config(os.path.join(_docker_directory(), "config.json"), lambda message: None)
+    if config is None or not config.http_headers:
+        return {}
+    return {
+        name: value
+        for name, value in config.http_headers.items()
+        if _META_HEADER.fullmatch(name) and _META_VALUE.fullmatch(value)
+    }
+
+
 def config_paths() -> list[str]:
     """The files to look at, in order."""
     home = os.path.expanduser("~")
-    docker = os.environ.get("DOCKER_CONFIG") or os.path.join(home, ".docker")
-    paths = [os.environ.get("REGISTRY_AUTH_FILE", ""), os.path.join(docker, "config.json")]
+    paths = [
+        os.environ.get("REGISTRY_AUTH_FILE", ""),
+        os.path.join(_docker_directory(), "config.json"),
+    ]
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime:
         paths.append(os.path.join(runtime, "containers", "auth.json"))
@@ -92,6 +113,10 @@ def config_paths() -> list[str]:
         paths.append("/run/containers/0/auth.json")
     paths.append(os.path.join(home, ".config", "containers", "auth.json"))
     return [path for path in paths if path]
+
+
+def _docker_directory() -> str:
+    return os.environ.get("DOCKER_CONFIG") or os.path.join(os.path.expanduser("~"), ".docker")
 
 
 def _read_config(path: str, warn: Callable[[str], None]) -> _ConfigFile | None:
@@ -168,7 +193,7 @@ def _ask_helper(name: str, server: str) -> Credentials | None:
     if not _HELPER_NAME.fullmatch(name):
         raise InvalidArgument(f"credential helper {quote(name)} is not a valid name")
     program = f"docker-credential-{name}"
-    status, output = _run_helper(program, server)
+    status, output = run_helper(program, "get", server.encode())
     if status != 0:
         if _NOT_FOUND_TEXT in output.decode("utf-8", "replace"):
             return None
@@ -183,7 +208,7 @@ def _ask_helper(name: str, server: str) -> Credentials | None:
     return Credentials(answer.username, answer.secret) if answer.username else None
 
 
-def _run_helper(program: str, server: str) -> tuple[int, bytes]:
+def run_helper(program: str, action: str, data: bytes) -> tuple[int, bytes]:
     """Exit status and output; a helper that hangs or talks without end is killed with its group."""
     import signal
     import subprocess
@@ -191,7 +216,7 @@ def _run_helper(program: str, server: str) -> tuple[int, bytes]:
 
     try:
         process = subprocess.Popen(
-            [program, "get"],
+            [program, action],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -215,7 +240,7 @@ def _run_helper(program: str, server: str) -> tuple[int, bytes]:
     timer.start()
     try:
         try:
-            process.stdin.write(server.encode())
+            process.stdin.write(data)
             process.stdin.close()
         except BrokenPipeError:
             pass  # its exit status tells more

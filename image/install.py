@@ -11,7 +11,7 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
@@ -49,6 +49,20 @@ class BlobSource(Protocol):
     def open_blob(self, descriptor: Descriptor, offset: int) -> Chunks:
         """The blob's bytes from `offset` on; who calls verifies them."""
         ...
+
+
+@runtime_checkable
+class ManySources(Protocol):
+    """A source that can get the same blob from several places."""
+
+    def distrust(self, digest: Digest) -> bool:
+        """The blob that was read is wrong; True where it is worth to read it again from byte 0."""
+        ...
+
+
+def has_another_source(source: BlobSource, digest: Digest) -> bool:
+    """Call it after a blob's IntegrityError: whether the next `open_blob` will ask somebody else."""
+    return isinstance(source, ManySources) and source.distrust(digest)
 
 
 class Cancelled(ScowError):
@@ -153,7 +167,12 @@ def read_small_blob(source: BlobSource, descriptor: Descriptor, what: str) -> by
             data += chunk
             if len(data) > descriptor.size:
                 raise IntegrityError(f"{what}: expected {descriptor.size} bytes, got more")
-    verify_bytes(data, descriptor.digest, descriptor.size, what)
+    try:
+        verify_bytes(data, descriptor.digest, descriptor.size, what)
+    except IntegrityError:
+        if has_another_source(source, descriptor.digest):
+            return read_small_blob(source, descriptor, what)
+        raise
     return data
 
 
@@ -241,10 +260,11 @@ class _LayerInstall:
             return
         self._progress.start(self._layer, descriptor.size)
         try:
-            if not self._attempt():
-                # What a dead attempt had left was not a part of this blob: once more, from 0.
+            may_resume = True
+            while not self._attempt(may_resume=may_resume):
+                # What a dead attempt or a bad mirror left is no part of this blob: again, from 0.
                 self._progress.restarted(self._layer)
-                self._attempt(may_resume=False)
+                may_resume = False
         except IntegrityError as e:
             raise IntegrityError(f"layer {self._job.number}: {e.message}", hint=e.hint) from e
         self._progress.done(self._layer)
@@ -267,7 +287,7 @@ class _LayerInstall:
                 ingest.commit()
             except IntegrityError:
                 ingest.discard()
-                if was_resumed:
+                if has_another_source(self._source, descriptor.digest) or was_resumed:
                     return False
                 raise
         return True

@@ -1,28 +1,31 @@
-"""One registry, as the distribution-spec describes it; the pull half.
+"""One repository of a registry, as the distribution-spec describes it; the pull half.
 
-What belongs here: the requests, what their answers must look like, and errors that name the image.
-What must not: storing, choosing platforms, the mechanics of HTTP (transport.py).
+What belongs here: which of its hosts is asked, what their answers must look like, and errors that
+name the image. What must not: storing, choosing platforms, how one host is asked (endpoint.py).
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
-from urllib.parse import urlsplit
+from functools import partial
 
 import msgspec
 
 from scow.image.auth import Authenticator
-from scow.image.credentials import Credentials, find_credentials
+from scow.image.credentials import Credentials
 from scow.image.digest import Digest, algorithm_of, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.endpoint import Endpoint
+from scow.image.hosts import Capability, find_hosts
 from scow.image.install import Chunks
 from scow.image.manifest import Descriptor
 from scow.image.media_types import ACCEPT, DOCKER_SCHEMA1, INDEX_TYPES, MANIFEST_TYPES
-from scow.image.reference import DEFAULT_HOST, Reference, is_loopback_host
-from scow.image.transport import Patience, Response, Transport, TransportError, has_certificates
+from scow.image.rate_limit import explain_limit, read_warnings
+from scow.image.reference import Reference
+from scow.image.transport import Patience, Response, Transport, TransportError
 from scow.native.errors import (
     IntegrityError,
     InvalidArgument,
@@ -31,14 +34,20 @@ from scow.native.errors import (
     RegistryError,
 )
 
-DOCKER_HUB_HOST = "registry-1.docker.io"
 MAX_ERROR_BYTES = 64 << 10
+MAX_WARNINGS = 50
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)")
 _UNTOLD_TYPES = frozenset({"", "application/json", "text/plain", "application/octet-stream"})
 
 
 class Registry:
-    """The repositories of one host; safe to use from several threads."""
+    """One repository, at its registry and the registry's mirrors; safe to use from several threads.
+
+    A subclass whose `_actions` say more than "pull" asks no mirrors. Without a path in the reference it is
+    the registry as such.
+    """
+
+    _actions = "pull"
 
     def __init__(
         self,
@@ -53,33 +62,53 @@ class Registry:
     ) -> None:
         """A client for the repository of `reference`, not yet connected.
 
-        HTTP is used for loopback hosts, which may also answer that they want HTTPS, and with
-        `plain_http`; never because HTTPS failed (CVE-2018-12608). Certificates set up for the host
-        rule HTTP out. `credentials` are used instead of what the host has for the registry.
+        HTTP is used where hosts.toml says so, with `plain_http`, and for loopback hosts, which may
+        also answer that they want HTTPS; never because HTTPS failed (CVE-2018-12608). `credentials`
+        are used instead of what this host has for the registry; mirrors never get them. `warn` gets
+        one line each for what goes wrong on the way to a good end, from any thread.
         """
         self.reference = reference
-        self._path = reference.path
-        self._scope = f"repository:{reference.path}:pull"
-        host = DOCKER_HUB_HOST if reference.host == DEFAULT_HOST else reference.host
-        is_loopback = is_loopback_host(host) and not has_certificates(host)
-        scheme = "http" if plain_http or is_loopback else "https"
-        self.transport = Transport(
-            f"{scheme}://{host}",
-            plain_http=plain_http,
-            tls_verify=tls_verify,
-            patience=patience,
-            stop=stop,
+        self._scope = f"repository:{reference.path}:{self._actions}" if reference.path else ""
+        self._warn = warn
+        self._lock = threading.Lock()
+        self._said: set[str] = set()
+        hosts = find_hosts(
+            reference.host, plain_http=plain_http, tls_verify=tls_verify, warn=self._warn_once
         )
-        self._may_upgrade = is_loopback and not plain_http
-        self._tls_verify = tls_verify
-        self._patience = patience
-        self._stop = stop
-        self._find = lambda: credentials or find_credentials(reference.host, reference.path, warn)
-        self._auth = Authenticator(self.transport, reference.host, self._find)
+        self._endpoints = [
+            Endpoint(
+                host,
+                reference,
+                patience=patience,
+                stop=stop,
+                warn=self._warn_once,
+                credentials=credentials,
+            )
+            for host in (hosts if self._actions == "pull" else hosts[-1:])
+        ]
+        self._failed: set[Endpoint] = set()
+        self._served: dict[str, set[tuple[Endpoint, str]]] = {}  # path -> by whom, with which ETag
+        self._restarted: set[str] = set()
+        self._distrusted: dict[str, set[Endpoint]] = {}
+
+    @property
+    def origin(self) -> Endpoint:
+        """The registry itself: what is written goes there only."""
+        return self._endpoints[-1]
+
+    @property
+    def transport(self) -> Transport:
+        """HTTP to the registry itself."""
+        return self.origin.transport
+
+    @property
+    def _auth(self) -> Authenticator:
+        return self.origin.auth
 
     def close(self) -> None:
         """Close idle connections."""
-        self.transport.close()
+        for endpoint in self._endpoints:
+            endpoint.close()
 
     def __enter__(self) -> Registry:
         return self
@@ -111,8 +140,25 @@ class Registry:
         """A manifest or index by tag or digest: its bytes, digest, and announced media type.
 
         With `expected`, or a digest as target, the bytes are verified against that; by tag against
-        what the registry itself says.
+        what the registry itself says. What one host has wrong is asked of the next.
         """
+        failures = 0
+        while True:
+            try:
+                return self._get_manifest(target, expected)
+            except (RegistryError, IntegrityError) as e:
+                if self.leave_host(f"manifests/{target}"):
+                    self._warn_once(f"{e.message}, asking the next host")
+                    continue
+                failures += 1
+                is_transient = isinstance(e, TransportError) and e.is_transient
+                if not is_transient or failures >= self.transport.patience.attempts:
+                    raise
+            self.transport.pause(failures - 1)
+
+    def _get_manifest(
+        self, target: str, expected: Descriptor | None
+    ) -> tuple[bytes, Digest, str | None]:
         what = f"manifest {quote(target)} of {quote(self.reference.familiar_repository)}"
         with self._request("GET", f"manifests/{target}", {"Accept": ACCEPT}) as response:
             if response.status != 200:
@@ -158,6 +204,8 @@ class Registry:
                 )
             except TransportError as e:
                 lost = e
+            if self.leave_host(f"blobs/{descriptor.digest}"):
+                continue  # another host goes on where this one stopped
             failures += 1
             if not lost.is_transient or failures >= self.transport.patience.attempts:
                 raise lost
@@ -182,64 +230,98 @@ class Registry:
                 raise self._error(response, response.read(MAX_ERROR_BYTES), descriptor)
             yield from _skip(response.chunks(), offset)
 
-    def _request(self, method: str, path: str, headers: Mapping[str, str]) -> Response:
-        """Send, and send once more with credentials when asked for them."""
-        response = self._send(method, path, headers, self._auth.header(self._scope))
-        if response.status != 401:
-            return response
-        # A HEAD or a redirected request may be refused elsewhere: only the registry may ask.
-        if urlsplit(response.url).netloc != urlsplit(self.transport.base_url).netloc:
-            response.close()
-            raise self._auth.denied("authentication required at a host that it redirects to")
-        response.close()
-        header = self._auth.answer(response, self._scope, self._auth.header(self._scope))
-        response = self._send(method, path, headers, header)
-        if response.status == 401:
-            response.close()
-            raise self._auth.denied(
-                f"{quote(self._path)} does not exist, or needs other credentials"
-            )
-        return response
+    # -- hosts ------------------------------------------------------------------------------------
 
-    def _send(
-        self, method: str, path: str, headers: Mapping[str, str], authorization: str
-    ) -> Response:
-        target = f"{self.transport.base_url}/v2/{self._path}/{path}"
-        try:
-            response = self.transport.get(
-                target, method=method, headers=headers, authorization=authorization
-            )
-        except TransportError:
-            if not self._upgrade():
-                raise
-            return self._send(method, path, headers, authorization)
-        if response.status == 400 and not authorization and self._upgrade():
-            # A TLS server that is spoken to in plain HTTP: Go and nginx answer 400 in clear text.
-            response.close()
-            return self._send(method, path, headers, authorization)
-        self._may_upgrade = False
-        return response
+    def distrust(self, digest: Digest) -> bool:
+        """Say that the blob which was just read is not what it should be.
 
-    def _upgrade(self) -> bool:
-        """Go over to HTTPS on a loopback host, once, if it has not yet answered over HTTP."""
-        if not self._may_upgrade:
+        True: it is worth to read it again from the first byte, because another host will be asked, or
+        because it was put together from several answers (badinput.md F6, F9).
+        """
+        path = f"blobs/{digest}"
+        with self._lock:
+            is_pieced = len(self._served.get(path, ())) > 1
+        if is_pieced and path not in self._restarted:
+            self._restarted.add(path)  # only once
+        elif not self.leave_host(path):
             return False
-        self._may_upgrade = False
-        base_url = self.transport.base_url.replace("http://", "https://", 1)
-        probe = Transport(
-            base_url, tls_verify=self._tls_verify, patience=self._patience, stop=self._stop
-        )
-        try:
-            probe.get(f"{base_url}/v2/").close()
-        except TransportError as e:
-            probe.close()
-            if "does not speak TLS" in e.message or "refused" in e.message:
-                return False
-            raise
-        self.transport.close()
-        self.transport = probe
-        self._auth = Authenticator(probe, self.reference.host, self._find)
+        self._served.pop(path, None)
         return True
+
+    def leave_host(self, path: str) -> bool:
+        """Do not ask whoever served `path` for it again; False where there is nobody else to ask."""
+        with self._lock:
+            before = self._distrusted.get(path, set())
+            now = before | {endpoint for endpoint, _ in self._served.get(path, ())}
+            if now == before or not self._candidates(path, now):
+                return False
+            self._distrusted[path] = now
+            return True
+
+    def _candidates(self, path: str, distrusted: Collection[Endpoint]) -> list[Endpoint]:
+        """Whom to ask, in order; hosts that failed are asked again only if no others are left."""
+        kind, _, target = path.partition("/")
+        if kind not in ("manifests", "blobs"):
+            return [self.origin]  # tags, uploads: no affair of a mirror
+        if kind == "manifests" and ":" not in target:
+            may: Capability = "resolve"
+        else:
+            may = "pull" if self._actions == "pull" else "push"
+        able = [e for e in self._endpoints if may in e.host.capabilities and e not in distrusted]
+        return [e for e in able if e not in self._failed] or able[-1:]
+
+    def _request(
+        self, method: str, path: str, headers: Mapping[str, str], scope: str | None = None
+    ) -> Response:
+        """Ask the hosts one after the other; what the last one answers or raises is the answer."""
+        scope = self._scope if scope is None else scope
+        with self._lock:
+            candidates = self._candidates(path, self._distrusted.get(path, ()))
+        if not candidates:
+            raise RegistryError(
+                f"no host may be asked for images of {quote(self.reference.host)}",
+                hint="look at the 'capabilities' in its hosts.toml",
+            )
+        for endpoint in candidates[:-1]:
+            try:
+                response = endpoint.request(method, path, headers, scope=scope)
+            except (RegistryError, PermissionDenied, InvalidArgument) as e:
+                self._set_aside(endpoint, e.message)
+                continue
+            if response.status < 400 or response.status == 416:
+                response.on_failure = partial(self._set_aside_for, endpoint)
+                return self._accept(endpoint, method, path, response)
+            response.close()
+            if response.status != 404:
+                self._set_aside(endpoint, f"it answered status {response.status}")
+        last = candidates[-1]
+        response = last.request(method, path, headers, scope=scope)
+        return self._accept(last, method, path, response)
+
+    def _accept(self, endpoint: Endpoint, method: str, path: str, response: Response) -> Response:
+        if response.status < 400 and method == "GET":
+            etag = response.headers.get("ETag", "")[:256]
+            with self._lock:
+                self._served.setdefault(path, set()).add((endpoint, etag))
+        for text in read_warnings(response.headers):
+            self._warn_once(f"registry {quote(endpoint.name)} {text}")
+        return response
+
+    def _set_aside(self, endpoint: Endpoint, why: str) -> None:
+        """Do without this host from now on, as long as there are others."""
+        with self._lock:
+            self._failed.add(endpoint)
+        self._warn_once(f"skipping mirror {quote(endpoint.name)}: {why}")
+
+    def _set_aside_for(self, endpoint: Endpoint, error: TransportError) -> None:
+        self._set_aside(endpoint, error.message)
+
+    def _warn_once(self, message: str) -> None:
+        with self._lock:
+            if message in self._said or len(self._said) >= MAX_WARNINGS:
+                return
+            self._said.add(message)
+        self._warn(message)
 
     # -- answers ----------------------------------------------------------------------------------
 
@@ -262,7 +344,7 @@ class Registry:
         """The error for a status, with the registry's own words if it has some."""
         host, status = quote(self.reference.host), response.status
         image = quote(self.reference.familiar)
-        words = _error_words(body)
+        words = error_words(body)
         because = f": {words}" if words else ""
         if status in (401, 403):
             return PermissionDenied(
@@ -274,10 +356,9 @@ class Registry:
         if status == 404:
             return NotFound(f"no such image {image}, or no access to it{because}")
         if status == 429:
-            wait = response.headers.get("Retry-After", "").strip()
+            limit, hint = explain_limit(response.headers, self.reference.host)
             return RegistryError(
-                f"registry {host} says: too many requests{because}",
-                hint=f"it asks to wait {quote(wait, 40)} (seconds, or until)" if wait else None,
+                f"registry {host} says: too many requests{because}{limit}", hint=hint
             )
         if status >= 500:
             return RegistryError(
@@ -305,7 +386,7 @@ class _ErrorBody(msgspec.Struct):
     errors: list[_ErrorEntry]
 
 
-def _error_words(body: bytes) -> str:
+def error_words(body: bytes) -> str:
     """The first error's message or code of the spec's JSON; "" for anything else."""
     try:
         errors = msgspec.json.decode(body, type=_ErrorBody).errors

@@ -9,15 +9,14 @@ not: what is asked for, and credentials beyond passing a header to the host that
 from __future__ import annotations
 
 import http.client
-import os
 import random
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -25,15 +24,16 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from scow.image.digest import quote
+from scow.image.rate_limit import retry_after_s
 from scow.image.targets import check_target, split_url
+from scow.image.tls import NO_FILES, TlsFiles, find_tls_files, make_tls_context
 from scow.native.errors import RegistryError, ScowError
 
 MAX_REDIRECTS = 5
 READ_BYTES = 1 << 20
 MAX_CONNECTIONS = 8
 USER_AGENT = "scow"
-CERTIFICATE_DIRS = ("/etc/docker/certs.d", "/etc/containers/certs.d")
-SYSTEM_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
+QUIET_WAIT_S = 3.0  # who waits longer is told why
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -60,6 +60,13 @@ class TransportError(RegistryError):
         self.is_transient = is_transient
 
 
+class Body(Protocol):
+    """What is sent with a request: its length is told first, then it is asked for its pieces."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
 class Response:
     """An answer whose body is still on the wire; whoever gets it closes it."""
 
@@ -67,6 +74,7 @@ class Response:
         self.status = raw.status_code
         self.headers: Mapping[str, str] = raw.headers
         self.url = url
+        self.on_failure: Callable[[TransportError], None] = lambda error: None
         self._raw = raw
         self._patience = patience
 
@@ -77,24 +85,32 @@ class Response:
 
     def chunks(self) -> Iterator[bytes]:
         """The body as sent, never decompressed; ends early only with a TransportError."""
-        window_start, window_bytes = time.monotonic(), 0
+        waited_s, window_bytes = 0.0, 0
         while True:
+            asked = time.monotonic()
             try:
                 chunk: bytes = self._raw.raw.read1(READ_BYTES, decode_content=False)
             except (urllib3.exceptions.HTTPError, OSError, http.client.HTTPException) as e:
-                raise explain(e, self.host) from e
+                raise self._failed(explain(e, self.host)) from e
+            # Only the time that we waited for the registry: an unpacker may be slow for long.
+            waited_s += time.monotonic() - asked
             if not chunk:
                 return
             yield chunk
             window_bytes += len(chunk)
-            now = time.monotonic()
-            if now - window_start > self._patience.stall_window_s:
+            if waited_s > self._patience.stall_window_s:
                 if window_bytes < self._patience.stall_bytes:
-                    raise TransportError(
-                        f"registry {quote(self.host)} sends too slowly: {window_bytes} bytes "
-                        f"in {now - window_start:.0f} s"
+                    raise self._failed(
+                        TransportError(
+                            f"registry {quote(self.host)} sends too slowly: {window_bytes} bytes "
+                            f"in {waited_s:.0f} s"
+                        )
                     )
-                window_start, window_bytes = now, 0
+                waited_s, window_bytes = 0.0, 0
+
+    def _failed(self, error: TransportError) -> TransportError:
+        self.on_failure(error)
+        return error
 
     def read(self, limit: int) -> bytes:
         """The whole body; RegistryError when it is longer than `limit`."""
@@ -122,9 +138,9 @@ class Response:
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter with one TLS context of ours for all connections."""
+    """requests' adapter with one TLS context of ours for all connections; without one for HTTP."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    def __init__(self, context: ssl.SSLContext | None) -> None:
         self._context = context
         super().__init__(pool_connections=4, pool_maxsize=MAX_CONNECTIONS)
 
@@ -157,15 +173,26 @@ class Transport:
         *,
         plain_http: bool = False,
         tls_verify: bool = True,
+        tls_files: TlsFiles = NO_FILES,
+        headers: Mapping[str, str] | None = None,
         patience: Patience | None = None,
         stop: threading.Event | None = None,
+        warn: Callable[[str], None] = lambda message: None,
     ) -> None:
+        """HTTP from `base_url` (`scheme://host[:port]`) on, not yet connected.
+
+        `headers` and the client certificates of `tls_files` are for that very host.
+        """
         self.base_url = base_url
         self.plain_http = plain_http
         self.patience = patience or Patience()
+        self._headers = dict(headers or {})
         self._stop = stop or threading.Event()
+        self._warn = warn
         self._tls_verify = tls_verify
-        self._adapter = _Adapter(make_tls_context(urlsplit(base_url).netloc, tls_verify))
+        self._tls_files = tls_files
+        self._adapters: dict[str, _Adapter] = {}
+        self._lock = threading.Lock()
 
     def get(
         self,
@@ -179,8 +206,10 @@ class Transport:
 
         `authorization` goes to the scheme, host and port of `url` only, and once a redirect has
         left them it is gone for good. Statuses of the 5xx and 429 kinds are retried, too; the
-        last one is returned.
+        last one is returned. What the registry asks to wait is waited, but not more than
+        `patience.retry_after_limit_s` in all.
         """
+        patience_s = self.patience.retry_after_limit_s
         for attempt in range(self.patience.attempts):
             is_last = attempt + 1 == self.patience.attempts
             try:
@@ -190,16 +219,33 @@ class Transport:
                     raise
                 self.pause(attempt)
                 continue
-            wait_s = self._retry_wait(response)
+            wait_s = self.retry_wait(response, patience_s)
             if wait_s is None or is_last:
                 return response
             response.close()
+            patience_s -= wait_s
+            if wait_s > QUIET_WAIT_S:
+                who = f"registry {quote(response.host)}"
+                self._warn(f"{who} answered {response.status}, trying again in {wait_s:.0f} s")
             self.pause(attempt, at_least_s=wait_s)
         raise AssertionError("unreachable")
 
     def post(self, url: str, body: Mapping[str, str]) -> Response:
         """Send a form; neither redirected nor retried."""
         return self._send("POST", url, {}, body)
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        body: bytes | Body,
+        *,
+        headers: Mapping[str, str],
+        authorization: str = "",
+    ) -> Response:
+        """Send a body; neither redirected nor retried: only its sender knows what may go twice."""
+        extra = {"Authorization": authorization} if authorization else {}
+        return self._send(method, url, {**headers, **extra}, body)
 
     def check(self, url: str, what: str) -> None:
         """Raise RegistryError unless the registry may send us to `url`."""
@@ -219,7 +265,9 @@ class Transport:
 
     def close(self) -> None:
         """Close idle connections."""
-        self._adapter.close()
+        with self._lock:
+            for adapter in self._adapters.values():
+                adapter.close()
 
     def _follow(
         self, method: str, url: str, headers: dict[str, str], authorization: str
@@ -251,13 +299,17 @@ class Transport:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: Mapping[str, str] | None = None,
+        body: Mapping[str, str] | bytes | Body | None = None,
     ) -> Response:
-        host = split_url(url, "request").netloc
-        all_headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+        parts = split_url(url, "request")
+        host = parts.netloc
+        all_headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+        if f"{parts.scheme}://{host}" == self.base_url:
+            all_headers |= self._headers
+        all_headers |= headers
         try:
             prepared = requests.Request(method, url, headers=all_headers, data=body).prepare()
-            raw = self._adapter.send(
+            raw = self._adapter(url).send(
                 prepared,
                 stream=True,
                 timeout=(self.patience.connect_s, self.patience.idle_s),
@@ -273,29 +325,34 @@ class Transport:
             raise explain(e, host) from e
         return Response(raw, url, self.patience)
 
-    def _retry_wait(self, response: Response) -> float | None:
+    def _adapter(self, url: str) -> _Adapter:
+        """The connections for `url`: a set for HTTP, one for our host, one for all others.
+
+        Our CAs hold for where we are sent, too, as with docker; our client certificates are not
+        shown there. A host with a certs.d of its own gets what is in that.
+        """
+        parts, own = urlsplit(url), urlsplit(self.base_url).netloc
+        theirs = NO_FILES if parts.netloc == own else find_tls_files(parts.netloc)
+        key = parts.netloc if parts.netloc == own or theirs != NO_FILES else "*"
+        if parts.scheme == "http":
+            key = "http"
+        with self._lock:
+            if key not in self._adapters:
+                context = None
+                if key != "http":
+                    ours = find_tls_files(own) + self._tls_files
+                    files = ours if key == own else theirs + TlsFiles(ca=ours.ca)
+                    context = make_tls_context(self._tls_verify, files)
+                self._adapters[key] = _Adapter(context)
+            return self._adapters[key]
+
+    def retry_wait(self, response: Response, limit_s: float | None = None) -> float | None:
         """None: this answer is final. Else how long to wait at least before the next try."""
+        limit_s = self.patience.retry_after_limit_s if limit_s is None else limit_s
+        wait_s = retry_after_s(response.headers)
         if response.status in (500, 502, 503, 504):
-            return min(_retry_after_s(response), self.patience.retry_after_limit_s)
-        if response.status != 429:
-            return None
-        wait_s = _retry_after_s(response)
-        return wait_s if wait_s <= self.patience.retry_after_limit_s else None
-
-
-def _retry_after_s(response: Response) -> float:
-    """The Retry-After header in seconds: a number or a date; 0 for garbage or none."""
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:10])
-    if not text:
-        return 0
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0
+            return min(wait_s, limit_s)
+        return wait_s if response.status == 429 and wait_s <= limit_s else None
 
 
 def proxies_for(url: str) -> dict[str, str]:
@@ -306,46 +363,6 @@ def proxies_for(url: str) -> dict[str, str]:
     return dict(requests.utils.get_environ_proxies(url, no_proxy=None))
 
 
-def make_tls_context(host: str, tls_verify: bool) -> ssl.SSLContext:
-    """System CAs, and those and the client certificate of `certs.d/HOST[:PORT]`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if not tls_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    elif os.path.exists(SYSTEM_CA_FILE) or "SSL_CERT_FILE" in os.environ:
-        context.load_default_certs()
-    else:
-        import certifi
-
-        context.load_verify_locations(certifi.where())
-    for base in CERTIFICATE_DIRS:
-        _load_certificates(context, os.path.join(base, host))
-    return context
-
-
-def has_certificates(host: str) -> bool:
-    """Whether the administrator set up TLS for this registry."""
-    return any(os.path.isdir(os.path.join(base, host)) for base in CERTIFICATE_DIRS)
-
-
-def _load_certificates(context: ssl.SSLContext, directory: str) -> None:
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError:
-        return
-    for name in names:
-        path = os.path.join(directory, name)
-        try:
-            if name.endswith(".crt"):
-                context.load_verify_locations(path)
-            elif name.endswith(".cert"):
-                context.load_cert_chain(path, path[: -len(".cert")] + ".key")
-        except (OSError, ssl.SSLError) as e:
-            raise RegistryError(f"cannot use certificate '{path}': {e.strerror or e}") from e
-
-
 # -- errors in words ------------------------------------------------------------------------------
 
 
@@ -353,6 +370,8 @@ def explain(error: BaseException, host: str) -> TransportError:
     """What happened, in words that tell a user one failure from another."""
     causes = list(_causes(error))
     who = f"registry {quote(host)}"
+    if any(isinstance(cause, requests.exceptions.ProxyError) for cause in causes):
+        who = f"the proxy for {who}"
     for cause in causes:
         if isinstance(cause, ssl.SSLError):
             return _explain_tls(cause, who)
@@ -398,9 +417,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 _CERTIFICATE_FAULTS = {
     9: ("is not valid yet", "check this host's clock"),
     10: ("has expired", "check this host's clock, or renew the certificate"),
-    18: ("is self-signed", "put its CA into /etc/docker/certs.d/HOST/ca.crt"),
-    19: ("is signed by an unknown CA", "put the CA into /etc/docker/certs.d/HOST/ca.crt"),
-    20: ("is signed by an unknown CA", "put the CA into /etc/docker/certs.d/HOST/ca.crt"),
+    18: ("is self-signed", "put its CA into /etc/scow/certs.d/HOST/ca.crt"),
+    19: ("is signed by an unknown CA", "put the CA into /etc/scow/certs.d/HOST/ca.crt"),
+    20: ("is signed by an unknown CA", "put the CA into /etc/scow/certs.d/HOST/ca.crt"),
     62: ("is for another host name", None),
     64: ("is for another address", None),
 }

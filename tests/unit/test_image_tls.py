@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scow.image import registry as registry_module
-from scow.image import transport
+from scow.image import hosts as hosts_module
+from scow.image import tls
 from scow.image.reference import parse_reference
 from scow.image.registry import Registry
 from scow.image.transport import Patience, Transport, TransportError, proxies_for
@@ -86,7 +86,7 @@ def host_of(server: Server) -> str:
 @pytest.fixture
 def certs_d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "certs.d"
-    monkeypatch.setattr(transport, "CERTIFICATE_DIRS", (str(directory),))
+    monkeypatch.setattr(tls, "CERTIFICATE_DIRS", (str(directory),))
     return directory
 
 
@@ -144,7 +144,7 @@ def test_loopback_registry_with_tls_is_found_out(server: Server, certs_d: Path) 
 
 
 def test_tls_failure_never_leads_to_http(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "is_loopback_host", lambda host: False)
+    monkeypatch.setattr(hosts_module, "is_loopback_host", lambda host: False)
     client = Registry(parse_reference(f"{host_of(server)}/a/b"), patience=QUICK)
     with client, pytest.raises(RegistryError, match="self-signed"):
         client.head_manifest("latest")
