@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -58,6 +58,13 @@ class TransportError(RegistryError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.is_transient = is_transient
+
+
+class Body(Protocol):
+    """What is sent with a request: its length is told first, then it is asked for its pieces."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[bytes]: ...
 
 
 class Response:
@@ -190,7 +197,7 @@ class Transport:
                     raise
                 self.pause(attempt)
                 continue
-            wait_s = self._retry_wait(response)
+            wait_s = self.retry_wait(response)
             if wait_s is None or is_last:
                 return response
             response.close()
@@ -200,6 +207,19 @@ class Transport:
     def post(self, url: str, body: Mapping[str, str]) -> Response:
         """Send a form; neither redirected nor retried."""
         return self._send("POST", url, {}, body)
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        body: bytes | Body,
+        *,
+        headers: Mapping[str, str],
+        authorization: str = "",
+    ) -> Response:
+        """Send a body; neither redirected nor retried: only its sender knows what may go twice."""
+        extra = {"Authorization": authorization} if authorization else {}
+        return self._send(method, url, {**headers, **extra}, body)
 
     def check(self, url: str, what: str) -> None:
         """Raise RegistryError unless the registry may send us to `url`."""
@@ -251,7 +271,7 @@ class Transport:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: Mapping[str, str] | None = None,
+        body: Mapping[str, str] | bytes | Body | None = None,
     ) -> Response:
         host = split_url(url, "request").netloc
         all_headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
@@ -273,7 +293,7 @@ class Transport:
             raise explain(e, host) from e
         return Response(raw, url, self.patience)
 
-    def _retry_wait(self, response: Response) -> float | None:
+    def retry_wait(self, response: Response) -> float | None:
         """None: this answer is final. Else how long to wait at least before the next try."""
         if response.status in (500, 502, 503, 504):
             return min(_retry_after_s(response), self.patience.retry_after_limit_s)
