@@ -141,7 +141,7 @@ class Authenticator:
         """An error about this registry with the usual way out."""
         return PermissionDenied(
             f"registry {quote(self._host)}: {why}",
-            hint=f"log in, for example with `skopeo login {self._host}` or `docker login`",
+            hint=f"log in: scow login {self._host}",
         )
 
     def _respond(self, challenges: list[Challenge], scope: str) -> tuple[str, float]:
@@ -182,8 +182,12 @@ class Authenticator:
                 authorization = basic_header(credentials)
                 query["account"] = credentials.username
             joiner = "&" if "?" in realm else "?"
+            # Several scopes are one parameter each here, but one list with spaces in a form.
+            pairs = [
+                (k, v) for k, vs in query.items() for v in (vs.split() if k == "scope" else [vs])
+            ]
             response = self._transport.get(
-                realm + joiner + urlencode(query), authorization=authorization
+                realm + joiner + urlencode(pairs), authorization=authorization
             )
         with response:
             return self._read_token(response, is_anonymous=credentials is None)
