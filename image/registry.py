@@ -59,6 +59,7 @@ class Registry:
         """
         self.reference = reference
         self._path = reference.path
+        self._prefix = f"{reference.path}/" if reference.path else ""
         self._scope = f"repository:{reference.path}:pull"
         host = DOCKER_HUB_HOST if reference.host == DEFAULT_HOST else reference.host
         is_loopback = is_loopback_host(host) and not has_certificates(host)
@@ -182,9 +183,12 @@ class Registry:
                 raise self._error(response, response.read(MAX_ERROR_BYTES), descriptor)
             yield from _skip(response.chunks(), offset)
 
-    def _request(self, method: str, path: str, headers: Mapping[str, str]) -> Response:
+    def _request(
+        self, method: str, path: str, headers: Mapping[str, str], scope: str | None = None
+    ) -> Response:
         """Send, and send once more with credentials when asked for them."""
-        response = self._send(method, path, headers, self._auth.header(self._scope))
+        scope = self._scope if scope is None else scope
+        response = self._send(method, path, headers, self._auth.header(scope))
         if response.status != 401:
             return response
         # A HEAD or a redirected request may be refused elsewhere: only the registry may ask.
@@ -192,7 +196,7 @@ class Registry:
             response.close()
             raise self._auth.denied("authentication required at a host that it redirects to")
         response.close()
-        header = self._auth.answer(response, self._scope, self._auth.header(self._scope))
+        header = self._auth.answer(response, scope, self._auth.header(scope))
         response = self._send(method, path, headers, header)
         if response.status == 401:
             response.close()
@@ -204,7 +208,7 @@ class Registry:
     def _send(
         self, method: str, path: str, headers: Mapping[str, str], authorization: str
     ) -> Response:
-        target = f"{self.transport.base_url}/v2/{self._path}/{path}"
+        target = f"{self.transport.base_url}/v2/{self._prefix}{path}"
         try:
             response = self.transport.get(
                 target, method=method, headers=headers, authorization=authorization
@@ -262,7 +266,7 @@ class Registry:
         """The error for a status, with the registry's own words if it has some."""
         host, status = quote(self.reference.host), response.status
         image = quote(self.reference.familiar)
-        words = _error_words(body)
+        words = error_words(body)
         because = f": {words}" if words else ""
         if status in (401, 403):
             return PermissionDenied(
@@ -305,7 +309,7 @@ class _ErrorBody(msgspec.Struct):
     errors: list[_ErrorEntry]
 
 
-def _error_words(body: bytes) -> str:
+def error_words(body: bytes) -> str:
     """The first error's message or code of the spec's JSON; "" for anything else."""
     try:
         errors = msgspec.json.decode(body, type=_ErrorBody).errors
