@@ -168,7 +168,7 @@ def _ask_helper(name: str, server: str) -> Credentials | None:
     if not _HELPER_NAME.fullmatch(name):
         raise InvalidArgument(f"credential helper {quote(name)} is not a valid name")
     program = f"docker-credential-{name}"
-    status, output = _run_helper(program, server)
+    status, output = run_helper(program, "get", server.encode())
     if status != 0:
         if _NOT_FOUND_TEXT in output.decode("utf-8", "replace"):
             return None
@@ -183,7 +183,7 @@ def _ask_helper(name: str, server: str) -> Credentials | None:
     return Credentials(answer.username, answer.secret) if answer.username else None
 
 
-def _run_helper(program: str, server: str) -> tuple[int, bytes]:
+def run_helper(program: str, action: str, data: bytes) -> tuple[int, bytes]:
     """Exit status and output; a helper that hangs or talks without end is killed with its group."""
     import signal
     import subprocess
@@ -191,7 +191,7 @@ def _run_helper(program: str, server: str) -> tuple[int, bytes]:
 
     try:
         process = subprocess.Popen(
-            [program, "get"],
+            [program, action],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -215,7 +215,7 @@ def _run_helper(program: str, server: str) -> tuple[int, bytes]:
     timer.start()
     try:
         try:
-            process.stdin.write(server.encode())
+            process.stdin.write(data)
             process.stdin.close()
         except BrokenPipeError:
             pass  # its exit status tells more
