@@ -40,6 +40,8 @@ _UNTOLD_TYPES = frozenset({"", "application/json", "text/plain", "application/oc
 class Registry:
     """The repositories of one host; safe to use from several threads."""
 
+    _actions = "pull"
+
     def __init__(
         self,
         reference: Reference,
@@ -60,7 +62,7 @@ class Registry:
         self.reference = reference
         self._path = reference.path
         self._prefix = f"{reference.path}/" if reference.path else ""
-        self._scope = f"repository:{reference.path}:pull"
+        self._scope = f"repository:{reference.path}:{self._actions}" if reference.path else ""
         host = DOCKER_HUB_HOST if reference.host == DEFAULT_HOST else reference.host
         is_loopback = is_loopback_host(host) and not has_certificates(host)
         scheme = "http" if plain_http or is_loopback else "https"
