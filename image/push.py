@@ -45,10 +45,11 @@ _HEAD_BYTES = 6  # the longest magic
 class PushSink(UploadProgress, Protocol):
     """Receives events, from several threads; `blob` is the digest that the manifest here names.
 
-    Per blob: `exists`, `mounted`, or `start`, any mix of sent/restarted, `done`. Before them
+    `begin` comes once, when the image was found. Per blob: `exists`, `mounted`, or `start`, any mix of sent/restarted, `done`. Before them
     `compressing` where the blob is made anew.
     """
 
+    def begin(self, repository: str) -> None: ...
     def exists(self, blob: str, size: int) -> None: ...
     def mounted(self, blob: str, size: int, source: str) -> None: ...
     def compressing(self, blob: str, size: int) -> None: ...
@@ -60,6 +61,7 @@ class PushSink(UploadProgress, Protocol):
 class SilentPush:
     """A sink that drops everything."""
 
+    def begin(self, repository: str) -> None: ...
     def exists(self, blob: str, size: int) -> None: ...
     def mounted(self, blob: str, size: int, source: str) -> None: ...
     def compressing(self, blob: str, size: int) -> None: ...
@@ -118,6 +120,7 @@ def push_image(
         check_level(compression.kind, compression.level)
     entry, reference = _what_to_push(store, name, destination)
     sink = progress or SilentPush()
+    sink.begin(reference.repository)
     registry = RegistryWriter(
         reference,
         plain_http=plain_http,

@@ -40,8 +40,6 @@ _UNTOLD_TYPES = frozenset({"", "application/json", "text/plain", "application/oc
 class Registry:
     """The repositories of one host; safe to use from several threads."""
 
-    _actions = "pull"
-
     def __init__(
         self,
         reference: Reference,
@@ -62,7 +60,7 @@ class Registry:
         self.reference = reference
         self._path = reference.path
         self._prefix = f"{reference.path}/" if reference.path else ""
-        self._scope = f"repository:{reference.path}:{self._actions}" if reference.path else ""
+        self._scope = f"repository:{reference.path}:pull"
         host = DOCKER_HUB_HOST if reference.host == DEFAULT_HOST else reference.host
         is_loopback = is_loopback_host(host) and not has_certificates(host)
         scheme = "http" if plain_http or is_loopback else "https"
@@ -204,6 +202,8 @@ class Registry:
             response.close()
             raise self._auth.denied(
                 f"{quote(self._path)} does not exist, or needs other credentials"
+                if self._path
+                else "the user name or password is wrong"
             )
         return response
 

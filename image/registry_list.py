@@ -33,6 +33,16 @@ class _Page(msgspec.Struct):
 class RegistryLists(Registry):
     """A `Registry` that is asked what it has."""
 
+    def ping(self) -> None:
+        """Raise unless this is a registry that lets us in."""
+        with self._request("GET", "", {}, "") as response:
+            if response.status == 200:
+                return
+            host = quote(self.reference.host)
+            if response.status == 404:
+                raise RegistryError(f"{host} is not a registry: it has no /v2/")
+            raise RegistryError(f"registry {host} answered status {response.status}")
+
     def tags(self) -> Iterator[str]:
         """The tags of the repository, in the registry's order."""
         for data in self._pages(f"tags/list?n={PAGE_ENTRIES}", self._scope):

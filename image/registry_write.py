@@ -43,13 +43,15 @@ class Session:
 class RegistryWriter(RegistryLists):
     """A registry whose one repository may be pushed to; safe to use from several threads."""
 
-    _actions = "pull,push"
+    @property
+    def _push_scope(self) -> str:
+        return f"repository:{self._path}:pull,push"
 
     # -- blobs ------------------------------------------------------------------------------------
 
     def has_blob(self, digest: Digest) -> bool:
         """Whether the repository has the blob."""
-        with self._request("HEAD", f"blobs/{digest}", {}) as response:
+        with self._request("HEAD", f"blobs/{digest}", {}, self._push_scope) as response:
             # A redirect leads to where the blob lies, and is only given for one that is there.
             if response.status == 200 or not self._is_own(response.url):
                 return True
@@ -63,7 +65,7 @@ class RegistryWriter(RegistryLists):
         None when that is done; else an upload to go on with.
         """
         query = urlencode({"mount": digest, "from": source})
-        scope = f"{self._scope} repository:{source}:pull"
+        scope = f"{self._push_scope} repository:{source}:pull"
         try:
             response = self._request("POST", f"blobs/uploads/?{query}", {}, scope)
         except PermissionDenied:
@@ -77,7 +79,7 @@ class RegistryWriter(RegistryLists):
 
     def begin_upload(self) -> Session:
         """Ask for a place to upload a blob to."""
-        with self._request("POST", "blobs/uploads/", {}) as response:
+        with self._request("POST", "blobs/uploads/", {}, self._push_scope) as response:
             if response.status != 202:
                 raise self.refused(response, "starting an upload")
             return self._session(response)
@@ -87,12 +89,12 @@ class RegistryWriter(RegistryLists):
     ) -> Response:
         """One request with a body; credentials go along only to the registry itself."""
         own = self._is_own(url)
-        sent = self._auth.header(self._scope) if own else ""
+        sent = self._auth.header(self._push_scope) if own else ""
         response = self.transport.send(method, url, body, headers=headers, authorization=sent)
         if response.status != 401 or not own:
             return response
         response.close()  # a token has ended meanwhile
-        header = self._auth.answer(response, self._scope, sent)
+        header = self._auth.answer(response, self._push_scope, sent)
         return self.transport.send(method, url, body, headers=headers, authorization=header)
 
     def ask_upload(self, session: Session) -> int | None:
