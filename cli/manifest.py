@@ -19,24 +19,44 @@ NAME = Argument("NAME", "Name with tag or digest, such as debian:12")
 
 
 def _inspect(values: Values) -> int:
+    from scow.image.reference import parse_reference
+    from scow.image.registry_list import RegistryLists
     from scow.image.remote import RemoteImage
 
     raw, verbose = values.flag("raw"), values.flag("verbose")
     if raw and verbose:
         raise UsageError("manifest inspect: --raw and --verbose exclude each other")
+    if values.flag("local"):
+        if verbose:
+            raise UsageError("manifest inspect: --local and --verbose exclude each other")
+        _show(_local(values.word("NAME")), raw=raw)
+        return 0
     how = connection("manifest inspect", values)
-    with RemoteImage(values.word("NAME"), **how) as image:
+    with RegistryLists(parse_reference(values.word("NAME")), **how) as registry:
+        image = RemoteImage(registry)
         if verbose:
             found = [_described(document) for document in image.manifests()]
             print(_pretty(found[0] if len(found) == 1 else found))
             return 0
-        document = image.document()
+        data = image.document().data
+    _show(data, raw=raw)
+    return 0
+
+
+def _local(name: str) -> bytes:
+    from scow.cli.session import service
+    from scow.image.document import MAX_DOCUMENT_BYTES
+
+    images = service().images
+    return images.content.read_blob(images.get(name).manifest_digest, MAX_DOCUMENT_BYTES)
+
+
+def _show(data: bytes, *, raw: bool) -> None:
     if raw:
         sys.stdout.flush()
-        sys.stdout.buffer.write(document.data)
+        sys.stdout.buffer.write(data)
     else:
-        print(_pretty(json.loads(document.data)))
-    return 0
+        print(_pretty(json.loads(data)))
 
 
 def _pretty(document: object) -> str:
@@ -78,6 +98,7 @@ INSPECT = Command(
     arguments=(NAME,),
     options=(
         flag("-v", "--verbose", help="Every image of a list, with its descriptor"),
+        flag("--local", help="What is here under this name, without asking the registry"),
         flag("--raw", help="The exact bytes, whose SHA-256 is the digest"),
         *REMOTE_OPTIONS,
     ),
@@ -87,11 +108,13 @@ INSPECT = Command(
 
 
 def _referrers(values: Values) -> int:
+    from scow.image.reference import parse_reference
+    from scow.image.registry_list import RegistryLists
     from scow.image.remote import RemoteImage
 
     how = connection("registry referrers", values)
-    with RemoteImage(values.word("NAME"), **how) as image:
-        found = image.referrers(values.text("artifact-type") or "")
+    with RegistryLists(parse_reference(values.word("NAME")), **how) as registry:
+        found = RemoteImage(registry).referrers(values.text("artifact-type") or "")
     rows: list[Row] = [
         {
             "Digest": entry.digest,
@@ -129,20 +152,20 @@ REFERRERS = Command(
 
 
 def _rm(values: Values) -> int:
-    from scow.image.remote import RemoteImage
+    from scow.image.reference import parse_reference
+    from scow.image.registry_write import RegistryWriter
+    from scow.image.remote import remove_blob, remove_manifest
 
     how = connection("registry rm", values)
+    act = remove_blob if values.flag("blob") else remove_manifest
     for name in values.words("NAME"):
         if "@" not in name and ":" not in name.rpartition("/")[2]:
             raise UsageError("registry rm: say what to remove: NAME:TAG or NAME@DIGEST")
 
     def remove(name: str) -> str:
-        with RemoteImage(name, **how) as image:
-            if values.flag("blob"):
-                image.remove_blob()
-            else:
-                image.remove()
-            return f"Deleted: {image.reference.familiar}"
+        with RegistryWriter(parse_reference(name), **how) as registry:
+            act(registry)
+            return f"Deleted: {registry.reference.familiar}"
 
     return each(values.words("NAME"), remove)
 

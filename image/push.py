@@ -27,6 +27,7 @@ from scow.image.digest import Digest, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.install import Cancelled, ImageDocument, read_image_document
 from scow.image.manifest import Descriptor
+from scow.image.media_types import DOCKER_LAYER, OCI_LAYER
 from scow.image.reference import Reference, parse_reference
 from scow.image.registry_write import RegistryWriter
 from scow.image.store import find_entry
@@ -252,8 +253,8 @@ def _push_blobs(
             raise
     if work.uncompressed:
         sink.warning(
-            f"{work.uncompressed} layers are not compressed and are pushed so; "
-            "--compression-format zstd makes them smaller"
+            f"layers that were sent without compression: {work.uncompressed}; "
+            "with --compression-format zstd they would be smaller"
         )
     new_layers = [pushed[d.digest] for d in manifest.layers]
     if new_layers == [*manifest.layers]:
@@ -277,21 +278,18 @@ class _BlobPush:
 
     def layer(self, layer: Descriptor, compression: Compression | None) -> Descriptor:
         """Push a layer as it lies, or in another format; returns what was pushed."""
-        path = self._store.content.blob_path(layer.digest)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return self.plain(layer)
-        try:
-            head = os.pread(fd, _HEAD_BYTES, 0)
-        finally:
-            os.close(fd)
-        if compression is None:
-            self.uncompressed += not any(is_compressed(head, kind) for kind in ("gzip", "zstd"))
-            return self.plain(layer)
-        if compression.level is None and is_compressed(head, compression.kind):
+        if compression is None or self._is_made_so(layer, compression):
             return self.plain(layer)
         return self._recompressed(layer, compression)
+
+    def _is_made_so(self, layer: Descriptor, compression: Compression) -> bool:
+        if compression.level is not None:
+            return False
+        try:
+            with open(self._store.content.blob_path(layer.digest), "rb") as file:
+                return is_compressed(file.read(_HEAD_BYTES), compression.kind)
+        except FileNotFoundError:
+            return True  # nothing can be made of it; the registry may have it
 
     def plain(self, blob: Descriptor) -> Descriptor:
         """Push a blob byte for byte."""
@@ -308,9 +306,10 @@ class _BlobPush:
                 hint="pull the image again, then push it",
             ) from e
         try:
-            self._upload(BlobFile(fd, blob.digest, blob.size), blob.digest)
+            was_sent = self._upload(BlobFile(fd, blob.digest, blob.size), blob.digest)
         finally:
             os.close(fd)
+        self.uncompressed += was_sent and blob.media_type in (OCI_LAYER, DOCKER_LAYER)
         return blob
 
     def _recompressed(self, layer: Descriptor, compression: Compression) -> Descriptor:
@@ -343,12 +342,13 @@ class _BlobPush:
         self._sink.exists(name, blob.size)
         return True
 
-    def _upload(self, blob: BlobFile, name: str) -> None:
+    def _upload(self, blob: BlobFile, name: str) -> bool:
+        """Bring a blob into the repository; False where the registry had it in another."""
         source = self._sources.get(blob.digest)
         session = self._registry.mount(blob.digest, source) if source else None
         if source and session is None:
             self._sink.mounted(name, blob.size, source)
-            return
+            return False
         self._sink.start(name, blob.size)
         upload = BlobUpload(
             self._registry,
@@ -360,3 +360,4 @@ class _BlobPush:
         )
         upload.run()
         self._sink.done(name)
+        return True

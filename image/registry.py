@@ -40,6 +40,8 @@ _UNTOLD_TYPES = frozenset({"", "application/json", "text/plain", "application/oc
 class Registry:
     """The repositories of one host; safe to use from several threads."""
 
+    _actions = "pull"
+
     def __init__(
         self,
         reference: Reference,
@@ -59,8 +61,7 @@ class Registry:
         """
         self.reference = reference
         self._path = reference.path
-        self._prefix = f"{reference.path}/" if reference.path else ""
-        self._scope = f"repository:{reference.path}:pull"
+        self._scope = f"repository:{reference.path}:{self._actions}" if reference.path else ""
         host = DOCKER_HUB_HOST if reference.host == DEFAULT_HOST else reference.host
         is_loopback = is_loopback_host(host) and not has_certificates(host)
         scheme = "http" if plain_http or is_loopback else "https"
@@ -210,7 +211,8 @@ class Registry:
     def _send(
         self, method: str, path: str, headers: Mapping[str, str], authorization: str
     ) -> Response:
-        target = f"{self.transport.base_url}/v2/{self._prefix}{path}"
+        prefix = f"{self._path}/" if self._path else ""
+        target = f"{self.transport.base_url}/v2/{prefix}{path}"
         try:
             response = self.transport.get(
                 target, method=method, headers=headers, authorization=authorization

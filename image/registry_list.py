@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Self
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import msgspec
@@ -31,7 +32,16 @@ class _Page(msgspec.Struct):
 
 
 class RegistryLists(Registry):
-    """A `Registry` that is asked what it has."""
+    """A `Registry` that is asked what it has; a context, as it holds connections."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    @property
+    def _base_url(self) -> str:
+        """What the paths of requests follow."""
+        path = self.reference.path
+        return f"{self.transport.base_url}/v2/" + (f"{path}/" if path else "")
 
     def ping(self) -> None:
         """Raise unless this is a registry that lets us in."""
@@ -105,8 +115,7 @@ class RegistryLists(Registry):
 
     def _path_of(self, url: str) -> str:
         """What follows the prefix in a link of the registry's own."""
-        base = f"{self.transport.base_url}/v2/{self._prefix}"
-        own, theirs = urlsplit(base), urlsplit(url)
+        own, theirs = urlsplit(self._base_url), urlsplit(url)
         # Behind a proxy that ends TLS a registry may think that it speaks http: the path counts.
         if theirs.netloc != own.netloc or not theirs.path.startswith(own.path):
             raise RegistryError(

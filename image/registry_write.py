@@ -17,7 +17,14 @@ from scow.image.media_types import OCI_INDEX
 from scow.image.registry import MAX_ERROR_BYTES, error_words
 from scow.image.registry_list import RegistryLists, referrers_tag
 from scow.image.transport import Body, Response, TransportError
-from scow.native.errors import IntegrityError, NotFound, PermissionDenied, RegistryError, ScowError
+from scow.native.errors import (
+    IntegrityError,
+    NotFound,
+    PermissionDenied,
+    RegistryError,
+    ScowError,
+    Unsupported,
+)
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _WORDS = {  # what a code of the spec means for who pushes, where the registry's words do not say
@@ -43,15 +50,13 @@ class Session:
 class RegistryWriter(RegistryLists):
     """A registry whose one repository may be pushed to; safe to use from several threads."""
 
-    @property
-    def _push_scope(self) -> str:
-        return f"repository:{self._path}:pull,push"
+    _actions = "pull,push"
 
     # -- blobs ------------------------------------------------------------------------------------
 
     def has_blob(self, digest: Digest) -> bool:
         """Whether the repository has the blob."""
-        with self._request("HEAD", f"blobs/{digest}", {}, self._push_scope) as response:
+        with self._request("HEAD", f"blobs/{digest}", {}) as response:
             # A redirect leads to where the blob lies, and is only given for one that is there.
             if response.status == 200 or not self._is_own(response.url):
                 return True
@@ -65,7 +70,7 @@ class RegistryWriter(RegistryLists):
         None when that is done; else an upload to go on with.
         """
         query = urlencode({"mount": digest, "from": source})
-        scope = f"{self._push_scope} repository:{source}:pull"
+        scope = f"{self._scope} repository:{source}:pull"
         try:
             response = self._request("POST", f"blobs/uploads/?{query}", {}, scope)
         except PermissionDenied:
@@ -79,7 +84,7 @@ class RegistryWriter(RegistryLists):
 
     def begin_upload(self) -> Session:
         """Ask for a place to upload a blob to."""
-        with self._request("POST", "blobs/uploads/", {}, self._push_scope) as response:
+        with self._request("POST", "blobs/uploads/", {}) as response:
             if response.status != 202:
                 raise self.refused(response, "starting an upload")
             return self._session(response)
@@ -89,12 +94,12 @@ class RegistryWriter(RegistryLists):
     ) -> Response:
         """One request with a body; credentials go along only to the registry itself."""
         own = self._is_own(url)
-        sent = self._auth.header(self._push_scope) if own else ""
+        sent = self._auth.header(self._scope) if own else ""
         response = self.transport.send(method, url, body, headers=headers, authorization=sent)
         if response.status != 401 or not own:
             return response
         response.close()  # a token has ended meanwhile
-        header = self._auth.answer(response, self._push_scope, sent)
+        header = self._auth.answer(response, self._scope, sent)
         return self.transport.send(method, url, body, headers=headers, authorization=header)
 
     def ask_upload(self, session: Session) -> int | None:
@@ -157,7 +162,7 @@ class RegistryWriter(RegistryLists):
 
     def put_manifest(self, target: str, data: bytes, media_type: str) -> bool:
         """Store a manifest under a tag or digest; whether the registry took note of its subject."""
-        url = f"{self.transport.base_url}/v2/{self._prefix}manifests/{target}"
+        url = f"{self._base_url}manifests/{target}"
         what = f"pushing manifest {quote(target)}"
         with self._put_patiently(url, data, {"Content-Type": media_type}) as response:
             if response.status not in (200, 201, 202):
@@ -206,15 +211,24 @@ class RegistryWriter(RegistryLists):
             self.put_manifest(tag, json.dumps(index, separators=(",", ":")).encode(), OCI_INDEX)
 
     def delete_manifest(self, target: str) -> None:
-        """Remove a manifest by digest with all its tags, or one tag."""
-        self._delete(f"manifests/{target}", f"removing manifest {quote(target)}")
+        """Remove a manifest by digest with all its tags, or one tag.
+
+        Raises Unsupported where the registry cannot remove a tag by itself.
+        """
+        what = f"removing manifest {quote(target)}"
+        self._delete(f"manifests/{target}", what, is_tag=":" not in target)
 
     def delete_blob(self, digest: Digest) -> None:
         """Remove a blob from the repository."""
         self._delete(f"blobs/{digest}", f"removing blob {digest}")
 
-    def _delete(self, path: str, what: str) -> None:
-        with self._request("DELETE", path, {}, f"repository:{self._path}:delete,pull") as response:
+    def _delete(self, path: str, what: str, *, is_tag: bool = False) -> None:
+        with self._request(
+            "DELETE", path, {}, f"repository:{self.reference.path}:delete,pull"
+        ) as response:
+            if is_tag and response.status in (400, 405):
+                host = quote(self.reference.host)
+                raise Unsupported(f"registry {host} cannot remove a tag by itself")
             if response.status not in (200, 202, 204):
                 raise self.refused(response, what)
 
@@ -235,7 +249,7 @@ class RegistryWriter(RegistryLists):
                 hint=f"check the name, or log in: scow login {self.reference.host}",
             )
         if status == 404:
-            return NotFound(f"registry {host} knows nothing of {where}{because}")
+            return NotFound(f"{where}: registry {host} has no such thing{because}")
         if status == 405:
             return RegistryError(
                 f"registry {host} does not allow {where}{because}",

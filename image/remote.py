@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scow.image.credentials import Credentials
 from scow.image.digest import quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.manifest import MAX_INDEX_DEPTH, Descriptor, Index, parse_document
 from scow.image.media_types import INDEX_TYPES, MANIFEST_TYPES
-from scow.image.reference import Reference, parse_reference
+from scow.image.reference import Reference
+from scow.image.registry_list import RegistryLists
 from scow.image.registry_write import RegistryWriter
-from scow.image.transport import Patience
-from scow.native.errors import InvalidArgument, RegistryError
+from scow.native.errors import InvalidArgument, Unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,31 +27,11 @@ class Document:
 
 
 class RemoteImage:
-    """One name at its registry; a context, as it holds connections."""
+    """What the reference of `registry` names."""
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        plain_http: bool = False,
-        tls_verify: bool = True,
-        credentials: Credentials | None = None,
-        patience: Patience | None = None,
-    ) -> None:
-        self.reference = parse_reference(name)
-        self._registry = RegistryWriter(
-            self.reference,
-            plain_http=plain_http,
-            tls_verify=tls_verify,
-            credentials=credentials,
-            patience=patience,
-        )
-
-    def __enter__(self) -> RemoteImage:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._registry.close()
+    def __init__(self, registry: RegistryLists) -> None:
+        self.reference = registry.reference
+        self._registry = registry
 
     @property
     def target(self) -> str:
@@ -93,22 +72,24 @@ class RemoteImage:
         digest = self.reference.digest or self._registry.head_manifest(self.target)
         return self._registry.referrers(digest or self.document().descriptor.digest, artifact_type)
 
-    def remove(self) -> None:
-        """Remove a digest with all its tags, or a tag alone."""
-        try:
-            self._registry.delete_manifest(self.target)
-        except (RegistryError, InvalidArgument) as e:
-            if self.reference.digest is not None:
-                raise
-            digest = self._registry.head_manifest(self.target)
-            raise RegistryError(
-                f"{e.message}; many registries cannot remove a tag by itself",
-                hint="this removes the content with all of its tags: scow registry rm "
-                f"{self.reference.familiar_repository}@{digest}",
-            ) from e
 
-    def remove_blob(self) -> None:
-        """Remove a blob from the repository: the digest is the blob's."""
-        if self.reference.digest is None:
-            raise InvalidArgument("a blob has no tag: NAME@DIGEST")
-        self._registry.delete_blob(self.reference.digest)
+def remove_manifest(registry: RegistryWriter) -> None:
+    """Remove a digest with all its tags, or a tag alone."""
+    reference = registry.reference
+    target = reference.digest or reference.tag or ""
+    try:
+        registry.delete_manifest(target)
+    except Unsupported as e:
+        digest = registry.head_manifest(target)
+        raise Unsupported(
+            e.message,
+            hint="this removes the content with all of its tags: scow registry rm "
+            f"{reference.familiar_repository}@{digest}",
+        ) from e
+
+
+def remove_blob(registry: RegistryWriter) -> None:
+    """Remove a blob from the repository: the digest is the blob's."""
+    if registry.reference.digest is None:
+        raise InvalidArgument("a blob has no tag: NAME@DIGEST")
+    registry.delete_blob(registry.reference.digest)

@@ -110,7 +110,7 @@ def list_tags(
     """The repository that `name` means, and its first tags in the registry's order."""
     reference = parse_reference(name)
     registry = RegistryLists(
-        reference,
+        Reference(reference.host, reference.path, None, None),
         plain_http=plain_http,
         tls_verify=tls_verify,
         credentials=credentials,
