@@ -108,9 +108,10 @@ def show_group(group: str) -> int:
         (name.removeprefix(group + " "), registry.load(registry.ALIASES.get(name, name)).summary)
         for name in names
     )
-    text = {"system": "Commands about scow on this machine."}.get(
-        group, f"Commands about {group}s."
-    )
+    text = {
+        "system": "Commands about scow on this machine.",
+        "registry": "Commands about what registries have.",
+    }.get(group, f"Commands about {group}s.")
     return _show_group(f"scow {group}", text, (("Commands", rows),), has_global_options=False)
 
 

@@ -37,6 +37,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pod stats": ("pod", "STATS"),
     "images": ("images", "IMAGES"),
     "pull": ("pull", "PULL"),
+    "push": ("push", "PUSH"),
+    "login": ("login", "LOGIN"),
+    "logout": ("login", "LOGOUT"),
+    "search": ("search", "SEARCH"),
+    "manifest inspect": ("manifest", "INSPECT"),
+    "registry referrers": ("manifest", "REFERRERS"),
+    "registry rm": ("manifest", "RM"),
     "tag": ("images", "TAG"),
     "rmi": ("images", "RMI"),
     "save": ("archive", "SAVE"),
@@ -81,7 +88,11 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pod stats",
         ),
     ),
-    ("Images", ("pull", "images", "tag", "rmi", "save", "load")),
+    ("Images", ("pull", "push", "images", "tag", "rmi", "save", "load")),
+    (
+        "Registries",
+        ("login", "logout", "search", "manifest inspect", "registry referrers", "registry rm"),
+    ),
     ("This machine", ("serve", "call", "info", "system check", "version", "completion")),
 )
 
@@ -100,6 +111,8 @@ ALIASES: dict[str, str] = {
     "image ls": "images",
     "image list": "images",
     "image pull": "pull",
+    "image push": "push",
+    "image search": "search",
     "image rm": "rmi",
     "image remove": "rmi",
     "image tag": "tag",
@@ -110,7 +123,7 @@ ALIASES: dict[str, str] = {
     "ls": "ps",
 }
 
-GROUPS = ("container", "image", "pod", "system")
+GROUPS = ("container", "image", "manifest", "pod", "registry", "system")
 
 
 def find(words: list[str]) -> tuple[str, list[str]] | None:
