@@ -33,12 +33,12 @@ _SHARED: tuple[Option, ...] = (
 )
 
 
-def _wishes(values: Values, name: str | None, **more: str) -> Wishes:
+def _wishes(values: Values, name: str | None, comment: str = "", **more: str) -> Wishes:
     from scow.image.commit import Wishes
 
     return Wishes(
         name=name,
-        comment=values.text("message") or more.pop("comment", ""),
+        comment=values.text("message") or comment,
         changes=values.many("change"),
         compression=values.text("compression") or "gzip",
         **more,
