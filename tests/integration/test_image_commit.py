@@ -358,26 +358,18 @@ def test_names_that_would_remove_files(scow: Scow, script: str, says: str) -> No
     assert scow("image", "inspect", "evil").code == 1
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
+def test_bad_commits(scow: Scow) -> None:
+    created(scow, "touch /x")
+    before = sorted(os.listdir(f"{scow.env['SCOW_ROOT']}/images/blobs/sha256"))
+    for words, says in (
         (("-c", "FROM x", "c"), "unknown instruction 'FROM'"),
-        (("-c", "USER a b", "c"), "exactly one value"),
-        (("-c", "WORKDIR ../../x", "c"), None),
         (("-c", "EXPOSE 99999", "c"), "not within 1 to 65535"),
         (("--compression", "xz", "c"), "gzip or zstd"),
         (("c", "A//b"), "invalid reference"),
         (("c", f"a@sha256:{'0' * 64}"), "a name with a digest is not a tag"),
         (("nope",), "no such container"),
-    ],
-)
-def test_bad_commits(scow: Scow, words: tuple[str, ...], says: str | None) -> None:
-    created(scow, "touch /x")
-    before = sorted(os.listdir(f"{scow.env['SCOW_ROOT']}/images/blobs/sha256"))
-    done = scow("commit", *words)
-    if says is None:
-        assert done.code == 0, done.err
-        return
-    assert (done.code, done.out) == (125, "")
-    assert says in done.err
+    ):
+        done = scow("commit", *words)
+        assert (done.code, done.out) == (125, "")
+        assert says in done.err
     assert sorted(os.listdir(f"{scow.env['SCOW_ROOT']}/images/blobs/sha256")) == before
