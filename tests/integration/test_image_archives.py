@@ -10,8 +10,10 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -20,9 +22,13 @@ import zstandard
 from fixtures import engines
 from fixtures.command import Scow
 from fixtures.engines import OURS
+from fixtures.handmade import Archive, file, pack
 from fixtures.images import ensure
 from scow.image.commit import Wishes, import_tree
+from scow.image.gc import collect
+from scow.image.layers import LayerStore
 from scow.image.store import Image, ImageStore
+from scow.native.errors import ScowError
 
 NAME, OTHER = "docker.io/library/busybox:latest", "localhost/other:1"
 
@@ -306,3 +312,159 @@ def test_members_in_any_order(scow: Scow, fresh: Scow, images: dict[str, Image])
             new.addfile(member, old.extractfile(member))
     fresh.ok("load", stdin=out.getvalue())
     assert same(loaded(fresh), images)
+
+
+# --- what is no archive, or a hostile one (badinput D11) ---------------------------------------------
+
+
+def handmade(*contents: bytes, name: str = "evil/x:1") -> dict[str, bytes]:
+    """The files of an OCI layout: an image for each content, NAME1, NAME2, ..."""
+    archive = Archive()
+    for number, content in enumerate(contents):
+        archive.add(f"{name}{number}", [pack([file("f", content)])])
+    with TemporaryDirectory() as top, tarfile.open(archive.write(Path(top, "x"))) as tar:
+        return {m.name: (tar.extractfile(m) or BytesIO()).read() for m in tar.getmembers()}
+
+
+def docker_files(*contents: bytes, **changes: object) -> dict[str, bytes]:
+    """The same as `docker save` wrote it before it knew of layouts."""
+    images: list[dict[str, object]] = []
+    files: dict[str, bytes] = {}
+    for number, content in enumerate(contents):
+        layer = pack([file("f", content)])
+        config = {
+            "architecture": "amd64",
+            "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{sha256(layer).hexdigest()}"]},
+        }
+        files[f"{number}/layer.tar"] = layer
+        files[f"{number}.json"] = json.dumps(config).encode()
+        image = {"Config": f"{number}.json", "Layers": [f"{number}/layer.tar"]}
+        images.append({**image, "RepoTags": [f"evil/x:{number}"], **changes})
+    return {**files, "manifest.json": json.dumps(images).encode()}
+
+
+def tar_of(files: dict[str, bytes], *links: tuple[str, str, bytes]) -> bytes:
+    out = BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, target, kind in links:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            tar.addfile(link)
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, BytesIO(data))
+    return out.getvalue()
+
+
+def broken(files: dict[str, bytes], name: str, data: bytes | None) -> dict[str, bytes]:
+    """The files with one changed, or left out."""
+    rest = {key: value for key, value in files.items() if key != name}
+    return rest if data is None else {**rest, name: data}
+
+
+def last_layer(files: dict[str, bytes]) -> str:
+    index = json.loads(files["index.json"])
+    manifest = json.loads(files[f"blobs/{index['manifests'][-1]['digest'].replace(':', '/')}"])
+    return f"blobs/{manifest['layers'][-1]['digest'].replace(':', '/')}"
+
+
+def bad_archives() -> Iterator[tuple[str, bytes, str]]:
+    """What is wrong, the archive, and what is said of it."""
+    layout, old = handmade(b"good", b"bad"), docker_files(b"good", b"bad")
+    layer = last_layer(layout)
+    yield "neither kind", tar_of({"f": b""}), "neither 'index.json' nor 'manifest.json'"
+    yield "no tar", b"hello" * 1000, "not a tar archive"
+    yield "empty", b"", "not a tar archive"
+    yield (
+        "version 2.0",
+        tar_of(broken(layout, "oci-layout", b'{"imageLayoutVersion":"2.0.0"}')),
+        "2.0.0",
+    )
+    yield "huge index", tar_of(broken(layout, "index.json", b" " * (5 << 20))), "more than 4194304"
+    yield "second image's layer is missing", tar_of(broken(layout, layer, None)), "no file"
+    damaged = layout[layer][:-8] + bytes(8)
+    yield "second image's layer is damaged", tar_of(broken(layout, layer, damaged)), "got sha256:"
+    yield (
+        "second layer is another",
+        tar_of(broken(old, "1/layer.tar", old["0/layer.tar"])),
+        "diff id",
+    )
+    yield "second config is missing", tar_of(broken(old, "1.json", None)), "no file"
+    for place in ("../../etc/passwd", "/etc/passwd", "1/../../x", "manifest.json/x"):
+        yield f"layer at {place}", tar_of(docker_files(b"x", Layers=[place])), "no file"
+    for tag in ("A/b:1", "evil/../x", "x@sha256:" + "0" * 63, "", "-x"):
+        yield f"tag {tag!r}", tar_of(docker_files(b"x", RepoTags=[tag])), "invalid reference"
+    loops = [("1/layer.tar", "../2/l", tarfile.SYMTYPE), ("2/l", "../1/layer.tar", tarfile.SYMTYPE)]
+    yield "links in a circle", tar_of(broken(old, "1/layer.tar", None), *loops), "in circles"
+    out = [("1/layer.tar", "/etc/passwd", tarfile.SYMTYPE)]
+    yield "a link out", tar_of(broken(old, "1/layer.tar", None), *out), "no file"
+    hard = [("1/layer.tar", "../../etc/passwd", tarfile.LNKTYPE)]
+    yield "a hard link out", tar_of(broken(old, "1/layer.tar", None), *hard), "no file"
+    device = [("1/layer.tar", "", tarfile.CHRTYPE)]
+    yield "a device", tar_of(broken(old, "1/layer.tar", None), *device), "no file"
+    whole = tar_of(layout)
+    for cut in (1100, len(whole) // 2):
+        yield f"cut at {cut}", whole[:cut], "cut off"
+    yield "no list", tar_of(broken(old, "manifest.json", b'{"schemaVersion":2}')), "manifest.json"
+
+
+def test_bad_archives_name_nothing(tmp_path: Path) -> None:
+    """One line for each, and no image of it gets a name, the good ones before it neither."""
+    store = ImageStore(f"{tmp_path}/bad")
+    for what, data, says in bad_archives():
+        with pytest.raises(ScowError) as caught:
+            store.load(BytesIO(data))
+        assert says in str(caught.value), what
+        assert "\n" not in str(caught.value), what
+        assert store.list() == [], what
+    # All that came in on the way is nobody's, and goes.
+    collect(store)
+    assert LayerStore(f"{store.root}/layers").list() == []
+    assert os.listdir(store.content.ingest_dir) == []
+
+
+def test_names_that_move_are_told(tmp_path: Path) -> None:
+    """An archive may name anybody's image (CVE-2026-50195)."""
+    store = ImageStore(f"{tmp_path}/moved")
+    store.load(BytesIO(tar_of(docker_files(b"mine", b"other"))))
+    old = store.get("evil/x:0")
+    assert store.load(BytesIO(tar_of(docker_files(b"theirs", b"other")))) == [
+        f"The image evil/x:0 already exists, renaming the old one with ID {old.id} to empty string",
+        "Loaded image: evil/x:0",
+        "Loaded image: evil/x:1",
+    ]
+    assert store.get(old.id).names == ()
+    assert store.get("evil/x:0").id != old.id
+
+
+def test_a_hostile_directory(tmp_path: Path) -> None:
+    """Its links lead nowhere outside, and nothing in it is waited for."""
+    store = ImageStore(f"{tmp_path}/store")
+    layout = tmp_path / "layout"
+    for name, data in handmade(b"x").items():
+        (layout / name).parent.mkdir(parents=True, exist_ok=True)
+        (layout / name).write_bytes(data)
+    index = layout / "index.json"
+    good = index.read_bytes()
+    (tmp_path / "outside.json").write_bytes(good)
+    makers: list[Callable[[], None]] = [
+        lambda: index.symlink_to(tmp_path / "outside.json"),
+        lambda: os.mkfifo(index),
+        index.mkdir,
+    ]
+    for make in makers:
+        index.unlink()
+        make()
+        with pytest.raises(ScowError):
+            store.load(str(layout))
+        if index.is_dir() and not index.is_symlink():
+            index.rmdir()
+            index.touch()
+    with open(index, "wb") as huge:
+        huge.truncate(1 << 30)
+    with pytest.raises(ScowError, match="more than 4194304 bytes"):
+        store.load(str(layout))
+    index.write_bytes(good)
+    assert store.load(str(layout)) == ["Loaded image: evil/x:10"]
