@@ -1,13 +1,15 @@
-"""images, tag, rmi: what is stored here."""
+"""images, tag, untag, rmi: what is stored here."""
 
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from scow.cli import human
 from scow.cli.filters import keep, matches_label, parse_filters
 from scow.cli.format import Row, write_rows
+from scow.cli.logs import parse_time
 from scow.cli.session import service
 from scow.cli.table import Argument, Command, UsageError, Values, flag, many, text
 from scow.cli.targets import each
@@ -15,7 +17,9 @@ from scow.cli.targets import each
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scow.image.digest import Digest
     from scow.image.store import ImageSummary
+    from scow.image.usage import Usage
 
 NONE = "<none>"
 HEADINGS = {
@@ -31,7 +35,7 @@ HEADINGS = {
     "UniqueSize": "UNIQUE SIZE",
     "VirtualSize": "VIRTUAL SIZE",
 }
-_FILTERS = ("dangling", "label", "reference", "before", "since")
+_FILTERS = ("dangling", "label", "reference", "before", "since", "until")
 
 
 def created_ns(moment: str) -> int:
@@ -74,7 +78,23 @@ def lines_of(images: list[ImageSummary]) -> list[_Line]:
     return sorted(lines, key=lambda line: (-line.created_ns, line.repository, line.tag))
 
 
-def _row(line: _Line, *, full: bool, now_ns: int) -> Row:
+class _Sums:
+    """What is added up over all images and containers, and only when a column asks for it."""
+
+    @cached_property
+    def usage(self) -> dict[Digest, Usage]:
+        from scow.image.usage import usage
+
+        return usage(service().images)
+
+    @cached_property
+    def containers(self) -> dict[str, int]:
+        from collections import Counter
+
+        return Counter(record.image_id for record in service().store.list())
+
+
+def _row(line: _Line, sums: _Sums, *, full: bool, now_ns: int) -> Row:
     image = line.image
     return {
         "Repository": line.repository,
@@ -84,9 +104,9 @@ def _row(line: _Line, *, full: bool, now_ns: int) -> Row:
         "CreatedSince": lambda: human.ago(line.created_ns, now_ns) if line.created_ns else "N/A",
         "CreatedAt": lambda: human.local_time(line.created_ns) if line.created_ns else "N/A",
         "Size": lambda: human.decimal_size(image.size),
-        "Containers": "N/A",
-        "SharedSize": "N/A",
-        "UniqueSize": "N/A",
+        "Containers": lambda: str(sums.containers.get(image.id, 0)),
+        "SharedSize": lambda: human.decimal_size(sums.usage[image.id].shared),
+        "UniqueSize": lambda: human.decimal_size(sums.usage[image.id].unique),
         "VirtualSize": lambda: human.decimal_size(image.size),
     }
 
@@ -110,6 +130,7 @@ def _images(values: Values) -> int:
         "reference": _matches,
         "before": lambda line, v: line.created_ns < created_ns(service().images.get(v).created),
         "since": lambda line, v: line.created_ns > created_ns(service().images.get(v).created),
+        "until": lambda line, v: line.created_ns < parse_time("--filter until", v),
     }
     lines = keep(lines, filters, tests)
     for pattern in values.words("REPOSITORY[:TAG]"):
@@ -122,7 +143,8 @@ def _images(values: Values) -> int:
     columns = ["Repository", "Tag", "ID", "CreatedSince", "Size"]
     if values.flag("digests"):
         columns.insert(2, "Digest")
-    rows = [_row(line, full=full, now_ns=now_ns) for line in lines]
+    sums = _Sums()
+    rows = [_row(line, sums, full=full, now_ns=now_ns) for line in lines]
     write_rows(rows, columns=columns, headings=HEADINGS, form=values.text("format"))
     return 0
 
@@ -139,7 +161,12 @@ IMAGES = Command(
     options=(
         flag("-a", "--all", help="The same: scow keeps no images between steps of a build"),
         flag("--digests", help="Show the digests of their registries"),
-        many("-f", "--filter", metavar="KEY=VALUE", help="Show only some: " + " ".join(_FILTERS)),
+        many(
+            "-f",
+            "--filter",
+            metavar="KEY=VALUE",
+            help="Show only some: " + " ".join(_FILTERS) + "; until=24h are those older than a day",
+        ),
         text("--format", metavar="FORMAT", help="'table', 'json', or a Go template"),
         flag("--no-trunc", help="Show whole ids"),
         flag("-q", "--quiet", help="Show ids only"),
@@ -165,6 +192,28 @@ TAG = Command(
         Argument("TARGET", "The new name; it is moved when another image has it"),
     ),
     examples=(("scow tag app:v2 localhost:5000/app:latest", "name it for another registry"),),
+    needs_root="images belong to root",
+)
+
+
+def _untag(values: Values) -> int:
+    from scow.image.names import untag
+
+    for name in untag(service().images, values.word("IMAGE"), values.words("NAME")):
+        print(f"Untagged: {name}")
+    return 0
+
+
+UNTAG = Command(
+    "untag",
+    "Take names off an image, which stays",
+    _untag,
+    description="Without NAME it loses all of them and is found by its id only; 'scow rmi' removes it.",
+    arguments=(
+        Argument("IMAGE", "Name or id", complete="images"),
+        Argument("NAME", "Only these of its names", count="*", complete="images"),
+    ),
+    examples=(("scow untag app:v2 localhost:5000/app:latest", "undo a 'scow tag'"),),
     needs_root="images belong to root",
 )
 

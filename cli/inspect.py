@@ -11,7 +11,8 @@ from scow.cli.targets import tell
 from scow.native.errors import InvalidArgument, NotFound, ScowError
 
 if TYPE_CHECKING:
-    from scow.image.store import Image
+    from scow.image.config import ImageConfig
+    from scow.image.store import Image, ImageStore
 
 
 def _inspect(values: Values) -> int:
@@ -20,7 +21,10 @@ def _inspect(values: Values) -> int:
         raise UsageError(f"invalid --type '{kind}': container or image")
     if values.flag("plan"):
         return _plans(values.words("NAME"))
-    form = values.text("format")
+    return _show(values.words("NAME"), kind or "", values.text("format"))
+
+
+def _show(names: list[str], kind: str, form: str | None) -> int:
     template = None
     if form and form != "json":
         from scow.cli.template import Template
@@ -28,9 +32,9 @@ def _inspect(values: Values) -> int:
         template = Template(form)
     found: list[dict[str, object]] = []
     status = 0
-    for name in values.words("NAME"):
+    for name in names:
         try:
-            found.append(describe(name, kind or ""))
+            found.append(describe(name, kind))
         except ScowError as error:
             tell(error)
             status = 1
@@ -59,39 +63,66 @@ def describe(name: str, kind: str) -> dict[str, object]:
             if kind == "container":
                 raise
     try:
-        return describe_image(service().images.get(name))
+        return describe_image(service().images, service().images.get(name))
     except NotFound as error:
         if kind == "image":
             raise
         raise NotFound(f"no such container or image: '{name[:256]}'") from error
 
 
-def describe_image(image: Image) -> dict[str, object]:
+def describe_image(images: ImageStore, image: Image) -> dict[str, object]:
     """An image in Docker's shape."""
-    config = image.config
+    from scow.image.history import read_details
+
+    details = read_details(images, image)
+    top, *below = images.layer_paths(image) or [""]
     return {
         "Id": image.id,
         "RepoTags": list(image.names),
         "RepoDigests": list(image.digests),
+        "Parent": "",
+        "Comment": details.steps[-1].comment if details.steps else "",
         "Created": image.created,
-        "Config": {
-            "User": config.user,
-            "ExposedPorts": {port: {} for port in config.exposed_ports},
-            "Env": list(config.env),
-            "Cmd": None if config.cmd is None else list(config.cmd),
-            "Volumes": {path: {} for path in config.volumes},
-            "WorkingDir": config.working_dir,
-            "Entrypoint": None if config.entrypoint is None else list(config.entrypoint),
-            "Labels": dict(config.labels),
-            "StopSignal": config.stop_signal,
-        },
+        "Author": details.author,
+        "Config": _image_config(image.config, details.onbuild),
         "Architecture": image.architecture,
         "Variant": image.variant,
         "Os": image.os,
         "Size": image.size,
+        "GraphDriver": {
+            "Name": "overlay",
+            "Data": {"UpperDir": top, "LowerDir": ":".join(below)},
+        },
         "RootFS": {"Type": "layers", "Layers": list(image.diff_ids)},
+        "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},
         "Descriptor": {"digest": image.manifest_digest},
     }
+
+
+def _image_config(config: ImageConfig, onbuild: tuple[str, ...]) -> dict[str, object]:
+    described: dict[str, object] = {
+        "User": config.user,
+        "ExposedPorts": {port: {} for port in config.exposed_ports},
+        "Env": list(config.env),
+        "Cmd": None if config.cmd is None else list(config.cmd),
+        "Volumes": {path: {} for path in config.volumes},
+        "WorkingDir": config.working_dir,
+        "Entrypoint": None if config.entrypoint is None else list(config.entrypoint),
+        "OnBuild": list(onbuild) or None,
+        "Labels": dict(config.labels),
+        "StopSignal": config.stop_signal,
+    }
+    if config.healthcheck is not None:
+        check = config.healthcheck
+        described["Healthcheck"] = {
+            "Test": list(check.test),
+            "Interval": check.interval_ns,
+            "Timeout": check.timeout_ns,
+            "StartPeriod": check.start_period_ns,
+            "StartInterval": check.start_interval_ns,
+            "Retries": check.retries,
+        }
+    return described
 
 
 def _plans(names: list[str]) -> int:
@@ -122,4 +153,22 @@ INSPECT = Command(
         ("scow inspect -f '{{.State.OOMKilled}}' web", "one value"),
         ("scow inspect --plan web", "the system calls that make it"),
     ),
+)
+
+
+IMAGE_INSPECT = Command(
+    "image inspect",
+    "Show everything about images, as JSON",
+    lambda values: _show(values.words("IMAGE"), "image", values.text("format")),
+    description="The fields are Docker's, so that scripts written for it work.",
+    arguments=(Argument("IMAGE", "Name or id", count="+", complete="images"),),
+    options=(
+        text(
+            "-f",
+            "--format",
+            metavar="TEMPLATE",
+            help="A Go template such as '{{.Config.Cmd}}', or 'json'",
+        ),
+    ),
+    examples=(("scow image inspect -f '{{.RepoDigests}}' app", "one value"),),
 )

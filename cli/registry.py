@@ -28,6 +28,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unpause": ("lifecycle", "UNPAUSE"),
     "wait": ("lifecycle", "WAIT"),
     "rm": ("lifecycle", "RM"),
+    "diff": ("export", "DIFF"),
+    "export": ("export", "EXPORT"),
+    "commit": ("commit", "COMMIT"),
     "pod create": ("pod", "CREATE"),
     "pod ps": ("pod", "PS"),
     "pod inspect": ("pod", "INSPECT"),
@@ -48,6 +51,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rmi": ("images", "RMI"),
     "save": ("archive", "SAVE"),
     "load": ("archive", "LOAD"),
+    "import": ("commit", "IMPORT"),
+    "untag": ("images", "UNTAG"),
+    "history": ("history", "HISTORY"),
+    "image inspect": ("inspect", "IMAGE_INSPECT"),
+    "image tree": ("tree", "TREE"),
     "serve": ("serve", "SERVE"),
     "call": ("call", "CALL"),
     "info": ("system", "INFO"),
@@ -73,9 +81,11 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "unpause",
             "wait",
             "rm",
+            "export",
+            "commit",
         ),
     ),
-    ("Looking at containers", ("ps", "logs", "inspect", "stats")),
+    ("Looking at containers", ("ps", "logs", "inspect", "stats", "diff")),
     (
         "Pods",
         (
@@ -88,7 +98,23 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pod stats",
         ),
     ),
-    ("Images", ("pull", "push", "images", "tag", "rmi", "save", "load")),
+    (
+        "Images",
+        (
+            "pull",
+            "push",
+            "images",
+            "tag",
+            "untag",
+            "rmi",
+            "history",
+            "image inspect",
+            "image tree",
+            "save",
+            "load",
+            "import",
+        ),
+    ),
     (
         "Registries",
         ("login", "logout", "search", "manifest inspect", "registry referrers", "registry rm"),
@@ -96,9 +122,25 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("This machine", ("serve", "call", "info", "system check", "version", "completion")),
 )
 
-_CONTAINER = (
-    "run create start exec attach stop kill pause unpause wait rm logs inspect stats".split()  # noqa: SIM905
-)
+_CONTAINER = [
+    "run",
+    "create",
+    "start",
+    "exec",
+    "attach",
+    "stop",
+    "kill",
+    "pause",
+    "unpause",
+    "wait",
+    "rm",
+    "logs",
+    "inspect",
+    "stats",
+    "diff",
+    "export",
+    "commit",
+]
 
 ALIASES: dict[str, str] = {
     **{f"container {verb}": verb for verb in _CONTAINER},
@@ -118,7 +160,9 @@ ALIASES: dict[str, str] = {
     "image tag": "tag",
     "image save": "save",
     "image load": "load",
-    "image inspect": "inspect",
+    "image import": "import",
+    "image untag": "untag",
+    "image history": "history",
     "system info": "info",
     "ls": "ps",
 }

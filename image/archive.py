@@ -6,6 +6,7 @@ unpacking; blobs go through install.py like those of a registry.
 
 from __future__ import annotations
 
+import os
 from typing import IO, TYPE_CHECKING
 
 import msgspec
@@ -21,14 +22,17 @@ from scow.image.install import (
     read_image_document,
     read_small_blob,
 )
-from scow.image.loaded import CONTAINERD_NAME, add_loaded
+from scow.image.loaded import CONTAINERD_NAME, Loaded, name_loaded
 from scow.image.manifest import (
     MAX_INDEX_DEPTH,
     Descriptor,
     Index,
+    Platform,
     candidates,
     host_platform,
+    is_attestation,
     parse_document,
+    parse_platform,
 )
 from scow.image.media_types import OCI_INDEX
 from scow.image.progress import ProgressSink, SilentProgress
@@ -37,6 +41,7 @@ from scow.image.tarindex import TarIndex
 from scow.native.errors import InvalidArgument, NotFound, Unsupported
 
 if TYPE_CHECKING:
+    from scow.image.content import Lease
     from scow.image.store import Image, ImageStore
 
 
@@ -48,21 +53,42 @@ class _LayoutFile(msgspec.Struct, rename="camel"):
 
 
 def load_archive(
-    store: ImageStore, source: IO[bytes] | str, *, progress: ProgressSink | None = None
+    store: ImageStore,
+    source: IO[bytes] | str,
+    *,
+    platform: str | None = None,
+    progress: ProgressSink | None = None,
 ) -> list[str]:
-    """Load every image of an archive; returns docker's lines about it."""
+    """Load every image of an archive or of a layout's directory; returns docker's lines about it.
+
+    Nothing gets a name unless all of it was right.
+    """
     sink = progress or SilentProgress()
+    asked = parse_platform(platform) if platform else None
+    if isinstance(source, str) and os.path.isdir(source):
+        return _load(store, DirectoryFiles(source), asked, sink)
     with seekable_tar(store, source) as fd:
-        files = TarFiles(TarIndex(fd))
+        return _load(store, TarFiles(TarIndex(fd)), asked, sink)
+
+
+def _load(
+    store: ImageStore, files: ArchiveFiles, asked: Platform | None, sink: ProgressSink
+) -> list[str]:
+    with store.content.lease() as lease:
         # A `docker save` of today is both kinds in one; its layout is the half with digests.
         if files.has("index.json") and files.has("oci-layout"):
-            return _load_layout_images(store, files, sink)
-        if files.has("manifest.json"):
-            return load_docker_images(store, files, sink)
-    raise InvalidArgument(
-        "not an image archive: it has neither 'index.json' nor 'manifest.json'",
-        hint="`scow load` reads archives of `docker save`, `podman save` and OCI layouts",
-    )
+            loaded = [_install(store, files, entry, lease, asked, sink) for entry in _named(files)]
+        elif files.has("manifest.json"):
+            loaded = load_docker_images(store, files, lease, asked, sink)
+        else:
+            raise InvalidArgument(
+                "not an image archive: it has neither 'index.json' nor 'manifest.json'",
+                hint="`scow load` reads what `docker save` and `podman save` write, and OCI layouts; "
+                "`scow import` takes a bare root file system",
+            )
+        lines = name_loaded(store, loaded)
+        lease.finish()
+    return lines
 
 
 def load_layout(
@@ -74,15 +100,17 @@ def load_layout(
     if len(entries) != 1:
         raise InvalidArgument(f"'{path}' holds {len(entries)} images, not one")
     reference = parse_reference(name)
-    _install(store, files, entries[0], reference, progress or SilentProgress())
+    with store.content.lease() as lease:
+        wanted = (entries[0], reference)
+        loaded = _install(store, files, wanted, lease, None, progress or SilentProgress())
+        name_loaded(store, [loaded])
+        lease.finish()
     return store.get(str(reference))
 
 
-def _load_layout_images(store: ImageStore, files: ArchiveFiles, sink: ProgressSink) -> list[str]:
-    lines: list[str] = []
-    for entry in _layout_entries(files):
-        lines += _install(store, files, entry, _entry_name(entry), sink)
-    return lines
+def _named(files: ArchiveFiles) -> list[tuple[Descriptor, Reference | None]]:
+    """The images of a layout, all of their names checked before anything is taken in."""
+    return [(entry, _entry_name(entry)) for entry in _layout_entries(files)]
 
 
 def _layout_entries(files: ArchiveFiles) -> list[Descriptor]:
@@ -96,9 +124,10 @@ def _layout_entries(files: ArchiveFiles) -> list[Descriptor]:
     data = files.read("index.json", MAX_DOCUMENT_BYTES)
     document = parse_document(data, OCI_INDEX, "'index.json'")
     assert isinstance(document, Index)
-    if not document.manifests:
+    entries = [entry for entry in document.manifests if not is_attestation(entry)]
+    if not entries:
         raise InvalidArgument("the OCI layout holds no image")
-    return list(document.manifests)
+    return entries
 
 
 def _entry_name(entry: Descriptor) -> Reference | None:
@@ -116,28 +145,29 @@ def _entry_name(entry: Descriptor) -> Reference | None:
 def _install(
     store: ImageStore,
     files: ArchiveFiles,
-    entry: Descriptor,
-    name: Reference | None,
+    wanted: tuple[Descriptor, Reference | None],
+    lease: Lease,
+    asked: Platform | None,
     sink: ProgressSink,
-) -> list[str]:
+) -> Loaded:
+    entry, name = wanted
     what = quote(name.familiar) if name else f"image {entry.digest}"
-    with store.content.lease() as lease:
-        manifest = _choose(files, entry, what, 0)
-        data = read_small_blob(files, manifest, f"manifest of {what}")
-        document = read_image_document(data, manifest.digest, manifest.media_type, what)
-        new = install_image(store, files, document, lease, what=what, platform=None, progress=sink)
-        lines = add_loaded(store, new, name)
-        lease.finish()
-    return lines
+    manifest = _choose(files, entry, what, asked or host_platform())
+    data = read_small_blob(files, manifest, f"manifest of {what}")
+    document = read_image_document(data, manifest.digest, manifest.media_type, what)
+    new = install_image(store, files, document, lease, what=what, platform=asked, progress=sink)
+    return Loaded(new, [name] if name else [])
 
 
-def _choose(files: BlobSource, entry: Descriptor, what: str, depth: int) -> Descriptor:
+def _choose(
+    files: BlobSource, entry: Descriptor, what: str, platform: Platform, depth: int = 0
+) -> Descriptor:
     data = read_small_blob(files, entry, f"manifest of {what}")
     document = parse_document(data, entry.media_type, f"manifest of {what}")
     if not isinstance(document, Index):
         return entry
     if depth >= MAX_INDEX_DEPTH:
         raise InvalidArgument(f"{what}: indexes are nested more than {MAX_INDEX_DEPTH} deep")
-    for candidate in candidates(document, host_platform(), what):
-        return _choose(files, candidate, what, depth + 1)
-    raise NotFound(f"{what} is not available for {host_platform()}")
+    for candidate in candidates(document, platform, what):
+        return _choose(files, candidate, what, platform, depth + 1)
+    raise NotFound(f"{what} is not available for {platform}")

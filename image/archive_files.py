@@ -9,22 +9,29 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol
 
 from scow.image.content import CHUNK_BYTES
-from scow.image.digest import algorithm_of, hex_of
+from scow.image.digest import algorithm_of, hex_of, quote
 from scow.image.files import storage_errors, write_all
 from scow.image.install import Chunks
 from scow.image.manifest import Descriptor
 from scow.image.tarindex import TarIndex
 from scow.native.errors import IntegrityError, InvalidArgument, NotFound
+from scow.native.fs import Root
 
 if TYPE_CHECKING:
     from scow.image.store import ImageStore
 
 
 MAX_ARCHIVE_BYTES = 1 << 40
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class Readable(Protocol):
+    """A stream of bytes; b"" at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class ArchiveFiles:
@@ -72,23 +79,23 @@ class DirectoryFiles(ArchiveFiles):
         return data
 
     def open(self, name: str, offset: int) -> Chunks:
-        # `name` is one of ours, or made of a checked digest.
-        path = f"{self._path}/{name}"
+        # A docker archive's manifest may ask for any name, and links in the directory lead anywhere.
         try:
-            fd = os.open(path, _FLAGS)
+            with Root.at(self._path) as root:
+                file = root.open(name, _FLAGS)
         except OSError as e:
-            raise InvalidArgument(f"cannot read '{path}': {(e.strerror or '').lower()}") from e
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise InvalidArgument(f"'{path}' is not a regular file")
-            os.lseek(fd, offset, os.SEEK_SET)
-            while chunk := os.read(fd, CHUNK_BYTES):
+            why = (e.strerror or "").lower()
+            raise InvalidArgument(f"cannot read '{self._path}/{quote(name)[1:-1]}': {why}") from e
+        with file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidArgument(f"'{self._path}/{quote(name)[1:-1]}' is not a regular file")
+            while chunk := os.pread(file.fileno(), CHUNK_BYTES, offset):
+                offset += len(chunk)
                 yield chunk
-        finally:
-            os.close(fd)
 
     def has(self, name: str) -> bool:
-        return os.path.exists(f"{self._path}/{name}")
+        with Root.at(self._path) as root:
+            return root.exists(name)
 
 
 @contextmanager
@@ -102,9 +109,7 @@ def seekable_tar(store: ImageStore, source: IO[bytes] | str) -> Iterator[int]:
         with os.fdopen(fd, "rb", buffering=0) as file, seekable_tar(store, file) as plain:
             yield plain
         return
-    head = source.read(6)
-    while len(head) < 6 and (more := source.read(6 - len(head))):
-        head += more
+    head = _read_head(source)
     is_regular = _is_regular(source)
     if is_regular and not _is_compressed(head):
         yield source.fileno()
@@ -124,6 +129,18 @@ def seekable_tar(store: ImageStore, source: IO[bytes] | str) -> Iterator[int]:
         os.close(copy)
 
 
+def plain_chunks(source: Readable) -> Iterator[bytes]:
+    """The bytes of a stream, decompressed if they are compressed."""
+    return _decompressed(_read_head(source), source)
+
+
+def _read_head(source: Readable) -> bytes:
+    head = source.read(6)
+    while len(head) < 6 and (more := source.read(6 - len(head))):
+        head += more
+    return head
+
+
 def _is_regular(source: IO[bytes]) -> bool:
     """Whether pread on its descriptor sees the whole archive."""
     try:
@@ -138,7 +155,7 @@ def _is_compressed(head: bytes) -> bool:
     return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"))
 
 
-def _decompressed(head: bytes, source: IO[bytes]) -> Iterator[bytes]:
+def _decompressed(head: bytes, source: Readable) -> Iterator[bytes]:
     def raw() -> Iterator[bytes]:
         yield head
         while chunk := source.read(CHUNK_BYTES):

@@ -14,22 +14,16 @@ import msgspec
 from scow.image.archive_files import ArchiveFiles
 from scow.image.digest import Digest, digest_bytes, hex_of, new_hasher, quote
 from scow.image.document import MAX_DOCUMENT_BYTES, check_document, decode_document
-from scow.image.install import (
-    Chunks,
-    install_image,
-    read_image_document,
-)
-from scow.image.loaded import add_loaded
-from scow.image.manifest import (
-    MAX_LAYERS,
-    Descriptor,
-)
+from scow.image.install import Chunks, ImageDocument, install_image, read_image_document
+from scow.image.loaded import Loaded
+from scow.image.manifest import MAX_LAYERS, Descriptor, Platform
 from scow.image.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from scow.image.progress import ProgressSink
-from scow.image.reference import Reference, parse_reference
+from scow.image.reference import parse_reference
 from scow.native.errors import IntegrityError, InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
+    from scow.image.content import Lease
     from scow.image.store import ImageStore
 
 
@@ -74,32 +68,40 @@ def _layer_type(head: bytes) -> str:
     return OCI_LAYER + "+zstd" if head.startswith(b"\x28\xb5\x2f\xfd") else OCI_LAYER
 
 
-def load_docker_images(store: ImageStore, files: ArchiveFiles, sink: ProgressSink) -> list[str]:
+def load_docker_images(
+    store: ImageStore,
+    files: ArchiveFiles,
+    lease: Lease,
+    platform: Platform | None,
+    sink: ProgressSink,
+) -> list[Loaded]:
+    """Take in every image of the archive; the caller names them and holds `lease` until then."""
     data = files.read("manifest.json", MAX_DOCUMENT_BYTES)
     images = decode_document(data, list[_DockerImage], "'manifest.json'")
     if not images:
         raise InvalidArgument("the docker archive holds no image")
     # All names are checked before anything is taken in.
     names = [[parse_reference(tag) for tag in image.repo_tags or []] for image in images]
-    lines: list[str] = []
+    loaded: list[Loaded] = []
     for image, references in zip(images, names, strict=True):
-        lines += _load_docker_image(store, files, image, references, sink)
-    return lines
+        what = quote(references[0].familiar) if references else "the image"
+        source = _DockerSource(files)
+        document = _read_docker_image(files, source, image, what)
+        entry = install_image(
+            store, source, document, lease, what=what, platform=platform, progress=sink
+        )
+        loaded.append(Loaded(entry, references))
+    return loaded
 
 
-def _load_docker_image(
-    store: ImageStore,
-    files: ArchiveFiles,
-    image: _DockerImage,
-    names: list[Reference],
-    sink: ProgressSink,
-) -> list[str]:
-    what = quote(names[0].familiar) if names else "the image"
+def _read_docker_image(
+    files: ArchiveFiles, source: _DockerSource, image: _DockerImage, what: str
+) -> ImageDocument:
+    """The manifest that the image would have had, had its program known of manifests."""
     if len(image.layers) > MAX_LAYERS:
         raise Unsupported(f"{what} has {len(image.layers)} layers, more than {MAX_LAYERS}")
     config = files.read(image.config, MAX_DOCUMENT_BYTES)
     check_document(config, f"config of {what}")
-    source = _DockerSource(files)
     stem = os.path.basename(image.config).removesuffix(".json")
     config_descriptor = source.add_config(image.config, config)
     if len(stem) == 64 and stem != hex_of(config_descriptor.digest):
@@ -107,17 +109,7 @@ def _load_docker_image(
             f"config of {what}: expected digest sha256:{stem}, got {config_descriptor.digest}"
         )
     manifest = make_manifest(config_descriptor, [source.add(name) for name in image.layers])
-    document = read_image_document(manifest, digest_bytes(manifest), OCI_MANIFEST, what)
-    with store.content.lease() as lease:
-        entry = install_image(
-            store, source, document, lease, what=what, platform=None, progress=sink
-        )
-        lines: list[str] = []
-        wanted: list[Reference | None] = [*names] or [None]
-        for name in wanted:
-            lines += add_loaded(store, entry, name)
-        lease.finish()
-    return lines
+    return read_image_document(manifest, digest_bytes(manifest), OCI_MANIFEST, what)
 
 
 def make_manifest(config: Descriptor, layers: list[Descriptor]) -> bytes:

@@ -1,11 +1,16 @@
-"""Writing images as archives.
+"""Writing images as archives and as layouts.
 
-What belongs here: the one format that both OCI tools and `docker load` read. The same images give
-the same bytes.
+What belongs here: which files an archive has. Blobs go out as they lie, so that every digest stays
+what it was, and are verified on the way. The same images give the same bytes. Nothing is written
+before all of it is known to be here.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
 import msgspec
@@ -13,49 +18,119 @@ import msgspec
 from scow.image.content import REF_NAME, IndexEntry
 from scow.image.digest import Digest, algorithm_of, hex_of
 from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.files import write_all
 from scow.image.install import read_image_document
 from scow.image.loaded import CONTAINERD_NAME
-from scow.image.manifest import Descriptor
+from scow.image.manifest import Descriptor, Platform, parse_platform, platform_matches
 from scow.image.media_types import OCI_INDEX
 from scow.image.reference import Reference, parse_reference
-from scow.native.errors import InvalidArgument, ScowError
+from scow.image.tarwriter import Member, TarWriter
+from scow.native.errors import AlreadyExists, InvalidArgument, NotFound, ScowError
+from scow.native.fs import remove_tree
 
 if TYPE_CHECKING:
-    import tarfile
-
     from scow.image.store import Image, ImageStore
 
+DOCKER_ARCHIVE, OCI_ARCHIVE, OCI_DIR = "docker-archive", "oci-archive", "oci-dir"
+FORMATS = (DOCKER_ARCHIVE, OCI_ARCHIVE, OCI_DIR)
 
-def save_archive(store: ImageStore, names: list[str], output: IO[bytes]) -> None:
-    """Write images as an OCI archive that is a docker archive, too (as docker does since 25).
 
-    The same images give the same bytes. Nothing is written before all of it is known to be here.
+@dataclass(slots=True)
+class _Contents:
+    """What goes out: an index entry per name, and each blob once."""
+
+    entries: list[IndexEntry] = field(default_factory=list[IndexEntry])
+    docker: dict[Digest, dict[str, object]] = field(default_factory=dict[Digest, dict[str, object]])
+    blobs: dict[Digest, int] = field(default_factory=dict[Digest, int])
+
+
+def save_archive(
+    store: ImageStore,
+    names: list[str],
+    output: IO[bytes],
+    *,
+    form: str = DOCKER_ARCHIVE,
+    platform: str | None = None,
+) -> None:
+    """Write images as one tar.
+
+    `docker-archive` is an OCI archive that `docker load` reads, too (as docker's own since 25);
+    `oci-archive` leaves Docker's file out.
     """
+    with _contents(store, names, platform) as contents:
+        tar = TarWriter(output.write)
+        for name, data in _documents(contents, form).items():
+            tar.add(Member(name.encode(), size=len(data)), data)
+        for digest, size in sorted(contents.blobs.items()):
+            tar.begin(Member(_blob_name(digest).encode(), size=size))
+            for chunk in store.content.read_chunks(digest):
+                output.write(chunk)
+            tar.pad(size)
+        tar.finish()
+
+
+def save_directory(
+    store: ImageStore, names: list[str], path: str, *, platform: str | None = None
+) -> None:
+    """Write images as an OCI layout below `path`, a new or an empty directory."""
+    if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        raise AlreadyExists(
+            f"cannot save to '{path}': it is there already", hint="name a new directory"
+        )
+    with _contents(store, names, platform) as contents, _fresh_directory(path) as part:
+        os.makedirs(f"{part}/blobs")
+        for digest in sorted(contents.blobs):
+            os.makedirs(f"{part}/blobs/{algorithm_of(digest)}", exist_ok=True)
+            _write_file(f"{part}/{_blob_name(digest)}", store.content.read_chunks(digest))
+        for name, data in _documents(contents, OCI_DIR).items():
+            _write_file(f"{part}/{name}", iter((data,)))
+
+
+@contextmanager
+def _fresh_directory(path: str) -> Iterator[str]:
+    """A directory beside `path`, which takes its name when all went well."""
+    part = f"{path.rstrip('/')}.part.{os.getpid()}"
+    os.mkdir(part, 0o755)
+    try:
+        yield part
+        os.rename(part, path)
+    except BaseException:
+        parent = os.open(os.path.dirname(part) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove_tree(parent, os.path.basename(part))
+        finally:
+            os.close(parent)
+        raise
+
+
+def _write_file(path: str, chunks: Iterator[bytes]) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        for chunk in chunks:
+            write_all(fd, chunk)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _contents(store: ImageStore, names: list[str], platform: str | None) -> Iterator[_Contents]:
+    """All that is to be written, held against `scow rmi` until it is."""
     if not names:
         raise InvalidArgument("nothing to save: no image was named")
-    entries: list[IndexEntry] = []
-    docker: list[dict[str, object]] = []
-    blobs: dict[Digest, int] = {}
-    for name in names:
-        image, tags = _what_to_save(store, name)
-        entry, parts = _saved_entry(store, image)
-        blobs.update({d.digest: d.size for d in parts})
-        docker.append(
-            {
-                "Config": _blob_name(parts[1].digest),
-                "RepoTags": [tag.familiar for tag in tags] or None,
-                "Layers": [_blob_name(d.digest) for d in parts[2:]],
-            }
-        )
-        entries += [_named_entry(entry, tag) for tag in tags] or [entry]
-    documents = {
-        "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
-        "index.json": msgspec.json.encode(
-            {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-        ),
-        "manifest.json": msgspec.json.encode(docker),
-    }
-    _write_tar(store, blobs, documents, output)
+    asked = parse_platform(platform) if platform else None
+    contents = _Contents()
+    with store.content.lease() as lease:
+        try:
+            for name in names:
+                image, tags = _what_to_save(store, name)
+                _check_platform(image, name, asked)
+                lease.hold(blobs=[image.manifest_digest])
+                _add_image(store, contents, image, tags)
+            lease.hold(blobs=list(contents.blobs))
+            _check_blobs(store, contents)
+            yield contents
+        finally:
+            lease.finish()  # nothing came in that a retry could use
 
 
 def _what_to_save(store: ImageStore, name: str) -> tuple[Image, list[Reference]]:
@@ -70,19 +145,53 @@ def _what_to_save(store: ImageStore, name: str) -> tuple[Image, list[Reference]]
     return image, [parse_reference(n) for n in image.names]
 
 
-def _saved_entry(store: ImageStore, image: Image) -> tuple[IndexEntry, list[Descriptor]]:
+def _check_platform(image: Image, name: str, asked: Platform | None) -> None:
+    offered = Platform(image.os, image.architecture, image.variant)
+    if asked is not None and not platform_matches(offered, asked):
+        raise NotFound(f"'{name}' is not here for {asked}", hint=f"it is here for {offered}")
+
+
+def _add_image(store: ImageStore, contents: _Contents, image: Image, tags: list[Reference]) -> None:
     data = store.content.read_blob(image.manifest_digest, MAX_DOCUMENT_BYTES)
     document = read_image_document(data, image.manifest_digest, None, f"image {image.id}")
     manifest = document.manifest
     top = Descriptor(document.media_type, document.digest, len(data))
-    parts = [top, manifest.config, *manifest.layers]
-    for part in parts:
-        if not store.content.has_blob(part.digest, part.size):
-            raise ScowError(
-                f"cannot save image {image.id}: blob {part.digest} is missing",
-                hint="pull the image again",
-            )
-    return IndexEntry(top.media_type, top.digest, top.size), parts
+    contents.blobs.update(
+        {part.digest: part.size for part in (top, manifest.config, *manifest.layers)}
+    )
+    entry = IndexEntry(top.media_type, top.digest, top.size)
+    wanted = [_named_entry(entry, tag) for tag in tags] or [entry]
+    contents.entries += [new for new in wanted if new not in contents.entries]
+    known = contents.docker.setdefault(
+        image.id,
+        {
+            "Config": _blob_name(manifest.config.digest),
+            "RepoTags": None,
+            "Layers": [_blob_name(d.digest) for d in manifest.layers],
+        },
+    )
+    before = known["RepoTags"]
+    both = [*(before if isinstance(before, list) else []), *(tag.familiar for tag in tags)]
+    known["RepoTags"] = list(dict.fromkeys(both)) or None
+
+
+def _check_blobs(store: ImageStore, contents: _Contents) -> None:
+    for digest, size in contents.blobs.items():
+        if not store.content.has_blob(digest, size):
+            raise ScowError(f"cannot save: blob {digest} is missing", hint="pull the image again")
+
+
+def _documents(contents: _Contents, form: str) -> dict[str, bytes]:
+    if form not in FORMATS:
+        raise InvalidArgument(f"invalid format '{form}': one of {', '.join(FORMATS)}")
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": contents.entries}
+    documents = {
+        "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+        "index.json": msgspec.json.encode(index),
+    }
+    if form == DOCKER_ARCHIVE:
+        documents["manifest.json"] = msgspec.json.encode(list(contents.docker.values()))
+    return documents
 
 
 def _named_entry(entry: IndexEntry, name: Reference) -> IndexEntry:
@@ -92,26 +201,3 @@ def _named_entry(entry: IndexEntry, name: Reference) -> IndexEntry:
 
 def _blob_name(digest: Digest) -> str:
     return f"blobs/{algorithm_of(digest)}/{hex_of(digest)}"
-
-
-def _write_tar(
-    store: ImageStore, blobs: dict[Digest, int], documents: dict[str, bytes], output: IO[bytes]
-) -> None:
-    import io
-    import tarfile
-
-    with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in documents.items():
-            tar.addfile(_tar_header(name, len(data)), io.BytesIO(data))
-        for digest, size in sorted(blobs.items()):
-            with open(store.content.blob_path(digest), "rb") as blob:
-                tar.addfile(_tar_header(_blob_name(digest), size), blob)
-
-
-def _tar_header(name: str, size: int) -> tarfile.TarInfo:
-    import tarfile
-
-    header = tarfile.TarInfo(name)
-    header.size = size
-    header.mode = 0o644
-    return header

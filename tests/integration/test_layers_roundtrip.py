@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fixtures.trees import Tree, look
 from scow.image.digest import DiffID
 from scow.image.unpack import unpack
 from scow.native.fd import OwnedFd
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.root
 
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
 FORMATS = ["pax", "gnu", "oldgnu", "ustar", "v7"]
-Tree = dict[bytes, tuple[object, ...]]
 
 
 def pack(source: Path, tar_format: str) -> bytes:
@@ -47,40 +47,6 @@ def unpack_by_scow(tar: bytes, dest: Path) -> None:
     diff_id = DiffID("sha256:" + hashlib.sha256(tar).hexdigest())
     with OwnedFd(os.open(dest, os.O_RDONLY)) as fd:
         unpack(diff_id, [tar], fd.fileno())
-
-
-def look(root: Path) -> Tree:
-    """All that an unpacker decides, by path."""
-    seen: Tree = {}
-    groups: dict[int, bytes] = {}
-    for base, names, files in os.walk(os.fsencode(root)):
-        for name in [b".", *names, *files]:
-            path = os.path.join(base, name)
-            st_ = os.lstat(path)
-            key = os.path.relpath(path, os.fsencode(root))
-            content: object = None
-            if stat.S_ISREG(st_.st_mode):
-                with open(path, "rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").digest()
-            elif stat.S_ISLNK(st_.st_mode):
-                content = os.readlink(path)
-            xattrs = os.listxattr(path, follow_symlinks=False)
-            values = {x: os.getxattr(path, x, follow_symlinks=False) for x in xattrs}
-            seen[key] = (
-                *(
-                    oct(st_.st_mode),
-                    st_.st_uid,
-                    st_.st_gid,
-                    st_.st_rdev,
-                    st_.st_mtime_ns,
-                    content,
-                    values,
-                ),
-                groups.setdefault(st_.st_ino, key) if not stat.S_ISDIR(st_.st_mode) else None,
-                st_.st_size if stat.S_ISREG(st_.st_mode) else None,
-                st_.st_blocks * 512 < max(1, st_.st_size // 2) if st_.st_size > 1 << 20 else None,
-            )
-    return seen
 
 
 def build_tree(root: Path) -> None:

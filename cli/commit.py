@@ -1,0 +1,176 @@
+"""commit, import: new images out of files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import closing
+from typing import IO, TYPE_CHECKING, TypeAlias
+
+from scow.cli.session import service
+from scow.cli.table import Argument, Command, Option, UsageError, Values, flag, many, text
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+    from scow.image.commit import Wishes
+
+Source: TypeAlias = "IO[bytes] | _Body"
+URL_TIMEOUT_S = 60
+
+_SHARED: tuple[Option, ...] = (
+    many(
+        "-c",
+        "--change",
+        metavar="INSTRUCTION",
+        help="A line of a Dockerfile, such as 'CMD [\"nginx\"]' or 'ENV A=1': "
+        "CMD ENTRYPOINT ENV EXPOSE LABEL ONBUILD STOPSIGNAL USER VOLUME WORKDIR",
+    ),
+    text("-m", "--message", metavar="TEXT", help="A comment for the image's history"),
+    text(
+        "--compression", metavar="KIND", default="gzip", help="Of the new layer: 'gzip' or 'zstd'"
+    ),
+)
+
+
+def _wishes(values: Values, name: str | None, comment: str = "", **more: str) -> Wishes:
+    from scow.image.commit import Wishes
+
+    return Wishes(
+        name=name,
+        comment=values.text("message") or comment,
+        changes=values.many("change"),
+        compression=values.text("compression") or "gzip",
+        **more,
+    )
+
+
+def _commit(values: Values) -> int:
+    from scow.cri.snapshot import commit
+
+    words = values.words("IMAGE")
+    container_id = service().find(values.word("CONTAINER"))
+    record = service().store.read(container_id)
+    wishes = _wishes(
+        values,
+        words[0] if words else None,
+        author=values.text("author") or "",
+        created_by=" ".join(record.argv),
+    )
+    print(commit(service(), container_id, wishes, pause=values.flag("pause")))
+    return 0
+
+
+COMMIT = Command(
+    "commit",
+    "Make an image of a container",
+    _commit,
+    description=(
+        "Keeps what the container changed as one layer more on its image, and its command, "
+        "environment and labels. Volumes are no part of it. Prints the new image's id."
+    ),
+    arguments=(
+        Argument("CONTAINER", "Name or id", complete="containers"),
+        Argument("IMAGE", "Name for the image", count="?"),
+    ),
+    options=(
+        text("-a", "--author", metavar="NAME", help="Who made it: 'Ada <ada@example.com>'"),
+        *_SHARED,
+        flag(
+            "-p",
+            "--pause",
+            default=True,
+            help="Freeze the container while its files are read; --pause=false does not",
+        ),
+    ),
+    examples=(
+        ("scow commit web web:fixed", "a running container, too"),
+        ("scow commit -c 'CMD [\"sh\"]' build tools", "with another command"),
+    ),
+    needs_root="layers are unpacked with the owners that they name",
+)
+
+
+def _import(values: Values) -> int:
+    from scow.image.commit import import_tree
+
+    place, words = values.word("SOURCE"), values.words("IMAGE")
+    told = "-" if place == "-" else os.path.basename(place.rstrip("/"))
+    wishes = _wishes(values, words[0] if words else None, comment=f"Imported from {told}")
+    with closing(_open_source(place)) as source:
+        print(import_tree(service().images, source, wishes, values.text("platform")))
+    return 0
+
+
+def _open_source(place: str) -> Source:
+    if place == "-":
+        if os.isatty(0):
+            raise UsageError("import: needs an archive on its input", hint="scow import - < FILE")
+        return sys.stdin.buffer
+    if place.startswith(("http://", "https://")):
+        return _open_url(place)
+    try:
+        return open(place, "rb")
+    except OSError as error:
+        raise UsageError(f"cannot read '{place}': {(error.strerror or '').lower()}") from error
+
+
+class _Body:
+    """What comes from a URL; that it stopped is an error in words."""
+
+    def __init__(self, url: str, answer: BaseHTTPResponse) -> None:
+        self._url, self._answer = url, answer
+
+    def read(self, size: int, /) -> bytes:
+        from urllib3.exceptions import HTTPError
+
+        from scow.native.errors import RegistryError
+
+        try:
+            return self._answer.read(size)
+        except HTTPError as error:
+            raise RegistryError(f"cannot fetch '{self._url}': {error}") from error
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+def _open_url(url: str) -> Source:
+    """The body as it is: the archive's own compression is not the transfer's."""
+    import requests
+
+    from scow.native.errors import RegistryError
+
+    try:
+        headers = {"Accept-Encoding": "identity"}
+        answer = requests.get(url, headers=headers, stream=True, timeout=URL_TIMEOUT_S)
+        answer.raise_for_status()
+    except (requests.RequestException, ValueError) as error:
+        raise RegistryError(f"cannot fetch '{url}': {error}") from error
+    return _Body(url, answer.raw)
+
+
+IMPORT = Command(
+    "import",
+    "Make an image of a tar archive of a root file system",
+    _import,
+    description=(
+        "The archive may be compressed (gzip, xz, zstd, bzip2). The image has one layer and, but for "
+        "--change, no settings. 'scow load' takes archives of images instead."
+    ),
+    arguments=(
+        Argument("SOURCE", "A file, '-' for standard input, or a URL", complete="files"),
+        Argument("IMAGE", "Name for the image", count="?"),
+    ),
+    options=(
+        *_SHARED,
+        text(
+            "--platform", metavar="PLATFORM", help="What it is for: linux/arm64; default: this host"
+        ),
+    ),
+    examples=(
+        ("scow import rootfs.tar.xz debian:mine -c 'CMD [\"bash\"]'", "from a file"),
+        ("scow export web | scow import - web:flat", "one layer instead of many"),
+    ),
+    needs_root="layers are unpacked with the owners that they name",
+)

@@ -1,0 +1,43 @@
+"""How much of the disk each image takes alone and together with others.
+
+What belongs here: adding up the layers. `scow images` and `scow system df` show the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from scow.image.digest import DiffID, Digest
+from scow.native.errors import NotFound
+
+if TYPE_CHECKING:
+    from scow.image.store import ImageStore
+
+
+class Usage(NamedTuple):
+    """Bytes of an image's unpacked layers; `shared` ones belong to other images, too."""
+
+    shared: int
+    unique: int
+
+
+def usage(store: ImageStore) -> dict[Digest, Usage]:
+    """The usage of every image that is here, by its id."""
+    layers = {summary.id: frozenset(store.get(summary.id).diff_ids) for summary in store.list()}
+    users = Counter(diff_id for diff_ids in layers.values() for diff_id in diff_ids)
+    sizes = {diff_id: _size(store, diff_id) for diff_id in users}
+    return {
+        image_id: Usage(
+            shared=sum(sizes[d] for d in diff_ids if users[d] > 1),
+            unique=sum(sizes[d] for d in diff_ids if users[d] == 1),
+        )
+        for image_id, diff_ids in layers.items()
+    }
+
+
+def _size(store: ImageStore, diff_id: DiffID) -> int:
+    try:
+        return store.layers.info(diff_id).size
+    except NotFound:
+        return 0  # lost or damaged: `scow system check` tells
