@@ -8,7 +8,7 @@ blob means. On disk:
     ingest/lease-*                          what a pull under way needs; flock = it is alive
     summaries/HEX.json                      derived, see store.py
     lock                                    flock around every change of the index
-    index.previous                          what index.json was before its last change
+    index.copy                              of index.json, which alone knows the names
     reserve                                 room to remove images in when the disk is full
 
 Invariant: a blob gets its name after its size and digest are verified and it is on disk. kill -9
@@ -39,6 +39,7 @@ from scow.image.files import (
     storage_errors,
     sync_directory,
     write_all,
+    write_derived,
 )
 from scow.image.index import IMAGE_ID as IMAGE_ID
 from scow.image.index import REF_NAME as REF_NAME
@@ -59,7 +60,7 @@ CHUNK_BYTES = 1 << 20
 MAX_INDEX_BYTES = 64 << 20
 KEEP_PARTIAL_BYTES = 1 << 20  # less is not worth a resume
 LOCK_POLL_S = 0.05
-INDEX, PREVIOUS_INDEX, LAYOUT = "index.json", "index.previous", "oci-layout"
+INDEX, INDEX_COPY, LAYOUT = "index.json", "index.copy", "oci-layout"
 LAYOUT_TEXT = b'{"imageLayoutVersion":"1.0.0"}'
 RESERVE_BYTES = 1 << 20
 
@@ -189,7 +190,10 @@ class ContentStore:
         path = os.path.join(self.root, name)
         try:
             data = read_file(path, MAX_INDEX_BYTES)
-        except FileNotFoundError:
+        except FileNotFoundError as e:
+            # It is made before the marker of the layout: without it, the store has lost it.
+            if name == INDEX and os.path.exists(os.path.join(self.root, LAYOUT)):
+                raise damaged_index(path, "it is gone") from e
             return []
         except OSError as e:
             raise damaged_index(path, (e.strerror or str(e)).lower()) from e
@@ -198,21 +202,18 @@ class ContentStore:
     def write_index(self, entries: list[IndexEntry], *, removes: bool = False) -> None:
         """Replace index.json; the caller holds `locked()`.
 
-        With `removes` it also works on a full disk: the reserve is given up for it. The file as it
-        was stays as index.previous, the only other place that knows the names.
+        With `removes` it also works on a full disk: the reserve is given up for it.
         """
         data = encode_index(entries)
-        index, previous = (os.path.join(self.root, name) for name in (INDEX, PREVIOUS_INDEX))
-        with contextlib.suppress(OSError):
-            os.unlink(previous)
-        with contextlib.suppress(OSError):
-            os.link(index, previous)
         try:
             self.replace_file(INDEX, data)
         except ResourceExhausted:
             if not removes or not self._give_up_reserve():
                 raise
             self.replace_file(INDEX, data)
+        # For the day that index.json is damaged. One that is not on the disk yet is of no harm.
+        with contextlib.suppress(ScowError):
+            write_derived(os.path.join(self.root, INDEX_COPY), data)
 
     def keep_reserve(self) -> None:
         """Hold back a little of the disk, so that images can be removed when it is full."""
@@ -288,8 +289,9 @@ class ContentStore:
                 os.makedirs(path, mode=0o700, exist_ok=True)
             # makedirs' mode is for the last directory only.
             os.chmod(self.root, 0o700)
-            create_file(os.path.join(self.root, INDEX), encode_index([]))
-            create_file(os.path.join(self.root, LAYOUT), LAYOUT_TEXT)
+            if not os.path.exists(os.path.join(self.root, LAYOUT)):
+                create_file(os.path.join(self.root, INDEX), encode_index([]))
+                create_file(os.path.join(self.root, LAYOUT), LAYOUT_TEXT)
 
     # -- leases -----------------------------------------------------------------------------------
 

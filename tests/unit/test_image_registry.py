@@ -15,18 +15,16 @@ import socket
 import stat
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fixtures.hashinglayers import HashingLayers
 from scow.image.auth import Challenge, parse_challenges
 from scow.image.credentials import Credentials, find_credentials
-from scow.image.digest import DiffID
 from scow.image.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from scow.image.pull import pull_image
 from scow.image.store import Image, ImageStore
@@ -55,36 +53,6 @@ QUICK = Patience(
 
 def sha(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-class HashingLayers:
-    """A layer store that only checks the diff id."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.unpacked: dict[DiffID, int] = {}
-
-    def has(self, diff_id: DiffID) -> bool:
-        return diff_id in self.unpacked
-
-    def info(self, diff_id: DiffID) -> Any:
-        return SimpleNamespace(size=self.unpacked[diff_id])
-
-    def stack(self, diff_ids: Sequence[DiffID]) -> list[str]:
-        return [f"{self.root}/layers/{d[7:]}/diff" for d in reversed(diff_ids)]
-
-    def remove(self, diff_id: DiffID) -> None:
-        del self.unpacked[diff_id]
-
-    def unpack(self, diff_id: DiffID, chunks: Iterator[bytes], *, limit_bytes: int = 0) -> None:
-        data = b"".join(chunks)
-        try:
-            tar = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        except (OSError, EOFError, zlib.error) as e:
-            raise IntegrityError(f"bad gzip: {e}") from e
-        if sha(tar) != diff_id:
-            raise IntegrityError(f"expected diff id {diff_id}, got {sha(tar)}")
-        self.unpacked[diff_id] = len(tar)
 
 
 class Handler(BaseHTTPRequestHandler):
