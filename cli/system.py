@@ -106,8 +106,15 @@ INFO = Command(
 
 
 def _check(values: Values) -> int:
-    repair = values.flag("repair")
-    lines = service().check(repair=repair)
+    repair, quick = values.flag("repair"), values.flag("quick")
+    lines = service().check(repair=repair, quick=quick)
+    left = service().check(repair=False, quick=quick) if lines and repair else lines
+    if values.flag("json"):
+        from scow.cli.template_functions import to_json
+
+        findings = [{"what": line, "left": line in left} for line in dict.fromkeys([*lines, *left])]
+        print(to_json({"clean": not left, "findings": findings}))
+        return 1 if left else 0
     if not lines:
         print("nothing damaged, nothing left behind")
         return 0
@@ -115,7 +122,6 @@ def _check(values: Values) -> int:
     if not repair:
         sys.stdout.flush()
         print("hint: 'scow system check --repair' mends this", file=sys.stderr)
-    left = service().check(repair=False) if repair else lines
     return 1 if left else 0
 
 
@@ -124,9 +130,17 @@ CHECK = Command(
     "Look for damage and for anything left behind",
     _check,
     description="Compares what is on disk and in the kernel (mounts, cgroups, links, addresses, "
-    "firewall rules) with the containers and images that exist. The status is 1 when something is wrong.",
+    "firewall rules) with the containers and images that exist, and reads all images: each blob against "
+    "its digest, each file of a layer against what its blob unpacks to. The first look unpacks each "
+    "layer once more; later ones compare digests. The status is 1 when something is wrong and stays so.",
     options=(
-        flag("--repair", help="Mend it: remove what belongs to nothing, set damaged records aside"),
+        flag(
+            "--repair",
+            help="Mend it: remove what belongs to nothing, set damaged records aside, unpack layers "
+            "again, fetch what is damaged from the registry that it came from (over the network)",
+        ),
+        flag("--quick", help="Read no content of images: whether all of it is there, no more"),
+        flag("--json", help="One JSON object: clean, and findings with what was found and is left"),
     ),
     examples=(("scow system check", "look only"), ("scow system check --repair", "and mend")),
     needs_root="it looks at mounts, cgroups and firewall rules",

@@ -17,10 +17,11 @@ from scow.runtime.state import State
 
 if TYPE_CHECKING:
     from scow.cri.service import Service
+    from scow.image.verify import Users
 
 
-def check(service: Service, *, repair: bool) -> list[str]:
-    """List what is wrong, mended or not (the line says which)."""
+def check(service: Service, *, repair: bool, quick: bool = False) -> list[str]:
+    """List what is wrong, mended or not (the line says which); `quick` reads no image's content."""
     found: list[str] = []
     found += _check_attempts(service.store, repair=repair)
     found += _check_records(service, repair=repair)
@@ -32,8 +33,22 @@ def check(service: Service, *, repair: bool) -> list[str]:
     found += _check_names(service, repair=repair)
     found += _check_trash(service, repair=repair)
     found += _check_network(service, repair=repair)
-    found += service.images.verify(repair=repair)
+    found += service.images.verify(repair=repair, quick=quick, users=image_users(service))
     return found
+
+
+def image_users(service: Service) -> Users:
+    """Which images and layers containers stand on, and which of them run."""
+    from scow.image.verify import Users
+
+    records = service.store.list()
+    alive = (State.RUNNING, State.PAUSED)
+    running = [record for record in records if service.status(record).state in alive]
+    return Users(
+        of_image=service.users_of_image,
+        stacks=frozenset(record.diff_ids for record in records),
+        running=frozenset(diff_id for record in running for diff_id in record.diff_ids),
+    )
 
 
 def _line(text: str, *, mended: bool) -> str:

@@ -108,9 +108,10 @@ class Service:
 
     def remove_image(self, name: str, *, force: bool = False) -> Sequence[str]:
         """Remove an image by name or id; containers that use it are in the way without `force`."""
-        return self.images.remove(name, force=force, in_use=self._users_of)
+        return self.images.remove(name, force=force, in_use=self.users_of_image)
 
-    def _users_of(self, image_id: str) -> Strings:
+    def users_of_image(self, image_id: str) -> Strings:
+        """Give the containers that were made of an image, or mount it."""
         return [
             record.id
             for record in self.store.list()
@@ -465,11 +466,11 @@ class Service:
 
         return gather(self)
 
-    def check(self, *, repair: bool = False) -> Sequence[str]:
+    def check(self, *, repair: bool = False, quick: bool = False) -> Sequence[str]:
         """Look for anything left behind or damaged; with `repair`, mend it. Empty means clean."""
         from scow.cri.check import check
 
-        return check(self, repair=repair)
+        return check(self, repair=repair, quick=quick)
 
     # --- what the rooms below are told --------------------------------------------------------
 

@@ -8,6 +8,8 @@ blob means. On disk:
     ingest/lease-*                          what a pull under way needs; flock = it is alive
     summaries/HEX.json                      derived, see store.py
     lock                                    flock around every change of the index
+    index.copy                              of index.json, which alone knows the names
+    reserve                                 room to remove images in when the disk is full
 
 Invariant: a blob gets its name after its size and digest are verified and it is on disk. kill -9
 at any line leaves at most an ingest file, which the next writer of that blob continues.
@@ -15,15 +17,20 @@ at any line leaves at most an ingest file, which the next writer of that blob co
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import msgspec
-
-from scow.image.digest import DiffID, Digest, algorithm_of, hex_of, new_hasher, verify_bytes
+from scow.image.digest import (
+    Digest,
+    algorithm_of,
+    hex_of,
+    new_hasher,
+    verify_bytes,
+)
 from scow.image.files import (
     create_file,
     is_same_file,
@@ -32,71 +39,30 @@ from scow.image.files import (
     storage_errors,
     sync_directory,
     write_all,
+    write_derived,
 )
-from scow.image.media_types import OCI_INDEX
-from scow.native.errors import IntegrityError, NotFound, ScowError
+from scow.image.index import IMAGE_ID as IMAGE_ID
+from scow.image.index import REF_NAME as REF_NAME
+from scow.image.index import IndexEntry as IndexEntry
+from scow.image.index import damaged_index, decode_index, encode_index
+from scow.image.lease import Lease as Lease
+from scow.image.lease import LeaseRecord as LeaseRecord
+from scow.image.lease import open_lease, read_lease
+from scow.native.errors import (
+    IntegrityError,
+    NotFound,
+    ResourceExhausted,
+    ScowError,
+)
+from scow.native.failpoint import failpoint
 
 CHUNK_BYTES = 1 << 20
 MAX_INDEX_BYTES = 64 << 20
 KEEP_PARTIAL_BYTES = 1 << 20  # less is not worth a resume
 LOCK_POLL_S = 0.05
-
-REF_NAME = "org.opencontainers.image.ref.name"
-IMAGE_ID = "io.scow.image.id"
-REPO_DIGEST = "io.scow.image.repo-digest"
-DELETING = "io.scow.image.deleting"
-
-
-class IndexEntry(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
-    """One descriptor of index.json, as much of it as scow writes."""
-
-    media_type: str
-    digest: str
-    size: int
-    annotations: dict[str, str] = {}
-    platform: dict[str, str] | None = None
-    artifact_type: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The canonical reference, or "" for an image without a name."""
-        return self.annotations.get(REF_NAME, "")
-
-    @property
-    def image_id(self) -> str:
-        """The digest of the config, or "" where another program wrote the entry."""
-        return self.annotations.get(IMAGE_ID, "")
-
-    @property
-    def repo_digest(self) -> str:
-        """`HOST/PATH@DIGEST` as the registry has it, or ""."""
-        return self.annotations.get(REPO_DIGEST, "")
-
-    @property
-    def is_deleting(self) -> bool:
-        """Whether a removal began; such an entry exists only for the collector."""
-        return DELETING in self.annotations
-
-    def annotated(self, **changes: str) -> IndexEntry:
-        """A copy with annotations set (name, repo_digest, deleting), or dropped where empty."""
-        keys = {"name": REF_NAME, "repo_digest": REPO_DIGEST, "deleting": DELETING}
-        annotations = dict(self.annotations)
-        for word, value in changes.items():
-            annotations[keys[word]] = value
-        return msgspec.structs.replace(
-            self, annotations={k: v for k, v in annotations.items() if v}
-        )
-
-
-class _IndexFile(msgspec.Struct, rename="camel"):
-    schema_version: int
-    manifests: list[IndexEntry]
-    media_type: str = OCI_INDEX
-
-
-class _Lease(msgspec.Struct):
-    blobs: list[str] = []
-    layers: list[str] = []
+INDEX, INDEX_COPY, LAYOUT = "index.json", "index.copy", "oci-layout"
+LAYOUT_TEXT = b'{"imageLayoutVersion":"1.0.0"}'
+RESERVE_BYTES = 1 << 20
 
 
 class ContentStore:
@@ -219,24 +185,57 @@ class ContentStore:
 
     # -- the index --------------------------------------------------------------------------------
 
-    def read_index(self) -> list[IndexEntry]:
+    def read_index(self, name: str = INDEX) -> list[IndexEntry]:
         """The entries of index.json; none where there is no store yet."""
-        path = os.path.join(self.root, "index.json")
+        path = os.path.join(self.root, name)
         try:
             data = read_file(path, MAX_INDEX_BYTES)
-        except FileNotFoundError:
+        except FileNotFoundError as e:
+            # It is made before the marker of the layout: without it, the store has lost it.
+            if name == INDEX and os.path.exists(os.path.join(self.root, LAYOUT)):
+                raise damaged_index(path, "it is gone") from e
             return []
-        try:
-            return msgspec.json.decode(data, type=_IndexFile).manifests
-        except msgspec.DecodeError as e:
-            raise IntegrityError(
-                f"cannot read '{path}': {e}", hint="`scow system check --repair` rebuilds it"
-            ) from e
+        except OSError as e:
+            raise damaged_index(path, (e.strerror or str(e)).lower()) from e
+        return decode_index(data, path)
 
-    def write_index(self, entries: list[IndexEntry]) -> None:
-        """Replace index.json; the caller holds `locked()`."""
-        data = msgspec.json.encode(_IndexFile(2, entries))
-        self.replace_file("index.json", data)
+    def write_index(self, entries: list[IndexEntry], *, removes: bool = False) -> None:
+        """Replace index.json; the caller holds `locked()`.
+
+        With `removes` it also works on a full disk: the reserve is given up for it.
+        """
+        data = encode_index(entries)
+        try:
+            self.replace_file(INDEX, data)
+        except ResourceExhausted:
+            if not removes or not self._give_up_reserve():
+                raise
+            self.replace_file(INDEX, data)
+        # For the day that index.json is damaged. One that is not on the disk yet is of no harm.
+        with contextlib.suppress(ScowError):
+            write_derived(os.path.join(self.root, INDEX_COPY), data)
+
+    def keep_reserve(self) -> None:
+        """Hold back a little of the disk, so that images can be removed when it is full."""
+        path = os.path.join(self.root, "reserve")
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return
+        try:
+            if os.fstat(fd).st_blocks * 512 < RESERVE_BYTES:
+                os.posix_fallocate(fd, 0, RESERVE_BYTES)
+        except OSError:
+            self._give_up_reserve()  # full already: it would only take what others need
+        finally:
+            os.close(fd)
+
+    def _give_up_reserve(self) -> bool:
+        try:
+            os.unlink(os.path.join(self.root, "reserve"))
+        except OSError:
+            return False
+        return True
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -259,21 +258,26 @@ class ContentStore:
         temporary = os.path.join(self.ingest_dir, "new-" + os.path.basename(name))
         with storage_errors(target):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            failpoint(f"{name}.create")
             fd = os.open(temporary, flags, 0o600)
             try:
+                failpoint(f"{name}.write")
                 write_all(fd, data)
+                failpoint(f"{name}.sync")
                 os.fsync(fd)
+                failpoint(f"{name}.name")
                 os.rename(temporary, target)
             except BaseException:
                 os.unlink(temporary)
                 raise
             finally:
                 os.close(fd)
+            failpoint(f"{name}.sync-name")
             sync_directory(os.path.dirname(target))
 
     def prepare(self) -> None:
         """Make the directories and the marker file of the layout; cheap when they are there."""
-        if os.path.exists(os.path.join(self.root, "oci-layout")):
+        if all(os.path.exists(p) for p in (os.path.join(self.root, LAYOUT), self.ingest_dir)):
             return
         with storage_errors(self.root):
             for path in (
@@ -285,101 +289,22 @@ class ContentStore:
                 os.makedirs(path, mode=0o700, exist_ok=True)
             # makedirs' mode is for the last directory only.
             os.chmod(self.root, 0o700)
-            create_file(
-                os.path.join(self.root, "index.json"), msgspec.json.encode(_IndexFile(2, []))
-            )
-            create_file(os.path.join(self.root, "oci-layout"), b'{"imageLayoutVersion":"1.0.0"}')
+            if not os.path.exists(os.path.join(self.root, LAYOUT)):
+                create_file(os.path.join(self.root, INDEX), encode_index([]))
+                create_file(os.path.join(self.root, LAYOUT), LAYOUT_TEXT)
 
     # -- leases -----------------------------------------------------------------------------------
 
     def lease(self) -> Lease:
         """Begin a lease: what it names stays until it is closed or its process dies."""
         with self.locked():
-            path = os.path.join(self.ingest_dir, f"lease-{os.getpid()}-{time.monotonic_ns()}")
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with storage_errors(path):
-                fd = os.open(path, flags, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        return Lease(self, path, fd)
+            return open_lease(self)
 
     def leases(self) -> list[LeaseRecord]:
         """Every lease, alive or left by a pull that failed or died. The caller holds `locked()`."""
-        records: list[LeaseRecord] = []
-        for name in os.listdir(self.ingest_dir):
-            if name.startswith("lease-"):
-                records.append(_read_lease(os.path.join(self.ingest_dir, name)))
-        return records
-
-
-def _read_lease(path: str) -> LeaseRecord:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        is_alive = False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            is_alive = True
-        status = os.fstat(fd)
-        try:
-            held = msgspec.json.decode(read_exactly(fd, status.st_size), type=_Lease)
-        except msgspec.DecodeError:
-            held = _Lease()  # its process died before or while it wrote: then it holds nothing
-        age_s = time.time() - status.st_mtime
-        return LeaseRecord(path, is_alive, age_s, frozenset(held.blobs), frozenset(held.layers))
-    finally:
-        os.close(fd)
-
-
-class LeaseRecord(msgspec.Struct, frozen=True):
-    """What the collector sees of a lease."""
-
-    path: str
-    is_alive: bool
-    age_s: float
-    blobs: frozenset[str]
-    layers: frozenset[str]
-
-
-class Lease:
-    """A promise of the collector not to touch some content."""
-
-    def __init__(self, store: ContentStore, path: str, fd: int) -> None:
-        self._store = store
-        self._path = path
-        self._fd = fd
-        self._held = _Lease()
-
-    def hold(
-        self, *, blobs: list[Digest] | None = None, layers: list[DiffID] | None = None
-    ) -> None:
-        """Add content; do so before looking whether it is there."""
-        self._held.blobs += blobs or []
-        self._held.layers += layers or []
-        with self._store.locked(), storage_errors(self._path):
-            data = msgspec.json.encode(self._held)
-            os.pwrite(self._fd, data, 0)  # only ever longer than what was there
-
-    def finish(self) -> None:
-        """All of it is named by the index now: the record has no further use."""
-        self._held = _Lease()
-
-    def close(self) -> None:
-        """End the promise; closing twice is fine.
-
-        Unless `finish` was called the record stays, dead: a retry finds the content still there, and
-        the collector finds what nobody came back for.
-        """
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            if not (self._held.blobs or self._held.layers):
-                os.unlink(self._path)
-            os.close(fd)
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        names = [name for name in os.listdir(self.ingest_dir) if name.startswith("lease-")]
+        found = (read_lease(os.path.join(self.ingest_dir, name)) for name in names)
+        return [record for record in found if record is not None]
 
 
 class BlobIngest:

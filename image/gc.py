@@ -8,11 +8,16 @@ index can never cost a layer that a container stands on.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from scow.image.content import IndexEntry, LeaseRecord
+import msgspec
+
+from scow.image.content import ContentStore, IndexEntry, LeaseRecord
 from scow.image.digest import DiffID, hex_of, parse_diff_id, parse_digest
+from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.native.errors import InvalidArgument, ScowError
+from scow.native.failpoint import failpoint
 
 if TYPE_CHECKING:
     from scow.image.store import ImageStore
@@ -20,50 +25,66 @@ if TYPE_CHECKING:
 DEAD_LEASE_KEEP_S = 24 * 3600
 
 
-def collect(store: ImageStore, *, now: bool = True) -> list[str]:
-    """Finish removals and drop what failed pulls left; returns the diff ids that were deleted.
+class Collected(msgspec.Struct, frozen=True):
+    """What a collection deleted; the bytes are zero unless they were asked for."""
 
-    With `now` false, the leftovers of failed pulls stay a day for a retry to use.
+    diff_ids: tuple[str, ...] = ()
+    freed_bytes: int = 0
+
+
+def collect(store: ImageStore, *, now: bool = True, measure: bool = False) -> Collected:
+    """Finish removals and drop what failed pulls left.
+
+    With `now` false, the leftovers of failed pulls stay a day for a retry to use. With `measure` the
+    files of deleted layers are counted before they go, which takes as long again.
     """
     content = store.content
     if not os.path.isdir(content.ingest_dir):
-        return []
+        return Collected()
     with content.locked():
         entries = content.read_index()
         leases = content.leases()
-        dead = [
-            lease
-            for lease in leases
-            if not lease.is_alive and (now or lease.age_s > DEAD_LEASE_KEEP_S)
-        ]
+        dead = [lease for lease in leases if _is_over(lease, now=now)]
         deleting = [entry for entry in entries if entry.is_deleting]
         if not dead and not deleting:
-            return []
+            return Collected()
         kept = [entry for entry in entries if not entry.is_deleting]
-        blobs, layers = _named_by(store, kept, (lease for lease in leases if lease not in dead))
-        old_blobs, old_layers = _named_by(store, deleting, dead)
+        blobs, layers = named_by(store, kept, (lease for lease in leases if lease not in dead))
+        old_blobs, old_layers = named_by(store, deleting, dead)
         deleted = _delete_layers(store, sorted(old_layers - layers))
-        _delete_blobs(store, sorted(old_blobs - blobs))
+        freed = delete_blobs(store, sorted(old_blobs - blobs))
         _delete_summaries(store, deleting, kept)
         # The entries go last: until then another run would do all of this again.
         if deleting:
-            content.write_index(kept)
+            failpoint("gc.entries")
+            content.write_index(kept, removes=True)
         for lease in dead:
+            failpoint("gc.lease")
             os.unlink(lease.path)
+    content.keep_reserve()
     if deleted:
+        if measure:
+            freed += store.layers.trash_bytes()
         store.layers.empty_trash()  # seconds of work that nobody has to wait for
-    return deleted
+    return Collected(tuple(deleted), freed)
 
 
-def _named_by(
+def _is_over(lease: LeaseRecord, *, now: bool) -> bool:
+    """A clock that was put back makes an age negative, and that is no reason to delete anything."""
+    return not lease.is_alive and (now or lease.age_s > DEAD_LEASE_KEEP_S)
+
+
+def named_by(
     store: ImageStore, entries: Iterable[IndexEntry], leases: Iterable[LeaseRecord]
 ) -> tuple[set[str], set[str]]:
+    """The blobs and the layers that these entries and leases stand for."""
     blobs: set[str] = set()
     layers: set[str] = set()
     for entry in entries:
+        if entry.foreign:
+            blobs |= _reachable(store.content, entry.digest)
+            continue
         blobs.add(entry.digest)
-        if not entry.image_id:
-            continue  # written by another program: its other blobs are not ours to judge
         summary = store.read_summary(entry)
         if summary is not None:
             blobs.update(summary.blobs)
@@ -74,24 +95,64 @@ def _named_by(
     return blobs, layers
 
 
+def _reachable(content: ContentStore, digest: str) -> set[str]:
+    """All that an image of another program needs, whatever kind of document names it."""
+    found: set[str] = set()
+    pending = [digest]
+    while pending:
+        text = pending.pop()
+        try:
+            known = parse_digest(text)
+        except InvalidArgument:
+            continue
+        if known in found:
+            continue
+        found.add(known)
+        try:
+            document = msgspec.json.decode(content.read_blob(known, MAX_DOCUMENT_BYTES))
+        except (msgspec.DecodeError, ScowError, OSError):
+            continue  # a layer, or not here
+        pending += _digests_in(document)
+    return found
+
+
+def _digests_in(document: object) -> Iterator[str]:
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if key == "digest" and isinstance(value, str):
+                yield value
+            else:
+                yield from _digests_in(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from _digests_in(value)
+
+
 def _delete_layers(store: ImageStore, diff_ids: list[str]) -> list[str]:
     deleted: list[str] = []
     for text in diff_ids:
         diff_id: DiffID = parse_diff_id(text)
         if store.layers.has(diff_id):
+            failpoint("gc.layer")
             store.layers.remove(diff_id)
             deleted.append(diff_id)
     return deleted
 
 
-def _delete_blobs(store: ImageStore, digests: list[str]) -> None:
+def delete_blobs(store: ImageStore, digests: list[str]) -> int:
+    """Delete blobs, whole or in part; gives the bytes that this frees."""
+    freed = 0
     for text in digests:
         digest = parse_digest(text)
         for path in (store.content.blob_path(digest), store.content.ingest_path(digest)):
             try:
+                failpoint("gc.blob")
+                size = os.lstat(path).st_blocks * 512
                 os.unlink(path)
+                freed += size
             except FileNotFoundError:
                 pass
+    return freed
 
 
 def _delete_summaries(

@@ -6,25 +6,30 @@ must not: tar (native/untar*.c), the pipeline (unpack.py), images. Layout below 
     <hex>/diff/             the tree
     <hex>/layer.json        what it is; written last, so a directory without it does not exist
     <hex>/needs-lower       only if the layer refers to lower ones (LowerNeeds)
+    <hex>/seal              a digest of all that; there once it was compared with its blob
     chain-<hex>/            a thin layer that completes such a layer on one stack; by chain id
     .staging/ .trash/ .locks/ .empty/
+    .aside/                 damaged ones that a running container still stands on
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 
 import msgspec
 
-from scow.image.digest import ChainID, DiffID, chain_ids, hex_of, parse_diff_id
+from scow.image.digest import ChainID, DiffID, chain_ids, hex_of
 from scow.image.unpack import DEFAULT_LIMIT_BYTES, LowerNeeds, Unpacked, unpack
 from scow.native import fs
 from scow.native.errors import IntegrityError, NotFound
+from scow.native.failpoint import failpoint
 from scow.native.fd import OwnedFd
 
+MOST_DIFFERENCES = 5  # told of one layer
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -53,7 +58,7 @@ class LayerStore:
 
     def has(self, diff_id: DiffID) -> bool:
         """Whether the layer is there, whole."""
-        return os.path.exists(self._file(hex_of(diff_id), "layer.json"))
+        return os.path.isfile(self._file(hex_of(diff_id), "layer.json"))
 
     def path(self, diff_id: DiffID) -> str:
         """The tree of a layer, for overlayfs's lowerdir."""
@@ -70,8 +75,8 @@ class LayerStore:
         for name in names:
             try:
                 found.append(self._read_info(name).diff_id)
-            except NotFound:
-                continue  # taken away, or a leftover that has no name
+            except (NotFound, IntegrityError):
+                continue  # taken away, or a leftover that has no name, or damaged
         return found
 
     def unpack(
@@ -93,18 +98,7 @@ class LayerStore:
                 return self.info(diff_id)
             self.sweep()
             with self._staged(name) as (staging, staging_fd):
-                os.mkdir("diff", 0o755, dir_fd=staging_fd)
-                with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
-                    done = unpack(
-                        diff_id,
-                        chunks,
-                        diff.fileno(),
-                        limit_bytes=limit_bytes,
-                        keep_fds=(lock.fileno(),),
-                    )
-                info = _describe(diff_id, done)
-                if done.needs:
-                    fs.write_atomic(staging_fd, "needs-lower", _encode_needs(done.needs))
+                info = _fill(staging_fd, diff_id, chunks, lock, limit_bytes)
                 self._commit(staging, staging_fd, name, info)
                 return info
 
@@ -143,10 +137,10 @@ class LayerStore:
         self._prepare()
         for name in self._names():
             if name.startswith("chain-") and self._completes(name, diff_id):
-                self._discard(name)
+                self.discard(name)
         name = hex_of(diff_id)
         with self._locked(name):
-            return self._discard(name)
+            return self.discard(name)
 
     def sweep(self) -> None:
         """Clean what dead attempts left: staging directories that nobody holds, the trash."""
@@ -157,10 +151,128 @@ class LayerStore:
                     self._throw_away(self._file(".staging"), name)
         self.empty_trash()
 
+    def trash_bytes(self) -> int:
+        """What the files of removed layers take on the disk."""
+        from scow.image.tree import disk_bytes
+
+        return disk_bytes(self._file(".trash"))
+
+    def drop_aside(self) -> int:
+        """Let go of damaged layers that were set aside; the caller knows that no container runs."""
+        names = os.listdir(self._file(".aside")) if os.path.isdir(self._file(".aside")) else []
+        for name in names:
+            self._throw_away(self._file(".aside"), name)
+        return len(names)
+
     def empty_trash(self) -> None:
         """Delete the files of what was removed, by this process or by one that was killed."""
+        failpoint("layer.empty-trash")
         with OwnedFd(os.open(self._file(".trash"), _DIR)) as trash:
             fs.empty_trash(trash.fileno())
+
+    # -- checking ----------------------------------------------------------------------------
+
+    def is_sealed(self, diff_id: DiffID) -> bool:
+        """Whether the layer is, to the last byte, as it was when it was compared with its blob."""
+        name = hex_of(diff_id)
+        seal = self._read(name, "seal")
+        return seal is not None and seal == self._measure_seal(name)
+
+    def compare(
+        self, diff_id: DiffID, chunks: Iterable[bytes], *, mend: bool, keep_old: bool = False
+    ) -> Paths:
+        """Unpack the layer once more, and say where the one that is there differs.
+
+        With `mend` the new one takes its place then; `keep_old` says that a container runs on the
+        old one. A layer that is right gets its seal, so that the next look needs no unpacking.
+        """
+        self._prepare()
+        name = hex_of(diff_id)
+        with self._locked(name) as lock, self._staged(name) as (staging, staging_fd):
+            info = _fill(staging_fd, diff_id, chunks, lock, DEFAULT_LIMIT_BYTES)
+            found = self._differences(name, staging_fd, info)
+            if found and mend:
+                self._commit(staging, staging_fd, name, info, keep_old=keep_old)
+            if mend or not found:
+                self._write_seal(name)
+            return found
+
+    def damaged_completions(self) -> Paths:
+        """The thin layers that are not as they were made."""
+        chains = [name for name in self._names() if name.startswith("chain-")]
+        return [n for n in chains if self._read(n, "seal") != self._measure_seal(n)]
+
+    def drop_completion(self, name: str, *, keep_old: bool) -> None:
+        """Take a thin layer away: `stack` makes it again where it is needed."""
+        if keep_old:
+            self._set_aside(name)
+        else:
+            self.discard(name)
+
+    def strays(self, diff_ids: set[str], chains: set[str]) -> Paths:
+        """What lies here and is neither one of these layers nor completes one of these stacks."""
+        known = {hex_of(DiffID(d)) for d in diff_ids} | {f"chain-{c}" for c in chains}
+        return [name for name in self._names() if not name.startswith(".") and name not in known]
+
+    def leftovers(self, *, remove: bool) -> Paths:
+        """A line for each thing of a dead attempt that still takes space."""
+        found: Paths = []
+        if not os.path.isdir(self._file(".locks")):
+            return found
+        for name in os.listdir(self._file(".locks")):
+            if os.path.isdir(self._file(".locks", name)):
+                found.append(f"'{self._file('.locks', name)}' is not a file")
+                if remove:
+                    self._throw_away(self._file(".locks"), name)
+        for name in os.listdir(self._file(".staging")):
+            with self._locked(name, wait=False) as lock:
+                if not lock.closed:
+                    found.append(f"layer '{name}' was not unpacked to the end")
+        trash = os.listdir(self._file(".trash"))
+        found += [f"{len(trash)} removed layers still take space"] if trash else []
+        if remove and found:
+            self.sweep()
+        return found
+
+    def _differences(self, name: str, staging_fd: int, info: LayerInfo) -> Paths:
+        from scow.image.tree import differences
+
+        try:
+            if self._read_info(name) != info:
+                return ["layer.json"]
+        except (NotFound, IntegrityError):
+            return ["layer.json"]
+        needs = None
+        with suppress(FileNotFoundError), open("needs-lower", "rb", opener=_at(staging_fd)) as file:
+            needs = file.read()
+        if self._read(name, "needs-lower") != needs:
+            return ["needs-lower"]
+        try:
+            there = OwnedFd(os.open(self._file(name, "diff"), _DIR))
+        except OSError:
+            return ["diff"]
+        with there, OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as anew:
+            return [*itertools.islice(differences(there.fileno(), anew.fileno()), MOST_DIFFERENCES)]
+
+    def _measure_seal(self, name: str) -> bytes | None:
+        from scow.image.digest import new_hasher
+        from scow.image.tree import tree_digest
+
+        hasher = new_hasher()
+        for file in ("layer.json", "needs-lower"):
+            hasher.update((self._read(name, file) or b"") + b"\0")
+        try:
+            with OwnedFd(os.open(self._file(name, "diff"), _DIR)) as diff:
+                hasher.update(tree_digest(diff.fileno()))
+        except OSError:
+            return None
+        return hasher.hexdigest().encode()
+
+    def _write_seal(self, name: str) -> None:
+        seal = self._measure_seal(name)
+        if seal is not None:
+            with suppress(OSError):  # a full or read-only disk: then the next check takes longer
+                fs.write_atomic(self._file(name), "seal", seal, durable=False)
 
     # -- one stack's completion --------------------------------------------------------------
 
@@ -180,13 +292,13 @@ class LayerStore:
             with self._locked(name):
                 if not os.path.exists(self._file(name, "layer.json")):
                     with self._staged(name) as (staging, staging_fd):
-                        os.mkdir("diff", 0o755, dir_fd=staging_fd)
                         with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
                             made = completion.complete(
                                 diff.fileno(), needs, [*paths], [*below], self._file(".empty")
                             )
                         info = LayerInfo(stack[-1], 0, 0, made, stack=stack)
                         self._commit(staging, staging_fd, name, info)
+                    self._write_seal(name)
         return [self._file(name, "diff")] if self._read_info(name).entries else []
 
     def _completes(self, name: str, diff_id: DiffID) -> bool:
@@ -238,27 +350,44 @@ class LayerStore:
         parent = self._file(".staging")
         self._throw_away(parent, name)
         path = os.path.join(parent, name)
+        failpoint("layer.stage")
         os.mkdir(path, 0o700)
         try:
             with OwnedFd(os.open(path, _DIR)) as fd:
+                os.mkdir("diff", 0o755, dir_fd=fd.fileno())
                 yield path, fd.fileno()
         finally:
             self._throw_away(parent, name)
 
-    def _commit(self, staging: str, staging_fd: int, name: str, info: LayerInfo) -> None:
+    def _commit(
+        self, staging: str, staging_fd: int, name: str, info: LayerInfo, *, keep_old: bool = False
+    ) -> None:
         """The order of truth: data (synced), then layer.json, then the name."""
+        failpoint("layer.json")
         fs.write_atomic(staging_fd, "layer.json", msgspec.json.encode(info))
-        if os.path.lexists(self._file(name)):
-            self._throw_away(self.root_dir, name)  # without a layer.json: damaged
+        if os.path.lexists(self._file(name)):  # without a layer.json, or damaged
+            if keep_old:
+                self._set_aside(name)
+            else:
+                self._throw_away(self.root_dir, name)
+        failpoint("layer.name")
         os.rename(staging, self._file(name))
+        failpoint("layer.sync-name")
         with OwnedFd(os.open(self.root_dir, _DIR)) as root:
             os.fsync(root.fileno())
 
-    def _discard(self, name: str) -> bool:
+    def _set_aside(self, name: str) -> None:
+        """A mounted overlay must not lose the files below it (overlayfs.rst): they only move."""
+        os.makedirs(self._file(".aside"), mode=0o700, exist_ok=True)
+        os.rename(self._file(name), self._file(".aside", f"{name}.{os.urandom(4).hex()}"))
+
+    def discard(self, name: str) -> bool:
+        """Into the trash with whatever has this name; whether it was there."""
         with (
             OwnedFd(os.open(self.root_dir, _DIR)) as root,
             OwnedFd(os.open(self._file(".trash"), _DIR)) as trash,
         ):
+            failpoint("layer.discard")
             gone = fs.move_to_trash(root.fileno(), name, trash.fileno()) is not None
             if gone:
                 os.fsync(root.fileno())
@@ -289,7 +418,7 @@ class LayerStore:
         try:
             with open(self._file(name, file), "rb") as stream:
                 return stream.read()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def _read_info(self, name: str) -> LayerInfo:
@@ -299,15 +428,51 @@ class LayerStore:
         try:
             info = msgspec.json.decode(data, type=LayerInfo)
         except msgspec.DecodeError as error:
-            raise IntegrityError(f"layer '{name}': bad layer.json: {error}") from error
-        parse_diff_id(info.diff_id)
-        return info
+            raise _damaged(name, f"bad layer.json: {error}") from error
+        if name in (hex_of(info.diff_id), f"chain-{_chain_of(info)}"):
+            return info
+        raise _damaged(name, "its layer.json is of another layer")
 
     def _read_needs(self, diff_id: DiffID) -> LowerNeeds:
         data = self._read(hex_of(diff_id), "needs-lower")
         if data is None:
             return LowerNeeds()
-        return msgspec.msgpack.decode(data, type=LowerNeeds)
+        try:
+            return msgspec.msgpack.decode(data, type=LowerNeeds)
+        except msgspec.DecodeError as error:
+            raise _damaged(hex_of(diff_id), f"bad needs-lower: {error}") from error
+
+
+def _damaged(name: str, why: str) -> IntegrityError:
+    return IntegrityError(
+        f"layer '{name}' is damaged: {why}", hint="`scow system check --repair` mends it"
+    )
+
+
+def _chain_of(info: LayerInfo) -> str:
+    return hex_of(chain_ids(info.stack)[-1]) if info.stack else ""
+
+
+def _fill(
+    staging_fd: int, diff_id: DiffID, chunks: Iterable[bytes], lock: OwnedFd, limit_bytes: int
+) -> LayerInfo:
+    """Unpack into a staging directory all but layer.json; on the disk when this returns."""
+    with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
+        failpoint("layer.unpack")
+        done = unpack(
+            diff_id,
+            chunks,
+            diff.fileno(),
+            limit_bytes=limit_bytes,
+            keep_fds=(lock.fileno(),),
+        )
+    if done.needs:
+        fs.write_atomic(staging_fd, "needs-lower", _encode_needs(done.needs))
+    return _describe(diff_id, done)
+
+
+def _at(dir_fd: int) -> Callable[[str, int], int]:
+    return lambda name, flags: os.open(name, flags | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
 def _encode_needs(needs: LowerNeeds) -> bytes:

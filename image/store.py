@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from scow.image.credentials import Credentials
     from scow.image.progress import ProgressSink
+    from scow.image.verify import Users
 
 SUMMARY_FORMAT = 1
 MAX_SUMMARY_BYTES = 8 << 20
@@ -51,6 +52,18 @@ class Layers(Protocol):
     def stack(self, diff_ids: Sequence[DiffID]) -> list[str]: ...
     def remove(self, diff_id: DiffID) -> object: ...
     def empty_trash(self) -> None: ...
+    def trash_bytes(self) -> int: ...
+    def is_sealed(self, diff_id: DiffID) -> bool: ...
+    def compare(
+        self, diff_id: DiffID, chunks: Iterator[bytes], *, mend: bool, keep_old: bool = ...
+    ) -> StringList: ...
+    def list(self) -> Sequence[DiffID]: ...
+    def damaged_completions(self) -> Sequence[str]: ...
+    def drop_completion(self, name: str, *, keep_old: bool) -> None: ...
+    def strays(self, diff_ids: set[str], chains: set[str]) -> Sequence[str]: ...
+    def leftovers(self, *, remove: bool) -> Sequence[str]: ...
+    def discard(self, name: str) -> object: ...
+    def drop_aside(self) -> int: ...
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -128,23 +141,31 @@ class ImageStore:
         return self._load(find_entry(entries, name_or_id), entries)
 
     def list(self) -> list[ImageSummary]:
-        """Every image once, newest first."""
+        """Every image once, newest first; of a damaged one there is little to tell."""
         entries = self._entries()
         seen: dict[str, ImageSummary] = {}
         for entry in entries:
             if entry.image_id not in seen:
-                image = self._load(entry, entries)
-                seen[entry.image_id] = ImageSummary(
-                    image.id,
-                    image.names,
-                    image.digests,
-                    image.created,
-                    image.size,
-                    image.architecture,
-                    image.os,
-                    image.config.labels,
-                )
+                seen[entry.image_id] = self._summarise(entry, entries)
         return sorted(seen.values(), key=lambda s: s.created, reverse=True)
+
+    def _summarise(self, entry: IndexEntry, entries: EntryList) -> ImageSummary:
+        try:
+            image = self._load(entry, entries)
+        except IntegrityError:
+            same = [other for other in entries if other.image_id == entry.image_id]
+            names = tuple(_familiar(e.name) for e in same if e.name)
+            return ImageSummary(parse_digest(entry.image_id), names, (), "", 0)
+        return ImageSummary(
+            image.id,
+            image.names,
+            image.digests,
+            image.created,
+            image.size,
+            image.architecture,
+            image.os,
+            image.config.labels,
+        )
 
     def layer_paths(self, image: Image) -> StringList:
         """The layers' directories, top first, as an overlay mount takes them.
@@ -171,7 +192,7 @@ class ImageStore:
         if summary is None:
             raise IntegrityError(
                 f"image {entry.image_id} is damaged: its manifest or config is missing",
-                hint="pull it again, or remove it with `scow system check --repair`",
+                hint="`scow system check --repair` fetches it again, `scow rmi` removes it",
             )
         same = [other for other in entries if other.image_id == entry.image_id]
         return Image(
@@ -203,7 +224,7 @@ class ImageStore:
 
         try:
             return rebuild_summary(self, digest, entry.media_type)
-        except (IntegrityError, NotFound, InvalidArgument):
+        except (IntegrityError, NotFound, InvalidArgument, OSError):
             return None
 
     # -- names ------------------------------------------------------------------------------------
@@ -250,6 +271,15 @@ class ImageStore:
         """
         from scow.image.gc import collect
 
+        lines, is_gone = self.mark_removed(name_or_id, force=force, in_use=in_use)
+        if not is_gone:
+            return lines
+        return lines + [f"Deleted: {diff_id}" for diff_id in collect(self).diff_ids]
+
+    def mark_removed(
+        self, name_or_id: str, *, force: bool, in_use: Callable[[str], StringList]
+    ) -> tuple[StringList, bool]:
+        """The first half of `remove`: names go at once; whether content is left to the collector."""
         with self.content.locked():
             entries = self.content.read_index()
             visible = [e for e in entries if e.image_id and not e.is_deleting]
@@ -258,8 +288,8 @@ class ImageStore:
             doomed = _doomed_entries(same, entry, name_or_id, force=force)
             lines = [f"Untagged: {_familiar(e.name)}" for e in doomed if e.name]
             if len(doomed) < len(same):
-                self.content.write_index([e for e in entries if e not in doomed])
-                return lines
+                self.content.write_index([e for e in entries if e not in doomed], removes=True)
+                return lines, False
             digests = dict.fromkeys(e.repo_digest for e in doomed if e.repo_digest)
             users = in_use(entry.image_id)
             if users and not force:
@@ -271,13 +301,12 @@ class ImageStore:
             others = [e for e in entries if e not in doomed]
             if users:
                 nameless = entry.annotated(name="", repo_digest="")
-                self.content.write_index([*others, nameless])
-                return [*lines, *(f"Untagged: {_familiar(d)}" for d in digests)]
+                self.content.write_index([*others, nameless], removes=True)
+                return [*lines, *(f"Untagged: {_familiar(d)}" for d in digests)], False
             gone = [e.annotated(name="", deleting="yes") for e in doomed]
-            self.content.write_index([*others, *gone])
+            self.content.write_index([*others, *gone], removes=True)
         lines += [f"Untagged: {_familiar(d)}" for d in digests]
-        lines.append(f"Deleted: {entry.image_id}")
-        return lines + [f"Deleted: {diff_id}" for diff_id in collect(self)]
+        return [*lines, f"Deleted: {entry.image_id}"], True
 
     # -- coming and going -------------------------------------------------------------------------
 
@@ -322,11 +351,16 @@ class ImageStore:
 
         save_archive(self, list(names), output)
 
-    def verify(self, *, repair: bool = False) -> StringList:
-        """Check everything against its digests; returns one line per fault, mended with `repair`."""
+    def verify(
+        self, *, repair: bool = False, quick: bool = False, users: Users | None = None
+    ) -> StringList:
+        """Check everything against its digests; returns one line per fault, mended with `repair`.
+
+        `quick` does not look into layers. Without `users` no layer is taken for one that nobody needs.
+        """
         from scow.image.verify import verify_store
 
-        return verify_store(self, repair=repair)
+        return verify_store(self, repair=repair, quick=quick, users=users)
 
 
 def find_entry(entries: Iterable[IndexEntry], name_or_id: str) -> IndexEntry:
@@ -375,7 +409,10 @@ def _no_such(name: str) -> NotFound:
 
 
 def _familiar(name: str) -> str:
-    return parse_reference(name).familiar
+    try:
+        return parse_reference(name).familiar
+    except InvalidArgument:
+        return name  # damaged on the disk, or written by a later version
 
 
 def place_entry(entries: list[IndexEntry], new: IndexEntry) -> list[IndexEntry]:

@@ -1,135 +1,348 @@
 """Checking the whole image store against its digests (`scow system check`).
 
-What belongs here: reading everything and saying what is wrong, and with `repair` making what is left
-consistent again. What must not: guessing content; what is damaged is removed, never patched.
+What belongs here: reading everything and saying what is wrong. What must not: how it is mended
+(repair.py). Nothing of this runs by itself: a start of scow looks at no more than it needs.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from scow.image.content import IMAGE_ID, IndexEntry
-from scow.image.digest import DiffID, Digest, parse_digest
-from scow.image.document import MAX_DOCUMENT_BYTES
-from scow.image.gc import collect
-from scow.image.install import read_image_document
-from scow.native.errors import IntegrityError, InvalidArgument, NotFound, ScowError
+from scow.image.content import INDEX, LAYOUT, LAYOUT_TEXT, IndexEntry
+from scow.image.digest import DiffID, Digest, chain_ids, hex_of, parse_digest
+from scow.image.files import read_file
+from scow.image.gc import collect, delete_blobs, named_by
+from scow.image.install import rebuild_summary
+from scow.image.repair import (
+    fetch_again,
+    mark_lost,
+    recovered_entries,
+    set_aside,
+    stored_blobs,
+    write_layout,
+)
+from scow.image.store import MAX_SUMMARY_BYTES, SummaryFile
+from scow.native.errors import IntegrityError, NotFound, ScowError, Unsupported
 
 if TYPE_CHECKING:
     from scow.image.store import ImageStore
 
+_FILES = (LAYOUT, INDEX, "lock")
+_DIRECTORIES = ("blobs", "blobs/sha256", "blobs/sha512", "ingest", "summaries")
 
-def verify_store(store: ImageStore, *, repair: bool = False) -> list[str]:
-    """One line per fault; with `repair`, each is mended by the time this returns.
 
-    Mending means: a damaged blob is removed, an image that lacks something loses its entry (a pull
-    brings it back), a damaged index is made again from the manifests there are.
+class Users(msgspec.Struct, frozen=True):
+    """What the room above knows, and this one does not: containers."""
+
+    of_image: Callable[[str], list[str]]  # by image id
+    stacks: frozenset[tuple[str, ...]] = frozenset()  # the diff ids of every container
+    running: frozenset[str] = frozenset()  # the diff ids of those that run
+
+    @property
+    def layers(self) -> set[str]:
+        """The diff ids that any container stands on."""
+        return {diff_id for stack in self.stacks for diff_id in stack}
+
+
+def verify_store(
+    store: ImageStore, *, repair: bool = False, quick: bool = False, users: Users | None = None
+) -> list[str]:
+    """One line per fault; with `repair` it ends in "(mended)", or says why it is not.
+
+    Mending means: a layer is unpacked again from its blob; what is damaged or gone is fetched again
+    from where the image came; an image that cannot be had again loses its names; a damaged index is
+    made from its copy and from the manifests; what is no file where one should be, and the
+    like, is set aside. With `quick` nothing inside layers is looked at.
     """
-    content = store.content
-    if not os.path.exists(os.path.join(content.root, "oci-layout")):
+    if not os.path.exists(store.content.root):
         return []
-    faults: list[str] = []
-    try:
-        entries = content.read_index()
-    except IntegrityError as e:
-        faults.append(e.message)
-        entries = _entries_from_blobs(store)
-        if repair:
-            with content.locked():
-                content.write_index(entries)
-    damaged = _damaged_blobs(store)
-    faults += [f"blob {digest} is damaged" for digest in damaged]
-    if repair:
-        for digest in damaged:
-            os.unlink(content.blob_path(digest))
-    lost: list[IndexEntry] = []
-    for entry in entries:
-        if entry.image_id and not entry.is_deleting:
-            missing = _missing_parts(store, entry, set(damaged))
-            if missing:
-                lost.append(entry)
-                name = entry.name or entry.image_id
-                faults += [f"image '{name}' lacks {part}" for part in missing]
-    if repair and lost:
-        with content.locked():
-            content.write_index([e for e in content.read_index() if e not in lost])
-    faults += _left_over(store, repair=repair)
-    if repair:
-        collect(store)
-    return faults
+    return _Check(store, repair=repair, quick=quick, users=users).run()
 
 
-def _all_blobs(store: ImageStore) -> list[Digest]:
-    found: list[Digest] = []
-    base = os.path.join(store.content.root, "blobs")
-    for algorithm in sorted(os.listdir(base)):
-        for name in sorted(os.listdir(os.path.join(base, algorithm))):
+class _Check:
+    def __init__(
+        self, store: ImageStore, *, repair: bool, quick: bool, users: Users | None
+    ) -> None:
+        self.store = store
+        self.content = store.content
+        self.repair = repair
+        self.quick = quick
+        self.users = users
+        self.faults: list[str] = []
+        self.entries: list[IndexEntry] = []
+        self.damaged: set[Digest] = set()
+        self.bad_layers: set[DiffID] = set()
+        self.is_index_good = True
+
+    def found(self, text: str, *, mended: bool | None = None) -> None:
+        is_mended = self.repair if mended is None else mended
+        self.faults.append(f"{text} (mended)" if is_mended else text)
+
+    def run(self) -> list[str]:
+        self._shape()
+        self._index()
+        if self.is_index_good:
+            self._blobs()
+            self._images()
+            if not self.quick:
+                self._layers()
+                self._summaries()
+        self._left_over()
+        if self.repair and self.is_index_good:
+            collect(self.store)
+            self.content.keep_reserve()
+        if self.is_index_good:
+            self._unnamed()
+        return self.faults
+
+    # -- the files themselves ---------------------------------------------------------------------
+
+    def _shape(self) -> None:
+        for text in self.store.layers.leftovers(remove=self.repair):
+            self.found(text)
+        for name in (*_FILES, *_DIRECTORIES):
+            path = os.path.join(self.content.root, name)
+            is_right = os.path.isfile(path) if name in _FILES else os.path.isdir(path)
+            if not is_right and os.path.lexists(path):
+                self.found(f"'{path}' is not a {'file' if name in _FILES else 'directory'}")
+                if self.repair:
+                    set_aside(self.store, path)
+        if self.repair:
+            for name in _DIRECTORIES:
+                os.makedirs(os.path.join(self.content.root, name), mode=0o700, exist_ok=True)
+        path = os.path.join(self.content.root, LAYOUT)
+        try:
+            if read_file(path, 1 << 20) == LAYOUT_TEXT:
+                return
+        except (OSError, IntegrityError):
+            pass
+        if not os.path.exists(path) and not os.path.exists(os.path.join(self.content.root, INDEX)):
+            if self.repair:
+                self.content.prepare()
+            return  # nothing was ever stored
+        self.found(f"'{path}' does not say that this is an OCI layout")
+        if self.repair:
+            write_layout(self.store)
+
+    def _index(self) -> None:
+        try:
+            self.entries = self.content.read_index()
+            return
+        except Unsupported as e:
+            self.found(e.message, mended=False)
+            self.is_index_good = False
+            return
+        except IntegrityError as e:
+            self.found(e.message)
+        self.is_index_good = self.repair
+        if self.repair:
+            path = os.path.join(self.content.root, INDEX)
+            with self.content.locked():
+                self.entries = recovered_entries(self.store)
+                set_aside(self.store, path)
+                self.content.write_index(self.entries)
+
+    def _blobs(self) -> None:
+        for digest in [] if self.quick else stored_blobs(self.store):
             try:
-                found.append(parse_digest(f"{algorithm}:{name}"))
-            except InvalidArgument:
-                continue
-    return found
+                for _ in self.content.read_chunks(digest):
+                    pass
+            except FileNotFoundError:
+                continue  # removed meanwhile, by somebody's `rmi`
+            except (IntegrityError, OSError):
+                self.damaged.add(digest)
+                self.found(f"blob {digest} is damaged", mended=False)
+                if self.repair:
+                    set_aside(self.store, self.content.blob_path(digest), keep=False)
 
+    # -- images -----------------------------------------------------------------------------------
 
-def _damaged_blobs(store: ImageStore) -> list[Digest]:
-    damaged: list[Digest] = []
-    for digest in _all_blobs(store):
+    def _images(self) -> None:
+        seen: set[str] = set()
+        for entry in self.entries:
+            if entry.is_deleting:
+                self.found(f"image {entry.image_id} was not removed to the end")
+            elif entry.image_id and entry.digest not in seen:
+                seen.add(entry.digest)
+                self._image(entry)
+
+    def _image(self, entry: IndexEntry) -> None:
+        missing = self._missing(entry)
+        if not missing:
+            return
+        names = [e.name for e in self.entries if e.digest == entry.digest and e.name]
+        name = "', '".join(names) or entry.image_id
+        outcome = self._mend(entry) if self.repair else ""
+        for part in missing:
+            self.found(f"image '{name}' lacks {part}{outcome}", mended=self.repair and not outcome)
+
+    def _missing(self, entry: IndexEntry) -> list[str]:
+        summary = self.store.read_summary(entry)
+        if summary is None:
+            return ["its manifest or config"]
+        blobs = [parse_digest(text) for text in summary.blobs]
+        missing = [
+            f"blob {digest}"
+            for digest in dict.fromkeys(blobs)
+            if digest in self.damaged or not self.content.has_blob(digest)
+        ]
+        layers = dict.fromkeys(summary.diff_ids)
+        return missing + [f"layer {diff_id}" for diff_id in layers if not self._has_layer(diff_id)]
+
+    def _has_layer(self, diff_id: DiffID) -> bool:
         try:
-            for _ in store.content.read_chunks(digest):
-                pass
+            return self.store.layers.has(diff_id) and bool(self.store.layers.info(diff_id))
+        except (IntegrityError, NotFound):
+            return False
+
+    def _mend(self, entry: IndexEntry) -> str:
+        """Make an image whole again; "" for done, else what became of it."""
+        why = self._mend_layers(entry)
+        self.damaged -= {d for d in self.damaged if self.content.has_blob(d)}
+        if self._missing(entry):
+            try:
+                fetch_again(self.store, entry, self.entries)
+            except NotFound as e:
+                why = e.message
+            except (ScowError, OSError) as e:
+                return f" (not mended: {e})"
+            self.damaged -= {d for d in self.damaged if self.content.has_blob(d)}
+            if self._missing(entry):
+                users = self.users.of_image(entry.image_id) if self.users else []
+                if users:
+                    return f" (not mended: {why}; container {users[0][:12]} uses it)"
+                mark_lost(self.store, entry)
+                return f" (removed: {why})"
+        return ""
+
+    def _mend_layers(self, entry: IndexEntry) -> str:
+        """Unpack again what can be had from blobs that are here."""
+        summary = self.store.read_summary(entry)
+        for diff_id, text in _layers_of(summary) if summary else []:
+            if not self._has_layer(diff_id) and self._compare(diff_id, parse_digest(text)) is None:
+                self.store.layers.remove(diff_id)  # what is no layer is in the way of a new one
+        return "it cannot be fetched again, its registry is not known"
+
+    # -- layers -----------------------------------------------------------------------------------
+
+    def _layers(self) -> None:
+        blobs: dict[DiffID, str] = {}
+        for entry in self.entries:
+            summary = self.store.read_summary(entry) if entry.image_id else None
+            blobs |= dict(_layers_of(summary)) if summary else {}
+        for diff_id in sorted(self.store.layers.list()):
+            if diff_id not in blobs or self.store.layers.is_sealed(diff_id):
+                continue
+            try:
+                differing = self._compare(diff_id, parse_digest(blobs[diff_id]))
+            except (ScowError, OSError) as e:
+                self.found(f"layer {diff_id} cannot be checked: {e}", mended=False)
+                continue
+            if differing and not self.repair:
+                self.bad_layers.add(diff_id)
+            for path in differing or ():
+                self.found(f"layer {diff_id}: '{path}' is damaged")
+        for name in self.store.layers.damaged_completions():
+            self.found(f"layer '{name}' is damaged")
+            if self.repair:
+                self.store.layers.drop_completion(name, keep_old=bool(self._running()))
+
+    def _summaries(self) -> None:
+        """Derived from the rest, and made again in passing: it is only said that they were wrong."""
+        for entry in self.entries:
+            if entry.image_id and not entry.is_deleting and not self._missing(entry):
+                summary = self.store.read_summary(entry)
+                if summary and not self.bad_layers.intersection(summary.diff_ids):
+                    self._summary(entry)
+
+    def _summary(self, entry: IndexEntry) -> None:
+        digest = parse_digest(entry.digest)
+        path = os.path.join(self.content.summary_dir, hex_of(digest) + ".json")
+        try:
+            data = read_file(path, MAX_SUMMARY_BYTES)
+            known = msgspec.json.decode(data, type=SummaryFile)
         except FileNotFoundError:
-            continue  # removed meanwhile, by somebody's `rmi`
-        except (IntegrityError, OSError):
-            damaged.append(digest)
-    return damaged
-
-
-def _missing_parts(store: ImageStore, entry: IndexEntry, damaged: set[Digest]) -> list[str]:
-    summary = store.read_summary(entry)
-    if summary is None:
-        return ["its manifest or config"]
-    blobs = [parse_digest(text) for text in summary.blobs]
-    missing = [
-        f"blob {digest}"
-        for digest in dict.fromkeys(blobs)
-        if digest in damaged or not store.content.has_blob(digest)
-    ]
-    unpacked: dict[DiffID, None] = dict.fromkeys(summary.diff_ids)
-    return missing + [f"layer {diff_id}" for diff_id in unpacked if not store.layers.has(diff_id)]
-
-
-def _entries_from_blobs(store: ImageStore) -> list[IndexEntry]:
-    """An entry, without its name, for every image manifest in the store."""
-    entries: list[IndexEntry] = []
-    for digest in _all_blobs(store):
+            return
+        except (OSError, msgspec.DecodeError, IntegrityError):
+            known = None
+        if os.path.isdir(path):
+            set_aside(self.store, path)
         try:
-            if os.stat(store.content.blob_path(digest)).st_size > MAX_DOCUMENT_BYTES:
-                continue
-            data = store.content.read_blob(digest, MAX_DOCUMENT_BYTES)
-            document = read_image_document(data, digest, None, f"blob {digest}")
-        except (ScowError, NotFound, msgspec.DecodeError):
-            continue  # a layer, a config, or damaged
-        config = document.manifest.config.digest
-        entries.append(
-            IndexEntry(document.media_type, digest, len(data), annotations={IMAGE_ID: config})
-        )
-    return entries
+            if rebuild_summary(self.store, digest, entry.media_type) != known:
+                self.found(f"the summary of image {entry.image_id} was damaged", mended=True)
+        except (ScowError, OSError):
+            return  # blobs or layers lack: that is told of the image
+
+    def _compare(self, diff_id: DiffID, blob: Digest) -> list[str] | None:
+        """Where a layer differs from what its blob unpacks to; None without that blob."""
+        if not self.content.has_blob(blob) or blob in self.damaged:
+            return None
+        with self.content.lease() as lease:
+            lease.hold(blobs=[blob], layers=[diff_id])
+            try:
+                return self.store.layers.compare(
+                    diff_id,
+                    self.content.read_chunks(blob),
+                    mend=self.repair,
+                    keep_old=diff_id in self._running(),
+                )
+            finally:
+                lease.finish()
+
+    def _running(self) -> frozenset[str]:
+        return self.users.running if self.users else frozenset()
+
+    # -- what nobody needs ------------------------------------------------------------------------
+
+    def _left_over(self) -> None:
+        """Files of writers that died: nobody holds their lock and no lease remembers them."""
+        if not os.path.isdir(self.content.ingest_dir):
+            return
+        with self.content.locked():
+            leased = {lease.path for lease in self.content.leases() if lease.is_alive}
+            for directory in (self.content.ingest_dir, self.content.summary_dir):
+                for name in sorted(os.listdir(directory)):
+                    path = os.path.join(directory, name)
+                    if path in leased or name.endswith(".json") or self.content.is_claimed(path):
+                        continue
+                    self.found(f"'{path}' was left by a pull that did not end well")
+                    if self.repair and not os.path.isfile(path):
+                        set_aside(self.store, path)
+                    elif self.repair and not name.startswith("lease-"):
+                        os.unlink(path)
+
+    def _unnamed(self) -> None:
+        """Content that no image, lease or container stands on."""
+        with self.content.locked():
+            entries = self.content.read_index()
+            own = [entry for entry in entries if entry.image_id]
+            summaries = [self.store.read_summary(entry) for entry in own]
+            if None in summaries:
+                return  # what a damaged image needs is not known
+            blobs, layers = named_by(self.store, entries, self.content.leases())
+            stray = [digest for digest in stored_blobs(self.store) if digest not in blobs]
+            for digest in stray:
+                self.found(f"blob {digest} belongs to no image")
+            if self.repair:
+                delete_blobs(self.store, [*stray])
+            if self.users is None:
+                return
+            stacks = {*self.users.stacks, *(s.diff_ids for s in summaries if s)}
+            chains = {hex_of(c) for s in stacks for c in chain_ids([DiffID(d) for d in s])}
+            for name in self.store.layers.strays(layers | self.users.layers, chains):
+                self.found(f"layer '{name}' belongs to no image")
+                if self.repair:
+                    self.store.layers.discard(name)
+        if self.repair:
+            self.store.layers.empty_trash()
+            if not self.users.running:
+                self.store.layers.drop_aside()
 
 
-def _left_over(store: ImageStore, *, repair: bool) -> list[str]:
-    """Files of writers that died: nobody holds their lock and no lease remembers them."""
-    faults: list[str] = []
-    with store.content.locked():
-        leased = {lease.path for lease in store.content.leases() if lease.is_alive}
-        for directory in (store.content.ingest_dir, store.content.summary_dir):
-            for name in sorted(os.listdir(directory)):
-                path = os.path.join(directory, name)
-                if path in leased or name.endswith(".json") or store.content.is_claimed(path):
-                    continue
-                faults.append(f"'{path}' was left by a pull that did not end well")
-                if repair and not name.startswith("lease-"):
-                    os.unlink(path)
-    return faults
+def _layers_of(summary: SummaryFile) -> list[tuple[DiffID, str]]:
+    """Each layer with its blob: manifest and config come first among the blobs."""
+    return list(zip(summary.diff_ids, summary.blobs[2:], strict=False))

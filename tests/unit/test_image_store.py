@@ -7,16 +7,15 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.hashinglayers import HashingLayers
 from scow.image.content import BlobIngest, ContentStore
 from scow.image.digest import DiffID, Digest, parse_digest
 from scow.image.gc import collect
@@ -35,36 +34,6 @@ from scow.native.errors import (
 
 def sha(data: bytes) -> Digest:
     return parse_digest("sha256:" + hashlib.sha256(data).hexdigest())
-
-
-class HashingLayers:
-    """A layer store that only checks the diff id."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.unpacked: dict[DiffID, int] = {}
-
-    def has(self, diff_id: DiffID) -> bool:
-        return diff_id in self.unpacked
-
-    def info(self, diff_id: DiffID) -> Any:
-        return SimpleNamespace(size=self.unpacked[diff_id])
-
-    def stack(self, diff_ids: Sequence[DiffID]) -> list[str]:
-        return [f"{self.root}/layers/{d[7:]}/diff" for d in reversed(diff_ids)]
-
-    def remove(self, diff_id: DiffID) -> None:
-        del self.unpacked[diff_id]
-
-    def empty_trash(self) -> None:
-        """What is removed here leaves no files."""
-
-    def unpack(self, diff_id: DiffID, chunks: Iterator[bytes], *, limit_bytes: int = 0) -> None:
-        data = b"".join(chunks)
-        tar = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        if sha(tar) != diff_id:
-            raise IntegrityError(f"expected diff id {diff_id}, got {sha(tar)}")
-        self.unpacked[diff_id] = len(tar)
 
 
 @pytest.fixture
@@ -221,7 +190,7 @@ def test_killed_removal_is_finished_by_the_next(
     assert [s.id for s in store.list()] == [kept.id]
     with pytest.raises(NotFound):
         store.get(image.id)
-    assert collect(store) == [image.diff_ids[0]]
+    assert collect(store).diff_ids == (image.diff_ids[0],)
     assert store.get("kept:1") == kept
     assert store.verify() == []
 
