@@ -85,6 +85,11 @@ int scow_set_fs_ids(uint32_t uid, uint32_t gid) {
     return (int)sys_result(syscall(SYS_capset, &head, data));
 }
 
+/* What of Landlock the kernel has: its ABI, or -ENOSYS, or -EOPNOTSUPP where it is not turned on. */
+int scow_landlock_abi(void) {
+    return (int)sys_result(syscall(SYS_landlock_create_ruleset, NULL, 0, 1U));
+}
+
 int scow_bpf(int command, void *attributes, unsigned size) {
     return (int)sys_result(syscall(SYS_bpf, command, attributes, size));
 }
