@@ -39,6 +39,9 @@
 #ifndef SYS_mount_setattr
 #define SYS_mount_setattr 442
 #endif
+#ifndef SYS_landlock_create_ruleset
+#define SYS_landlock_create_ruleset 444
+#endif
 #ifndef MNT_DETACH
 #define MNT_DETACH 2
 #define UMOUNT_NOFOLLOW 8

@@ -83,6 +83,7 @@ struct untar_dir {
 struct untar_counts {
     uint64_t entries, files, dirs, symlinks, hardlinks, devices, whiteouts, skipped;
     uint64_t data_bytes, dropped_xattrs;
+    uint64_t landlock; /* the ABI that confines us, 0 without */
 };
 
 struct untar_failure {
@@ -183,6 +184,11 @@ void untar_report_end(struct untar *u, int result);
 int untar_start_helper(int *ret_fd);
 int untar_start_flusher(int root_fd, int *ret_fd);
 int untar_confine(struct untar *u);
+
+/* untar_filter.c */
+int untar_filter_calls(void);
+int untar_filter_opaque(void);
+int untar_filter_flush(void);
 
 /* untar.c */
 int untar_extract(struct untar *u);

@@ -86,13 +86,13 @@ void untar_report_end(struct untar *u, int result)
     } else {
         (void)snprintf(text, sizeof(text),
             "entries=%llu files=%llu dirs=%llu symlinks=%llu hardlinks=%llu devices=%llu "
-            "whiteouts=%llu skipped=%llu data_bytes=%llu stream_bytes=%llu dropped_xattrs=%llu",
+            "whiteouts=%llu skipped=%llu data_bytes=%llu stream_bytes=%llu dropped_xattrs=%llu landlock=%llu",
             (unsigned long long)c->entries, (unsigned long long)c->files,
             (unsigned long long)c->dirs, (unsigned long long)c->symlinks,
             (unsigned long long)c->hardlinks, (unsigned long long)c->devices,
             (unsigned long long)c->whiteouts, (unsigned long long)c->skipped,
             (unsigned long long)c->data_bytes, (unsigned long long)u->stream.offset,
-            (unsigned long long)c->dropped_xattrs);
+            (unsigned long long)c->dropped_xattrs, (unsigned long long)c->landlock);
         (void)untar_note(u, 'S', text, NULL);
     }
     flush(u);
