@@ -249,3 +249,4 @@ class ExecOptions(msgspec.Struct, frozen=True):
     open_stdin: bool = False
     detach: bool = False
     privileged: bool = False
+    timeout_s: int = 0  # then it is killed by its monitor; 0: never

@@ -233,6 +233,7 @@ static int parse_monitor(struct plan *plan, const struct plan_header *head, stru
     plan->oom_fd = plan_fd(head->oom_fd);
     plan->lock_fd = plan_fd(head->lock_fd);
     plan->oom_baseline = head->oom_baseline;
+    plan->time_limit_ms = head->time_limit_ms;
     plan->monitor_end = head->monitor_end;
     if (head->cleanup_argc == 0)
         return 0;

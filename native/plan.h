@@ -121,6 +121,7 @@ struct plan_header {
     uint32_t monitor_end; /* nothing of the monitor's own lies beyond this offset */
     uint32_t vectors, vectors_end; /* arrays of offsets lie in here and nothing else does */
     uint32_t lock_fd;
+    uint64_t time_limit_ms; /* from the start on; 0: none */
 };
 
 #define PLAN_TERMINAL 1u
@@ -156,6 +157,7 @@ struct plan {
     int oom_fd;
     int lock_fd; /* held until the program runs or the monitor is gone */
     uint64_t oom_baseline;
+    uint64_t time_limit_ms;
     char **cleanup_argv; /* NULL when there is nothing to call */
     char **cleanup_env;
     uint32_t monitor_end;
