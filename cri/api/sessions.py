@@ -119,7 +119,8 @@ def run_sync(
     Killed when `timeout_s` (0: none) is over, by its monitor, which may outlive us.
     """
     options = ExecOptions(tuple(command), timeout_s=min(timeout_s, MAX_TIMEOUT_S))
-    with service.exec(container_id, options) as connection:
+    connection = service.exec(container_id, options)
+    with connection:
         return _collect(connection, timeout_s)
 
 
