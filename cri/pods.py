@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from scow.netns.cni import NetworkList
 
 CNI_CONFIG_DIR = "/etc/cni/net.d"
+# Debian's podman brings 87-podman-bridge.conflist: podman's own network, which nobody meant for pods.
+CNI_PASSED_OVER = "podman"
 CNI_PLUGIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
 
 # Inside the class `list` is the verb.
@@ -56,9 +58,15 @@ class Pods:
         self.store = PodStore(service.root, service.run)
         self.store.prepare()
         self.store.on_burial = self._bury
-        config_dir = cni_config_dir or os.environ.get("SCOW_CNI_CONFIG") or CNI_CONFIG_DIR
+        given = cni_config_dir or os.environ.get("SCOW_CNI_CONFIG")
         self._pod_of: dict[str, str] = {}
-        self.network = PodNetwork(self.store, service.bridge, config_dir, cni_plugin_dirs)
+        self.network = PodNetwork(
+            self.store,
+            service.bridge,
+            given or CNI_CONFIG_DIR,
+            cni_plugin_dirs,
+            passed_over="" if given else CNI_PASSED_OVER,
+        )
 
     # --- making -------------------------------------------------------------------------------
 

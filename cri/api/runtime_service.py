@@ -131,10 +131,12 @@ class RuntimeService(Measuring):
         }
         if request.verbose:
             facts = {fact.key: fact.value for fact in self.service.info()}
-            answer["info"] = {
-                "config": as_json({"root": self.service.root, "run": self.service.run})
+            config = {
+                "root": self.service.root,
+                "run": self.service.run,
+                "network": self.pods.network.describe(),
             }
-            answer["info"]["host"] = as_json(facts)
+            answer["info"] = {"config": as_json(config), "host": as_json(facts)}
         return answer
 
     def runtime_config(self, request: Message) -> Answer:
