@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from scow.native import sys
-from scow.native.errors import InvalidArgument, ResourceExhausted, SetupError
+from scow.native.errors import InvalidArgument, ResourceExhausted, SetupError, Unsupported
 from scow.native.fd import OwnedFd
+from scow.native.idmap import IdMap, open_mapped_tree, open_user_namespace
 
 # fs/overlayfs/params.c: OVL_MAX_STACK.
 MAX_LOWERS = 500
@@ -25,12 +26,23 @@ _OPTIONS_LOWERS = 200  # of /proc/self/fd/NNNN: on that page
 
 
 def mount_overlay(
-    lowers: Sequence[str], upper: str | None = None, work: str | None = None, *, attributes: int = 0
+    lowers: Sequence[str],
+    upper: str | None = None,
+    work: str | None = None,
+    *,
+    attributes: int = 0,
+    idmap: IdMap | None = None,
 ) -> OwnedFd:
     """A detached overlay of `lowers`, top first; writable with `upper` and `work` (same file system).
 
     Without `upper` it is read-only and needs two lower directories, as the kernel does. `attributes`
     are MOUNT_ATTR_*. The mount lives as long as the descriptor, or as where the child attaches it.
+
+    With `idmap` every directory is seen through it, `upper` too: what lies on the disk as 0 is the
+    root of a user namespace with these maps, and what that root writes lies on the disk as 0.
+    So no image is copied or chowned, the same layer serves any number of maps at once, and a
+    container may get another map at its next start. Who is not in the map, as the host's root, can
+    make nothing in the mount (EOVERFLOW): use `sys.set_fs_ids`, or do it in the namespace.
     """
     if not lowers or (len(lowers) < 2 and upper is None):
         raise InvalidArgument("an overlay needs a lower and an upper directory, or two lower ones")
@@ -40,6 +52,12 @@ def mount_overlay(
         raise ResourceExhausted(
             f"cannot mount an overlay of {len(lowers)} layers: the kernel takes {MAX_LOWERS}"
         )
+    if idmap is not None:
+        return _mount_mapped(lowers, upper, work, attributes, idmap)
+    return _mount(lowers, upper, work, attributes)
+
+
+def _mount(lowers: Sequence[str], upper: str | None, work: str | None, attributes: int) -> OwnedFd:
     with ExitStack() as stack:
         options = [("lowerdir+", _short(path, stack)) for path in lowers]
         if upper is not None and work is not None:
@@ -59,6 +77,73 @@ def mount_overlay(
             return _mount_by_options(lowers, upper, work, attributes)
         except OSError as error:
             raise _setup_error(error, lowers) from error
+
+
+def _mount_mapped(
+    lowers: Sequence[str], upper: str | None, work: str | None, attributes: int, idmap: IdMap
+) -> OwnedFd:
+    """Overlay on id-mapped clones of the directories, which live as long as the overlay does."""
+    paths = list(dict.fromkeys(lowers))
+    above = ""
+    if upper is not None and work is not None:
+        above = os.path.commonpath((upper, work))  # overlayfs wants the two on one mount
+        paths.append(above)
+    with ExitStack() as stack:
+        namespace = stack.enter_context(open_user_namespace(idmap))
+        try:
+            trees = {path: stack.enter_context(open_mapped_tree(path, namespace)) for path in paths}
+        except OSError as error:
+            raise _setup_error(error, lowers) from error
+
+        def shown(path: str, tree: str) -> str:
+            return f"/proc/self/fd/{trees[tree].fileno()}{path.removeprefix(tree)}"
+
+        def mount() -> OwnedFd:
+            # overlayfs does its own work on the disk as who mounts it, who must be in the map, too.
+            sys.set_fs_ids(idmap.host_uid, idmap.host_gid)
+            found = [shown(path, path) for path in lowers]
+            own = [None if path is None else shown(path, above) for path in (upper, work)]
+            try:
+                return _mount(found, own[0], own[1], attributes)
+            except SetupError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            # Before Linux 6.15 it takes only what is attached in the mount namespace of who mounts.
+            sys.unshare(sys.CLONE_NEWNS)
+            sys.mount(None, "/", None, sys.MS_REC | sys.MS_PRIVATE)
+            for path, tree in trees.items():
+                sys.move_mount(tree.fileno(), "", sys.AT_FDCWD, path, sys.MOVE_MOUNT_F_EMPTY_PATH)
+            return _mount(lowers, upper, work, attributes)
+
+        try:
+            return _in_a_thread(mount)
+        except SetupError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise Unsupported(
+                f"{error} on id-mapped directories", hint="overlayfs takes them from Linux 5.19 on"
+            ) from error
+
+
+def _in_a_thread(function: Callable[[], OwnedFd]) -> OwnedFd:
+    """Call `function` in a thread that ends with it, and with it the ids and the namespace it took."""
+    import threading
+
+    done: list[OwnedFd | BaseException] = []
+
+    def work() -> None:
+        try:
+            done.append(function())
+        except BaseException as error:  # raised again below
+            done.append(error)
+
+    thread = threading.Thread(target=work, name="overlay")
+    thread.start()
+    thread.join()
+    (result,) = done
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _short(path: str, stack: ExitStack) -> str:

@@ -1,5 +1,7 @@
 #include "ext_sys.h"
 
+#include <linux/capability.h>
+
 int scow_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
     /* EAGAIN: a rename or mount elsewhere raced with ".." below a root; a few tries are normal */
     for (int i = 0;; i++) {
@@ -66,6 +68,21 @@ int scow_unshare(uint64_t flags) {
 
 int scow_pidfd_getfd(int pidfd, int fd) {
     return (int)sys_result(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
+}
+
+/* setfsuid(2) away from 0 takes the capabilities over files from the effective set: they are put back. */
+int scow_set_fs_ids(uint32_t uid, uint32_t gid) {
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+
+    if (syscall(SYS_capget, &head, data) < 0)
+        return -errno;
+    (void)syscall(SYS_setfsgid, gid);
+    (void)syscall(SYS_setfsuid, uid);
+    /* Neither says whether it did: an id that cannot be is no change, and tells what is. */
+    if ((uint32_t)syscall(SYS_setfsuid, -1) != uid || (uint32_t)syscall(SYS_setfsgid, -1) != gid)
+        return -EPERM;
+    return (int)sys_result(syscall(SYS_capset, &head, data));
 }
 
 int scow_bpf(int command, void *attributes, unsigned size) {

@@ -191,6 +191,11 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
     return _check(_lib.scow_pidfd_getfd(pidfd, fd))
 
 
+def set_fs_ids(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2) for this thread, for good; the capabilities stay."""
+    _check(_lib.scow_set_fs_ids(uid, gid))
+
+
 def bpf(command: int, attributes: bytes | bytearray) -> int:
     """bpf(2): `attributes` is the packed union; what the kernel writes to it stays in a bytearray."""
     if isinstance(attributes, bytearray):

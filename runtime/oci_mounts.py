@@ -6,7 +6,6 @@ Sources are opened here, on the host; destinations are the child's to resolve, i
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from scow.native import sys as kernel
 from scow.native.errors import InvalidArgument, ScowError, Unsupported
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
+from scow.native.idmap import IdMap, open_user_namespace
 from scow.runtime.mounts import (
     PROPAGATION,
     Options,
@@ -339,29 +339,8 @@ def map_text(mappings: tuple[IdMapping, ...]) -> str:
 
 def user_namespace(uids: tuple[IdMapping, ...], gids: tuple[IdMapping, ...]) -> OwnedFd:
     """A user namespace with these maps, kept by its descriptor alone."""
-    told, tell = os.pipe()
-    wait, free = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(free)
-            kernel.unshare(kernel.CLONE_NEWUSER)
-            os.write(tell, b"x")
-            os.read(wait, 1)
-        finally:
-            os._exit(0)
-    try:
-        os.close(tell)
-        if not os.read(told, 1):
-            raise ScowError("cannot make a user namespace for an id-mapped mount")
-        for name, mappings in (("uid_map", uids), ("gid_map", gids)):
-            with OwnedFd(os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
-                os.write(fd.fileno(), map_text(mappings).encode())
-        return OwnedFd(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "?")
-        raise ScowError(f"cannot write the maps of an id-mapped mount: {name}") from error
-    finally:
-        for end in (told, wait, free):
-            os.close(end)
-        os.waitpid(pid, 0)
+    ids = IdMap(
+        tuple((m.container_id, m.host_id, m.size) for m in uids),
+        tuple((m.container_id, m.host_id, m.size) for m in gids),
+    )
+    return open_user_namespace(ids)
