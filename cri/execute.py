@@ -43,6 +43,12 @@ _KINDS = (
     (kernel.CLONE_NEWNS, "mnt"),
 )
 
+
+def _kinds(record: Record) -> tuple[tuple[int, str], ...]:
+    # A user namespace comes last: joining it takes the rights over the host's.
+    return _KINDS if record.options.ids is None else (*_KINDS, (kernel.CLONE_NEWUSER, "user"))
+
+
 # What the kernel says when everything in the container is being killed: pid_namespaces(7) has ENOMEM
 # where the first process is ending; the cgroup is gone; the process was killed at once.
 _KILLED = frozenset({errno.ENOMEM, errno.ESRCH, errno.ECHILD})
@@ -70,7 +76,7 @@ def start_exec(
         process = _process(record, root, options)
         joins: tuple[p.Operation, ...] = tuple(
             p.JoinNamespace(fd, kind, why=f"the container's {file} namespace")
-            for (kind, file), fd in zip(_KINDS, namespaces, strict=True)
+            for (kind, file), fd in zip(_kinds(record), namespaces, strict=True)
         )
         cgroup = container_cgroup(record)
         try:
@@ -83,6 +89,7 @@ def start_exec(
             cgroup_tasks=tuple(hold(fd) for fd in tasks),
             cgroup_fd=hold(into) if into is not None else None,
             seccomp=_seccomp(record, process, around, options),
+            ids=record.options.ids,
         )
         plan = compile_exec(process, handles, joins, _monitor(record, options))
         launched = launch(plan)
@@ -119,7 +126,7 @@ def _open_container(
         root = hold(OwnedFd(os.open(f"/proc/{run.pid}/root", flags)))
         namespaces = [
             hold(OwnedFd(os.open(f"/proc/{run.pid}/ns/{file}", os.O_RDONLY | os.O_CLOEXEC)))
-            for _, file in _KINDS
+            for _, file in _kinds(record)
         ]
     except (FileNotFoundError, ProcessLookupError):
         raise _ended(record) from None

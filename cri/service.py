@@ -19,7 +19,7 @@ from scow.cgroups.cgroup import container_path
 from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
-from scow.cri.creating import check_references, name_volumes
+from scow.cri.creating import check_references, claim_ids, name_volumes, release_ids
 from scow.cri.merge import check_platform, merge
 from scow.cri.names import free_name
 from scow.cri.options import ContainerOptions, ExecOptions
@@ -164,7 +164,9 @@ class Service:
         try:
             with self.store.making(container_id):
                 self.store.claim_name(name, container_id)
-                record = name_volumes(record, image, self.volumes, self._around)
+                record = name_volumes(
+                    claim_ids(record, self.root), image, self.volumes, self._around
+                )
                 self.store.write(record)
                 launching.adopt_volumes(record, self._around)
         except BaseException:
@@ -255,6 +257,7 @@ class Service:
                     except NotFound:
                         continue
         self.store.discard(record.id, record.name)
+        release_ids(record, self.root)
 
     # --- signals ------------------------------------------------------------------------------
 

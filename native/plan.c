@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <limits.h>
+#include <linux/sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -270,6 +271,13 @@ int plan_parse(char *block, size_t size, struct plan *ret, struct failure *ret_f
         return r;
     *ret = plan;
     return 0;
+}
+
+bool plan_joins_user(const struct plan *plan) {
+    for (uint32_t i = 0; plan->mode == PLAN_RUN && i < plan->n_ops; i++)
+        if (plan->ops[i].code == OP_JOIN_NAMESPACE && plan->ops[i].num[0] & CLONE_NEWUSER)
+            return true;
+    return false;
 }
 
 static int check_descriptors(const struct plan *plan, struct failure *ret_failure) {

@@ -174,6 +174,10 @@ int plan_parse(char *block, size_t size, struct plan *ret, struct failure *ret_f
  * than oom_fd and lock_fd. The strings of the monitor stay. */
 void plan_drop_ops(struct plan *plan);
 
+/* Whether a process of its own must join before the first one is born: the new namespaces are to belong
+ * to a user namespace that is there already. */
+bool plan_joins_user(const struct plan *plan);
+
 static inline int plan_fd(uint32_t index) {
     return index == PLAN_NONE ? -1 : FD_FIRST + (int)index;
 }
