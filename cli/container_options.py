@@ -21,6 +21,7 @@ from scow.native.errors import InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
     from scow.cli.table import Values
+    from scow.native.idmap import IdMap
     from scow.netns.ports import PortMapping
 
 
@@ -33,6 +34,7 @@ def container_options(
     for mount in every(values, "mount", parse_storage.parse_mount):
         (mounts if isinstance(mount, Mount) else tmpfs).append(mount)  # type: ignore[arg-type]  # sorted by type
     entrypoint = values.text("entrypoint")
+    auto_ids, ids = _user_namespace(values)
     options = ContainerOptions(
         image_name=image,
         name=one(values, "name", parse.parse_name),
@@ -70,6 +72,8 @@ def container_options(
         ipc=_namespace(values, "ipc", ("private", "shareable", "none", "host", "container")),
         uts=_namespace(values, "uts", ("private", "host")),
         cgroup=_namespace(values, "cgroupns", ("private", "host")),
+        auto_ids=auto_ids,
+        ids=ids,
         log=_log(values),
     )
     validate(options)
@@ -91,6 +95,15 @@ def _oom_score(option: str, text: str) -> int:
 def _swappiness(option: str, text: str) -> int | None:
     value = parse.parse_int(option, text, low=-1, high=100, note="0 to 100, or -1 for the default")
     return None if value < 0 else value
+
+
+def _user_namespace(values: Values) -> tuple[bool, IdMap | None]:
+    given = values.text("userns"), values.many("uidmap"), values.many("gidmap")
+    if not any(given):
+        return False, None
+    from scow.cri.userns import parse_user_namespace
+
+    return parse_user_namespace(*given)
 
 
 def _namespace(values: Values, key: str, kinds: tuple[str, ...]) -> NamespaceMode:

@@ -37,9 +37,13 @@ def _options(values: Values) -> PodOptions:
     from scow.cri import parse
     from scow.cri.parse_network import parse_hostname, parse_ip
     from scow.cri.pod_records import PodMetadata, PodOptions
+    from scow.cri.userns import parse_user_namespace
     from scow.netns.ports import parse_ports
 
     hostname = values.text("hostname")
+    auto_ids, ids = parse_user_namespace(
+        values.text("userns"), values.many("uidmap"), values.many("gidmap")
+    )
     dns = [parse_ip("--dns", server) for server in values.many("dns")]
     return PodOptions(
         metadata=PodMetadata(
@@ -54,6 +58,8 @@ def _options(values: Values) -> PodOptions:
         pid="pod" if values.flag("share-pid") else "container",
         sysctls=_pairs("--sysctl", values.many("sysctl")),
         privileged=values.flag("privileged"),
+        auto_ids=auto_ids,
+        ids=ids,
         cgroup_parent=(values.text("cgroup-parent") or "").strip("/"),
     )
 
@@ -88,6 +94,9 @@ CREATE = Command(
         many("--sysctl", metavar="KEY=VALUE", help="Kernel setting of its own namespaces"),
         flag("--share-pid", help="One PID namespace for all containers"),
         flag("--privileged", help="Let containers in it be privileged"),
+        text("--userns", metavar="MODE", help="User ids: 'auto' gives the pod 65536 of its own"),
+        many("--uidmap", metavar="INSIDE:HOST:SIZE", help="User ids inside, the host's, how many"),
+        many("--gidmap", metavar="INSIDE:HOST:SIZE", help="The same for groups (as --uidmap)"),
         text("--namespace", metavar="NAME", default="default", help="What its name belongs to"),
         text("--cgroup-parent", metavar="PATH", help="Make its cgroup below this one"),
     ),

@@ -55,3 +55,21 @@ def name_volumes(
                 source = None if use.target in left_empty else use.target
                 volumes.stage(staging, use.name, root, source)
     return msgspec.structs.replace(record, volumes=tuple(wanted))
+
+
+def claim_ids(record: Record, root: str) -> Record:
+    """Choose the container's range of ids, where it is to have one."""
+    if not record.options.auto_ids:
+        return record
+    from scow.cri.userns import claim_range
+
+    ids = claim_range(root, f"containers/{record.id}")
+    return msgspec.structs.replace(record, options=msgspec.structs.replace(record.options, ids=ids))
+
+
+def release_ids(record: Record, root: str) -> None:
+    """Give it back."""
+    if record.options.auto_ids:
+        from scow.cri.userns import release_range
+
+        release_range(root, record.options.ids, f"containers/{record.id}")

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-
-import msgspec
 
 from scow.cri.launch import (
     Surroundings,
@@ -46,6 +43,12 @@ _KINDS = (
     (kernel.CLONE_NEWNS, "mnt"),
 )
 
+
+def _kinds(record: Record) -> tuple[tuple[int, str], ...]:
+    # A user namespace comes last: joining it takes the rights over the host's.
+    return _KINDS if record.options.ids is None else (*_KINDS, (kernel.CLONE_NEWUSER, "user"))
+
+
 # What the kernel says when everything in the container is being killed: pid_namespaces(7) has ENOMEM
 # where the first process is ending; the cgroup is gone; the process was killed at once.
 _KILLED = frozenset({errno.ENOMEM, errno.ESRCH, errno.ECHILD})
@@ -57,26 +60,9 @@ def _is_of_the_end(error: SetupError) -> bool:
     return error.errno in _KILLED or (in_cgroup and error.errno in _NO_CGROUP)
 
 
-class Execution(msgspec.Struct):
-    """A process that was started: its streams, and what it can be killed by."""
-
-    connection: MonitorConnection
-    pidfd: OwnedFd
-
-    def kill(self) -> None:
-        """End the process; one that has ended is fine."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd.fileno(), signal.SIGKILL)
-
-    def close(self) -> None:
-        """Let go of it; it goes on."""
-        self.connection.close()
-        self.pidfd.close()
-
-
 def start_exec(
     record: Record, run: StatusRecord | None, around: Surroundings, options: ExecOptions
-) -> Execution:
+) -> MonitorConnection:
     """Start a process in the container that `run` tells of; returns when it runs."""
     if run is None:
         raise _ended(record)
@@ -90,7 +76,7 @@ def start_exec(
         process = _process(record, root, options)
         joins: tuple[p.Operation, ...] = tuple(
             p.JoinNamespace(fd, kind, why=f"the container's {file} namespace")
-            for (kind, file), fd in zip(_KINDS, namespaces, strict=True)
+            for (kind, file), fd in zip(_kinds(record), namespaces, strict=True)
         )
         cgroup = container_cgroup(record)
         try:
@@ -103,43 +89,32 @@ def start_exec(
             cgroup_tasks=tuple(hold(fd) for fd in tasks),
             cgroup_fd=hold(into) if into is not None else None,
             seccomp=_seccomp(record, process, around, options),
+            ids=record.options.ids,
         )
         plan = compile_exec(process, handles, joins, _monitor(record, options))
         launched = launch(plan)
         own_monitor(launched.pid)
         launched.pidfd.close()
         connection = MonitorConnection(launched.control.steal())
-        pidfd: OwnedFd | None = None
         try:
             if not options.detach:
                 with suppress(BrokenPipeError, ConnectionResetError):
                     connection.attach(
                         stdout=True, stderr=True, stdin=options.open_stdin, lossless=True
                     )
-            ready = wait_for(connection, Ready, plan, root, verb="execute")
-            # It waits for the start, so it is still there.
-            pidfd = OwnedFd(os.pidfd_open(ready.pid))
+            wait_for(connection, Ready, plan, root, verb="execute")
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.start()
             wait_for(connection, Started, plan, root, verb="execute")
         except SetupError as error:
-            _close(connection, pidfd)
+            connection.close()
             if _is_of_the_end(error) or not is_process(run.pid, run.start_time):
                 raise _ended(record) from error
             raise
-        except ProcessLookupError:
-            _close(connection, pidfd)
-            raise _ended(record) from None
         except BaseException:
-            _close(connection, pidfd)
+            connection.close()
             raise
-        return Execution(connection, pidfd)
-
-
-def _close(connection: MonitorConnection, pidfd: OwnedFd | None) -> None:
-    connection.close()
-    if pidfd is not None:
-        pidfd.close()
+        return connection
 
 
 def _open_container(
@@ -151,7 +126,7 @@ def _open_container(
         root = hold(OwnedFd(os.open(f"/proc/{run.pid}/root", flags)))
         namespaces = [
             hold(OwnedFd(os.open(f"/proc/{run.pid}/ns/{file}", os.O_RDONLY | os.O_CLOEXEC)))
-            for _, file in _KINDS
+            for _, file in _kinds(record)
         ]
     except (FileNotFoundError, ProcessLookupError):
         raise _ended(record) from None
@@ -181,6 +156,7 @@ def _monitor(record: Record, options: ExecOptions) -> p.MonitorConfig:
         terminal=options.terminal,
         open_stdin=options.open_stdin,
         stdin_once=True,
+        time_limit_ms=options.timeout_s * 1000,
     )
 
 

@@ -25,11 +25,12 @@ from scow.native import plan as p
 from scow.native.errors import NotFound, ScowError, try_all
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root, remove_tree
+from scow.native.idmap import IdMap, open_user_namespace
 from scow.native.spawn import launch_controlled
 from scow.runtime.compile import Handles, compile_run
 from scow.runtime.failures import explain_failure
 from scow.runtime.monitor import Event, Failed, MonitorConnection, Ready, Started
-from scow.runtime.spec import Process
+from scow.runtime.spec import Namespace, Process
 from scow.runtime.users import User, resolve_user
 
 if TYPE_CHECKING:
@@ -66,11 +67,14 @@ def container_cgroup(record: Record) -> Cgroup:
     return open_cgroup(record.cgroup)
 
 
-def mount_root(record: Record, around: Surroundings) -> OwnedFd:
-    """Stack the image's layers under the container's own, as a mount attached nowhere."""
+def mount_root(record: Record, around: Surroundings, *, ids: IdMap | None = None) -> OwnedFd:
+    """Stack the image's layers under the container's own, as a mount attached nowhere.
+
+    With `ids` as a user namespace sees them; on the disk all have the ids of an image.
+    """
     directory = around.store.container_dir(record.id)
     lowers = [*around.layer_paths(record), base_layer(around.store)]
-    return mount_overlay(lowers, f"{directory}/upper", f"{directory}/work")
+    return mount_overlay(lowers, f"{directory}/upper", f"{directory}/work", idmap=ids)
 
 
 # What is mounted on in every container. Where the image has none of it, it shows through from
@@ -129,11 +133,17 @@ def prepare_launch(
     # A running container's layers are not stacked a second time: overlayfs forbids two mounts
     # with one upper directory. Its own root answers as well.
     root_fd = hold(
-        OwnedFd(running_root) if running_root is not None else mount_root(record, around)
+        OwnedFd(running_root)
+        if running_root is not None
+        else mount_root(record, around, ids=record.options.ids)
     )
     root = Root(root_fd)
     user = resolve_record_user(record, root)
     sandbox = _sandbox(record, around, dry_run=dry_run)
+    if sandbox.ids is not None and record.member is None:
+        # Nobody is to find it later: the descriptor keeps it until the process is in there.
+        own = Namespace("user", f"/proc/self/fd/{hold(open_user_namespace(sandbox.ids))}")
+        sandbox = msgspec.structs.replace(sandbox, namespaces=(own, *sandbox.namespaces))
     path = record.cgroup
     generated = specgen.build_spec(record, user, sandbox, path, around.volume_dir)
     cgroup = open_cgroup(path)
@@ -160,6 +170,7 @@ def prepare_launch(
         run_init=record.options.init,
         mount_reasons=generated.reasons,
         trees=_special_trees(record, around, hold),
+        ids=sandbox.ids,
     )
     if not dry_run and record.member is not None:
         _write_user(record, user, store)
@@ -178,12 +189,20 @@ def _sandbox(record: Record, around: Surroundings, *, dry_run: bool) -> Sandbox:
 def _special_trees(
     record: Record, around: Surroundings, hold: Callable[[OwnedFd], int]
 ) -> dict[str, int]:
+    ids = record.options.ids
     mounts = [mount for mount in record.options.mounts if mount.kind == "image" or mount.uid_map]
-    if not mounts:
+    if not mounts and ids is None:
         return {}
-    from scow.cri.trees import open_tree_of
+    from scow.cri.trees import open_device, open_mapped, open_tree_of
 
-    return {mount.target: hold(open_tree_of(mount, around.image_layers)) for mount in mounts}
+    found = {mount.target: hold(open_tree_of(mount, around.image_layers, ids)) for mount in mounts}
+    if ids is not None:
+        # What is scow's own has the ids of an image on the disk; what is the host's is shown as it is.
+        for use in record.volumes:
+            found[use.target] = hold(open_mapped(around.volume_dir(use.name), use.target, ids))
+        for device in record.options.devices:
+            found[device.container_path] = hold(open_device(device.host_path))
+    return found
 
 
 def _write_user(record: Record, user: User, store: RecordStore) -> None:
@@ -270,7 +289,7 @@ def start(
         os.mkdir(run_dir, 0o700)
         os.makedirs(f"{around.store.run}/rootfs", mode=0o700, exist_ok=True)
         if record.options.ipc.kind == "shareable":
-            make_shm(f"{run_dir}/shm", record.options.shm_bytes)
+            make_shm(f"{run_dir}/shm", record.options.shm_bytes, ids=record.options.ids)
         _make_bind_sources(record)
         adopt_volumes(record, around)
         prepared = prepare_launch(record, around, held, lock_fd=lock_fd)
@@ -284,7 +303,12 @@ def start(
             pid, pidfd = launch_controlled(prepared.plan, theirs.fileno())
         undo.callback(_see_off, connection, pidfd)
         own_monitor(pid)
-        wait_for(connection, Ready, prepared.plan, prepared.root, verb="start the container")
+        ready = wait_for(
+            connection, Ready, prepared.plan, prepared.root, verb="start the container"
+        )
+        if record.options.ids is not None and record.options.oom_score_adj is not None:
+            with open(f"/proc/{ready.pid}/oom_score_adj", "w", encoding="ascii") as file:
+                file.write(str(record.options.oom_score_adj))
         if prepared.sandbox.attachment is not None:
             around.network().settle(prepared.sandbox.attachment)
             around.network().open_ports(prepared.sandbox.attachment)
@@ -348,14 +372,15 @@ def wait_for(
             raise ScowError(f"cannot {verb}: its monitor went away without a word")
 
 
-def make_shm(path: str, size: int | None = None) -> None:
+def make_shm(path: str, size: int | None = None, *, ids: IdMap | None = None) -> None:
     """Mount a /dev/shm that several containers share."""
     from scow.native import sys as kernel
 
     os.mkdir(path, 0o755)
     size = size or specgen.DEFAULT_SHM_BYTES
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    kernel.mount("shm", path, "tmpfs", flags, f"mode=1777,size={size}")
+    owner = f",uid={ids.host_uid},gid={ids.host_gid}" if ids is not None else ""
+    kernel.mount("shm", path, "tmpfs", flags, f"mode=1777,size={size}{owner}")
 
 
 def staged_volumes(record: Record, around: Surroundings) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
+from scow.native.idmap import IdMap
 from scow.netns.ports import PortMapping  # not for type checkers only: records are decoded by it
 
 UNLIMITED = -1
@@ -193,7 +194,8 @@ class ContainerOptions(msgspec.Struct, frozen=True):
     `image_name` is the reference as typed, for people to read. `entrypoint` None keeps the
     image's, () clears it. `environment` holds "KEY=VALUE", later ones win over the image's and
     over earlier ones. `stop_timeout_s` None is 10, -1 waits for ever; `stop_signal` is a number.
-    `shm_bytes` None is 64 MiB. `hostname` None is the short id. `stdin_once`: close stdin when
+    `auto_ids` asks for a user namespace with a range of ids of its own, which `ids` tells from the
+    creation on; without it `ids` None is the host's. `shm_bytes` None is 64 MiB. `hostname` None is the short id. `stdin_once`: close stdin when
     the first client that gave input goes away (`run -i` without -d).
     """
 
@@ -234,6 +236,8 @@ class ContainerOptions(msgspec.Struct, frozen=True):
     ipc: NamespaceMode = NamespaceMode("private")
     uts: NamespaceMode = NamespaceMode("private")
     cgroup: NamespaceMode = NamespaceMode("private")
+    auto_ids: bool = False
+    ids: IdMap | None = None
     log: LogOptions = LogOptions()
 
 
@@ -249,3 +253,4 @@ class ExecOptions(msgspec.Struct, frozen=True):
     open_stdin: bool = False
     detach: bool = False
     privileged: bool = False
+    timeout_s: int = 0  # then it is killed by its monitor; 0: never

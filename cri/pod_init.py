@@ -14,6 +14,7 @@ from scow.cgroups.cgroup import open_cgroup
 from scow.cgroups.resources import Resources
 from scow.cri.launch import base_layer, own_monitor, wait_for
 from scow.cri.pod_namespaces import pin_path
+from scow.cri.pod_records import PodRecord
 from scow.cri.records import RecordStore
 from scow.cri.status import is_process
 from scow.native import plan as p
@@ -36,9 +37,7 @@ from scow.runtime.spec import (
 _STATUS = "init.json"
 
 
-def start_init(
-    store: RecordStore, run_dir: str, pod_id: str, cgroup_path: str, kinds: tuple[str, ...]
-) -> None:
+def start_init(store: RecordStore, run_dir: str, pod: PodRecord, kinds: tuple[str, ...]) -> None:
     """Start the pod's init in its own leaf of the pod's cgroup (cgroup-v2.rst: none in between)."""
     joined = tuple(Namespace(kind, pin_path(run_dir, kind)) for kind in kinds)
     spec = Spec(
@@ -58,7 +57,7 @@ def start_init(
         def hold(fd: OwnedFd) -> int:
             return held.enter_context(fd).fileno()
 
-        cgroup = open_cgroup(f"{cgroup_path}/init")
+        cgroup = open_cgroup(f"{pod.cgroup}/init")
         cgroup.create(Resources())
         into = cgroup.dir_fd()
         os.makedirs(f"{store.run}/rootfs", mode=0o700, exist_ok=True)
@@ -70,8 +69,9 @@ def start_init(
             cgroup_fd=hold(into) if into is not None else None,
             place=f"{store.run}/rootfs",
             run_nothing=True,
+            ids=pod.options.ids,
         )
-        monitor = p.MonitorConfig(container_id=pod_id, status_path=f"{run_dir}/{_STATUS}")
+        monitor = p.MonitorConfig(container_id=pod.id, status_path=f"{run_dir}/{_STATUS}")
         plan = compile_run(spec, handles, monitor)
         connection, theirs = MonitorConnection.pair()
         with connection:

@@ -20,7 +20,8 @@ from scow.runtime.spec import Namespace
 def pinned_kinds(record: PodRecord) -> tuple[str, ...]:
     """The namespaces that a pod has of its own and that are pinned."""
     options = record.options
-    kinds = ("network", "uts") if options.network == "own" else ()
+    kinds: tuple[str, ...] = ("user",) if options.ids is not None else ()
+    kinds += ("network", "uts") if options.network == "own" else ()
     return (*kinds, "ipc") if options.ipc == "pod" else kinds
 
 
@@ -58,6 +59,7 @@ def join_pod(
         hostname="",  # the pod has set it
         etc_dir=run_dir,
         shm_source=f"{run_dir}/shm" if pod.options.ipc == "pod" else "/dev/shm",
+        ids=pod.options.ids,
     )
 
 

@@ -33,4 +33,6 @@ def write_pod_names(options: PodOptions, run_dir: str, hostname: str, link: Link
     for name, data in files.items():
         with OwnedFd(os.open(f"{run_dir}/{name}", flags, 0o644)) as fd:
             os.fchmod(fd.fileno(), 0o644)
+            if options.ids is not None:
+                os.fchown(fd.fileno(), options.ids.host_uid, options.ids.host_gid)
             os.write(fd.fileno(), data)

@@ -19,12 +19,14 @@ from scow.native import plan as p
 from scow.native import sys as kernel
 from scow.native.errors import InvalidState
 from scow.native.fd import OwnedFd
+from scow.native.idmap import IdMap, write_id_maps
 from scow.runtime.compile import NAMESPACE_FLAGS, checked_sysctl
-from scow.runtime.oci_child import follow, spawn
+from scow.runtime.oci_child import Child, follow, spawn
 
 # By their names in the specification; the file names are those below /proc/PID/ns.
-FILES = {"network": "net", "ipc": "ipc", "uts": "uts"}
-_HOST_NETWORK = 1  # the moment when the host's half of the network is wanted
+FILES = {"user": "user", "network": "net", "ipc": "ipc", "uts": "uts"}
+# The moments when something of the host's is wanted: its half of the network, the id maps.
+_HOST_NETWORK, _ID_MAPS = 1, 2
 
 
 def make_namespaces(
@@ -36,14 +38,23 @@ def make_namespaces(
     inside: bytes,
     connect: Callable[[int], None],
     meanwhile: Callable[[], None],
+    ids: IdMap | None = None,
 ) -> None:
     """Make and pin namespaces of these kinds.
 
     `connect` is called with the pid of a process in them, and makes the host's half of the network;
-    then `inside` is sent in there. `meanwhile` is done while the process is born. On failure what is
-    pinned is for the caller to let go.
+    then `inside` is sent in there. `meanwhile` is done while the process is born. With `ids` all of them
+    belong to a new user namespace. On failure what is pinned is for the caller to let go.
     """
     ops: list[p.Operation] = []
+    late = 0
+    if ids is not None:
+        ops.append(p.AwaitParent(_ID_MAPS, why="ids must mean something first"))
+        ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
+        # The root of mqueue belongs to who makes the namespace (ipc/mqueue.c).
+        late = kernel.CLONE_NEWIPC if "ipc" in kinds else 0
+        if late:
+            ops.append(p.Unshare(late, why="as the root of the user namespace"))
     if inside:
         ops.append(p.AwaitParent(_HOST_NETWORK, why="the host's end of the cable must exist first"))
         ops.append(p.Netlink(inside, why="bring up lo, and eth0 if there is one"))
@@ -54,14 +65,22 @@ def make_namespaces(
     ops.append(p.AwaitStart(why="be there until the namespaces are pinned"))
     # Never reached: the socket is closed instead of saying 'start'.
     ops.append(p.Execute((b"scow-pod",), nothing=True))
-    flags = 0
+    # The root of a user namespace mounts the procfs of its own pid namespace only, in its own mounts.
+    flags = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS if ids is not None else 0
     for kind in kinds:
         flags |= NAMESPACE_FLAGS[kind]
-    plan = p.Plan(ops=tuple(ops), namespaces=flags, direct=True)
+    plan = p.Plan(ops=tuple(ops), namespaces=flags & ~late, direct=True)
+
+    def serve(born: Child, moment: int) -> None:
+        if moment == _ID_MAPS and ids is not None:
+            write_id_maps(born.pid, ids)
+        else:
+            connect(born.pid)
+
     child = spawn(plan, (-1, -1, -1))
     try:
         meanwhile()
-        if not follow(child, lambda born, moment: connect(born.pid)):
+        if not follow(child, serve):
             raise InvalidState("the process that makes the pod's namespaces went away")
         for kind in kinds:
             pin(f"/proc/{child.pid}/ns/{FILES[kind]}", pin_path(run_dir, kind))

@@ -15,6 +15,7 @@ import msgspec
 
 from scow.cri.pod_namespaces import pin_path
 from scow.cri.pod_records import PodRecord, PodStore
+from scow.native.errors import ScowError
 from scow.native.fs import write_atomic
 
 if TYPE_CHECKING:
@@ -42,11 +43,13 @@ class PodNetwork:
         bridge: Callable[[], BridgeNetwork],
         config_dir: str,
         plugin_dirs: tuple[str, ...],
+        passed_over: str = "",
     ) -> None:
         self._store = store
         self._bridge = bridge
         self.config_dir = config_dir
         self._plugin_dirs = plugin_dirs
+        self._passed_over = passed_over
 
     def configuration(self) -> NetworkList | None:
         """The CNI list in force; None: scow's own bridge. InvalidArgument for a broken one."""
@@ -54,7 +57,15 @@ class PodNetwork:
             return None  # without loading a module, as on most hosts
         from scow.netns.cni import load_network
 
-        return load_network(self.config_dir)
+        return load_network(self.config_dir, self._passed_over)
+
+    def describe(self) -> str:
+        """What connects pods now, in words."""
+        try:
+            network = self.configuration()
+        except ScowError as error:
+            return str(error)
+        return "the bridge scow0" if network is None else f"CNI: {network.path}"
 
     def complaint(self) -> str:
         """Why no pod can be connected now; empty when one can."""

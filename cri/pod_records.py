@@ -15,6 +15,7 @@ from scow.cri.objects import ObjectStore
 from scow.cri.options import Limits
 from scow.cri.records import Plain
 from scow.native.fd import OwnedFd
+from scow.native.idmap import IdMap
 from scow.netns.ports import PortMapping
 
 RECORD_VERSION = 1
@@ -35,7 +36,8 @@ class PodOptions(msgspec.Struct, frozen=True):
     """What a pod shall be: typed, checked, nothing left to interpret.
 
     `network`: "own" or "host"; `pid`: "pod" (one namespace for all its containers), "container"
-    (one each) or "host"; `ipc`: "pod" or "host". `cgroup_parent` "" is scow's own. `resources` and
+    (one each) or "host"; `ipc`: "pod" or "host". `ids` are those of its user namespace, None the host's;
+    `auto_ids` has them chosen. `cgroup_parent` "" is scow's own. `resources` and
     `overhead` are what the request said, `limits` their sum, in force for the pod's cgroup.
     """
 
@@ -55,6 +57,8 @@ class PodOptions(msgspec.Struct, frozen=True):
     ipc: str = "pod"
     sysctls: dict[str, str] = {}
     privileged: bool = False
+    auto_ids: bool = False
+    ids: IdMap | None = None
     cgroup_parent: str = ""
     limits: Limits = Limits(pids=-1)
     resources: Plain = {}

@@ -26,6 +26,7 @@ from scow.cri.pod_namespaces import make_namespaces, make_run_dir, unmount
 from scow.cri.pod_network import Link, PodNetwork
 from scow.cri.pod_records import PodOptions, PodRecord, PodStore, reserved_name
 from scow.cri.records import Member, Record, cgroup_prefix
+from scow.cri.userns import claim_range, ping_group_range, release_range
 from scow.native.errors import InvalidArgument, NotFound, ScowError, try_all
 from scow.native.fs import remove_tree
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from scow.netns.cni import NetworkList
 
 CNI_CONFIG_DIR = "/etc/cni/net.d"
+# Debian's podman brings 87-podman-bridge.conflist: podman's own network, which nobody meant for pods.
+CNI_PASSED_OVER = "podman"
 CNI_PLUGIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
 
 # Inside the class `list` is the verb.
@@ -56,9 +59,15 @@ class Pods:
         self.store = PodStore(service.root, service.run)
         self.store.prepare()
         self.store.on_burial = self._bury
-        config_dir = cni_config_dir or os.environ.get("SCOW_CNI_CONFIG") or CNI_CONFIG_DIR
+        given = cni_config_dir or os.environ.get("SCOW_CNI_CONFIG")
         self._pod_of: dict[str, str] = {}
-        self.network = PodNetwork(self.store, service.bridge, config_dir, cni_plugin_dirs)
+        self.network = PodNetwork(
+            self.store,
+            service.bridge,
+            given or CNI_CONFIG_DIR,
+            cni_plugin_dirs,
+            passed_over="" if given else CNI_PASSED_OVER,
+        )
 
     # --- making -------------------------------------------------------------------------------
 
@@ -82,6 +91,10 @@ class Pods:
         try:
             with self.store.making(pod_id):
                 self.store.claim_name(record.name, pod_id)
+                if options.auto_ids:
+                    ids = claim_range(self.service.root, f"pods/{pod_id}")
+                    options = msgspec.structs.replace(options, ids=ids)
+                    record = msgspec.structs.replace(record, options=options)
                 with self.store.begin(record) as pending:
                     try:
                         self._build(record, network)
@@ -108,7 +121,7 @@ class Pods:
             limits = build_resources(options.limits, [], privileged=False)
             pod_cgroup(record).create(msgspec.structs.replace(limits, devices=None))
             if options.ipc == "pod":
-                make_shm(f"{run_dir}/shm")
+                make_shm(f"{run_dir}/shm", ids=options.ids)
 
         if not kinds:
             make_rest()
@@ -121,12 +134,13 @@ class Pods:
                 inside=link.inside,
                 connect=lambda pid: self.network.connect(link, pid),
                 meanwhile=make_rest,
+                ids=options.ids,
             )
         if options.network == "own":
             self.network.finish(record, link)
         write_pod_names(options, run_dir, hostname, link)
         if options.pid == "pod":
-            start_init(self.service.store, run_dir, record.id, record.cgroup, kinds)
+            start_init(self.service.store, run_dir, record, kinds)
         os.close(os.open(f"{run_dir}/ready", os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     @staticmethod
@@ -135,7 +149,7 @@ class Pods:
         if options.network == "own":
             # Ports below 1024 and ping without rights: the namespace is the pod's own.
             found["net.ipv4.ip_unprivileged_port_start"] = "0"
-            found["net.ipv4.ping_group_range"] = "0 2147483647"
+            found["net.ipv4.ping_group_range"] = ping_group_range(options.ids)
         found.update(link.sysctls)
         found.update(options.sysctls)
         return found
@@ -144,11 +158,11 @@ class Pods:
         """Make a container in a pod, with what `run` takes; nothing runs yet. Returns its id."""
         pod = self.read(pod_id)
         require_ready(pod, self.store.run_dir(pod_id))
-        shared = (options.network, options.ipc, options.uts, options.pid, options.hostname)
         plain = ContainerOptions()
-        if shared != (plain.network, plain.ipc, plain.uts, plain.pid, plain.hostname):
+        owned = ("network", "ipc", "uts", "pid", "hostname", "ids", "auto_ids")
+        if any(getattr(options, name) != getattr(plain, name) for name in owned):
             raise InvalidArgument(
-                "--pod excludes options of network, ports, host name, IPC and PID namespaces",
+                "--pod excludes options of network, ports, host name, IPC, PID and user namespaces",
                 hint="they belong to the pod: scow pod create",
             )
         pids = {"pod": "pod", "container": "private", "host": "host"}
@@ -160,6 +174,7 @@ class Pods:
             ipc=NamespaceMode("pod" if pod.options.ipc == "pod" else "host"),
             uts=NamespaceMode("pod"),
             pid=NamespaceMode(pids[pod.options.pid]),
+            ids=pod.options.ids,
         )
         member = Member(
             pod.id, shown, 0, labels=options.labels, image={"image": options.image_name}
@@ -199,6 +214,7 @@ class Pods:
                 self.service.remove(container.id, force=True, volumes=True)
         with suppress(NotFound), self.store.locked(pod_id):
             self.store.discard(pod_id, record.name)
+            release_range(self.service.root, record.options.ids, f"pods/{pod_id}")
 
     def _release(self, record: PodRecord) -> None:
         """Give back what a pod holds; goes on past errors, again is fine."""

@@ -21,7 +21,7 @@ Steps = list[tuple[str, str]]
 def preface(record: Record, prepared: Prepared, around: Surroundings) -> Steps:
     """Give (call, why) for each step before the monitor is started."""
     return [
-        *_network(prepared),
+        *_network(prepared, around),
         _overlay(record, around),
         *_cgroup(record, prepared),
         (
@@ -32,7 +32,7 @@ def preface(record: Record, prepared: Prepared, around: Surroundings) -> Steps:
     ]
 
 
-def _network(prepared: Prepared) -> Steps:
+def _network(prepared: Prepared, around: Surroundings) -> Steps:
     attachment = prepared.sandbox.attachment
     if attachment is None:
         return []
@@ -48,8 +48,11 @@ def _network(prepared: Prepared) -> Steps:
     ]
     ports = attachment.ports
     if ports:
+        from scow.netns.nft import table_name
+
         shown = ", ".join(f"{p.host_port}->{p.container_port}/{p.protocol}" for p in ports)
-        steps.append((f"nft -f - (table ip scow: dnat {shown})", "forward the published ports"))
+        table = table_name(around.store.run)
+        steps.append((f"nft -f - (table ip {table}: dnat {shown})", "forward the published ports"))
     return steps
 
 

@@ -17,6 +17,7 @@ from scow.cri.options import NamespaceMode
 from scow.cri.records import SHORT_ID, Record, RecordStore
 from scow.native.errors import InvalidArgument, InvalidState
 from scow.native.fd import OwnedFd
+from scow.native.idmap import IdMap
 from scow.runtime.spec import Namespace
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Sandbox(msgspec.Struct, frozen=True):
     sysctls: tuple[tuple[str, str], ...] = ()  # of the network itself, (key with '/', value)
     shm_source: str = ""  # a host path to bind on /dev/shm, for shared IPC
     own_network: bool = False
+    ids: IdMap | None = None  # of the user namespace
     notes: dict[str, str] = {}
 
 
@@ -90,6 +92,7 @@ def prepare(
         sysctls=link.sysctls,
         shm_source=_shm_source(options.ipc, store, pid_of, record.id),
         own_network=mode.kind not in ("host", "container"),
+        ids=options.ids,
     )
 
 
@@ -240,4 +243,6 @@ def write_names(
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with OwnedFd(os.open(f"{etc_dir}/{name}", flags, 0o644)) as fd:
             os.fchmod(fd.fileno(), 0o644)
+            if record.options.ids is not None:
+                os.fchown(fd.fileno(), record.options.ids.host_uid, record.options.ids.host_gid)
             os.write(fd.fileno(), data)

@@ -19,7 +19,7 @@ from scow.cgroups.cgroup import container_path
 from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
-from scow.cri.creating import check_references, name_volumes
+from scow.cri.creating import check_references, claim_ids, name_volumes, release_ids
 from scow.cri.merge import check_platform, merge
 from scow.cri.names import free_name
 from scow.cri.options import ContainerOptions, ExecOptions
@@ -28,13 +28,12 @@ from scow.cri.status import Status, read_status
 from scow.cri.validate import validate
 from scow.cri.volumes import VolumeStore
 from scow.cri.watcher import Watcher, goes_on
-from scow.native.errors import DeadlineExceeded, InvalidState, NotFound, SetupError
+from scow.native.errors import DeadlineExceeded, InvalidState, NotFound, ScowError, SetupError
 from scow.runtime.monitor import MonitorConnection
 from scow.runtime.state import Operation, State, require
 
 if TYPE_CHECKING:
     from scow.cgroups.resources import Resources
-    from scow.cri.execute import Execution
     from scow.cri.info import Fact
     from scow.cri.logs import LogEntry
     from scow.cri.views import ContainerView, StatsView
@@ -166,7 +165,9 @@ class Service:
         try:
             with self.store.making(container_id):
                 self.store.claim_name(name, container_id)
-                record = name_volumes(record, image, self.volumes, self._around)
+                record = name_volumes(
+                    claim_ids(record, self.root), image, self.volumes, self._around
+                )
                 self.store.write(record)
                 launching.adopt_volumes(record, self._around)
         except BaseException:
@@ -197,8 +198,9 @@ class Service:
             require(record.name, self.status(record).state, Operation.START)
             try:
                 return launching.start(record, self._around, lock_fd, attach=attach, watch=watch)
-            except SetupError as error:
-                if error.errno in (errno.ESRCH, errno.ECHILD):
+            except ScowError as error:
+                state_of.note_failure(self.store, record, error)
+                if isinstance(error, SetupError) and error.errno in (errno.ESRCH, errno.ECHILD):
                     raise InvalidState(
                         f"container '{record.name}' was killed while it was being started"
                     ) from error
@@ -256,6 +258,7 @@ class Service:
                     except NotFound:
                         continue
         self.store.discard(record.id, record.name)
+        release_ids(record, self.root)
 
     # --- signals ------------------------------------------------------------------------------
 
@@ -276,7 +279,7 @@ class Service:
     ) -> None:
         """Ask the container to end, then make it; fine when it has ended already.
 
-        `timeout_s` None takes the container's own, then 10; -1 waits for ever.
+        `timeout_s` None takes the container's own, then 10; -1 waits for ever, 0 asks nobody.
         """
         record = self.store.read(container_id)
         state = self.status(record).state
@@ -289,7 +292,8 @@ class Service:
         if timeout_s is None:
             timeout_s = DEFAULT_STOP_TIMEOUT_S
         with self._watching(record, cleans=True) as watcher:
-            state_of.send_signal(run, number or record.stop_signal)
+            asked = signal.SIGKILL if timeout_s == 0 else number or record.stop_signal
+            state_of.send_signal(run, asked)
             if state is State.PAUSED:
                 launching.container_cgroup(record).thaw()
             if not self._wait_ended(record, watcher, timeout_s):
@@ -380,12 +384,6 @@ class Service:
 
     def exec(self, container_id: str, options: ExecOptions) -> MonitorConnection:
         """Start a further process in a running container."""
-        execution = self.execute(container_id, options)
-        execution.pidfd.close()
-        return execution.connection
-
-    def execute(self, container_id: str, options: ExecOptions) -> Execution:
-        """The same, with what the process can be killed by."""
         from scow.cri.execute import start_exec
 
         record = self.store.read(container_id)

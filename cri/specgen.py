@@ -18,6 +18,7 @@ from scow.cri.options import Device as DeviceOption
 from scow.cri.options import Mount, Tmpfs
 from scow.cri.records import Record
 from scow.cri.sandbox import Sandbox
+from scow.cri.userns import ping_group_range
 from scow.native.errors import InvalidArgument, NotFound
 from scow.runtime.security import (
     DEFAULT_DEVICES,
@@ -188,7 +189,7 @@ def _sysctls(record: Record, sandbox: Sandbox) -> dict[str, str]:
     if sandbox.own_network:
         # Ports below 1024 and ping without rights: the namespace is the container's own.
         found["net.ipv4.ip_unprivileged_port_start"] = "0"
-        found["net.ipv4.ping_group_range"] = "0 2147483647"
+        found["net.ipv4.ping_group_range"] = ping_group_range(sandbox.ids)
     found.update(sandbox.sysctls)
     found.update(record.options.sysctls)
     return found
@@ -205,7 +206,7 @@ def _mounts(record: Record, sandbox: Sandbox, volume_dir: Callable[[str], str]) 
             "/dev/pts",
             "devpts",
             "devpts",
-            ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+            ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *_tty_group(sandbox)),
         ),
         SpecMount("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "noexec", "nodev")),
         SpecMount("/sys", "sysfs", "sysfs", ("nosuid", "noexec", "nodev", writable)),
@@ -237,6 +238,12 @@ def _mounts(record: Record, sandbox: Sandbox, volume_dir: Callable[[str], str]) 
     ]
     asked.sort(key=lambda item: item[0].rstrip("/").count("/"))
     return [mount for mount in found if mount.destination not in taken] + [m for _, m in asked]
+
+
+def _tty_group(sandbox: Sandbox) -> tuple[str, ...]:
+    ids = sandbox.ids
+    is_mapped = ids is None or any(inside <= 5 < inside + count for inside, _, count in ids.gid)
+    return ("gid=5",) if is_mapped else ()
 
 
 def _tmpfs(mount: Tmpfs) -> SpecMount:

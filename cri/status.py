@@ -10,14 +10,18 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
+from contextlib import suppress
 
 import msgspec
 
 from scow.cri.launch import container_cgroup
 from scow.cri.records import Record, RecordStore
-from scow.native.errors import InvalidState, NotFound
+from scow.native.errors import InvalidState, NotFound, ScowError
+from scow.native.fs import write_atomic
 from scow.runtime.monitor import (
     ExitRecord,
+    Failure,
     StatusRecord,
     read_exit_record,
     read_status_record,
@@ -26,6 +30,9 @@ from scow.runtime.state import State
 
 # What is reported for a run whose monitor was killed before it could write down the end.
 SUPERVISOR_LOST_CODE = 137
+# Beside the record: the words of the start that failed last.
+_FAILURE = "start-error"
+_FAILURE_MAX = 4096
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -50,7 +57,7 @@ def read_status(store: RecordStore, record: Record) -> Status:
             finished_ns=ended.finished_at,
             exit_code=ended.exit_code,
             oom_killed=ended.oom_killed,
-            error=_words(ended),
+            error=_words(ended, store, record.id),
         )
     run = read_run(store, record.id)
     if run is None:
@@ -68,6 +75,29 @@ def read_status(store: RecordStore, record: Record) -> Status:
             raise
         paused = False  # it ends at this moment
     return Status(State.PAUSED if paused else State.RUNNING, pid=run.pid, started_ns=run.created_at)
+
+
+def note_failure(store: RecordStore, record: Record, error: ScowError) -> None:
+    """Keep why a container could not be started: a monitor's record has a number only.
+
+    CRI wants a container of a pod to have ended then, also where there never was a monitor.
+    """
+    directory = store.container_dir(record.id)
+    # A full disk: the error itself is on its way to the caller.
+    with suppress(OSError):
+        write_atomic(directory, _FAILURE, str(error).encode("utf-8", "replace")[:_FAILURE_MAX])
+        if record.member is not None and not os.path.exists(f"{directory}/exit.json"):
+            failure = Failure(0, getattr(error, "errno", 0) or 0)
+            ended = ExitRecord(0, 127 << 8, 127, 0, False, 0, time.time_ns(), failure)
+            write_atomic(directory, "exit.json", msgspec.json.encode(ended))
+
+
+def _failure(store: RecordStore, container_id: str) -> str:
+    try:
+        with open(f"{store.container_dir(container_id)}/{_FAILURE}", "rb") as file:
+            return file.read(_FAILURE_MAX).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _never_ran(store: RecordStore, container_id: str) -> bool:
@@ -90,10 +120,10 @@ def _lost(started_ns: int) -> Status:
     )
 
 
-def _words(ended: ExitRecord) -> str:
+def _words(ended: ExitRecord, store: RecordStore, container_id: str) -> str:
     """Say in words why a run never began, or what of its log was lost."""
     if ended.error is not None:
-        return f"set-up failed: {os.strerror(ended.error.errno)}"
+        return _failure(store, container_id) or f"set-up failed: {os.strerror(ended.error.errno)}"
     if ended.log_lost_bytes:
         why = os.strerror(ended.log_errno)
         return f"{ended.log_lost_bytes} bytes of its log were lost: {why}"

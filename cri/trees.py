@@ -15,28 +15,44 @@ from scow.native import sys as kernel
 from scow.native.errors import InvalidArgument, ScowError, Unsupported
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
+from scow.native.idmap import IdMap, open_user_namespace
 from scow.runtime.mounts import open_bind_source
-from scow.runtime.oci_mounts import user_namespace
-from scow.runtime.spec import IdMapping
 
 
-def open_tree_of(mount: Mount, image_layers: Callable[[str], list[str]]) -> OwnedFd:
-    """Open the source of a mount of kind "image", or of a bind mount with id maps."""
+def open_tree_of(
+    mount: Mount, image_layers: Callable[[str], list[str]], ids: IdMap | None
+) -> OwnedFd:
+    """Open the source of a mount of kind "image", or of a bind mount with id maps.
+
+    `ids` are those of the container, by which an image's files are seen.
+    """
     if mount.kind == "image":
-        return _open_image(mount, image_layers(mount.source))
+        return _open_image(mount, image_layers(mount.source), ids)
     tree = open_bind_source(mount.source, recursive=mount.recursive)
+    return _map_ids(tree, IdMap(mount.uid_map, mount.gid_map), mount.target)
+
+
+def open_mapped(path: str, target: str, ids: IdMap) -> OwnedFd:
+    """Open a directory of scow's own as a container with these ids sees it."""
+    return _map_ids(open_bind_source(path, recursive=False), ids, target)
+
+
+def open_device(path: str) -> OwnedFd:
+    """Open a device node of the host to be bound: no user namespace may make one."""
+    return open_bind_source(path, recursive=False)
+
+
+def _map_ids(tree: OwnedFd, ids: IdMap, target: str) -> OwnedFd:
     try:
-        _map_ids(tree, mount)
+        _set_id_map(tree, ids, target)
     except BaseException:
         tree.close()
         raise
     return tree
 
 
-def _map_ids(tree: OwnedFd, mount: Mount) -> None:
-    uids = tuple(IdMapping(*entry) for entry in mount.uid_map)
-    gids = tuple(IdMapping(*entry) for entry in mount.gid_map)
-    with user_namespace(uids, gids) as namespace:
+def _set_id_map(tree: OwnedFd, ids: IdMap, target: str) -> None:
+    with open_user_namespace(ids) as namespace:
         try:
             kernel.mount_setattr(
                 tree.fileno(),
@@ -49,17 +65,19 @@ def _map_ids(tree: OwnedFd, mount: Mount) -> None:
             )
         except OSError as error:
             raise Unsupported(
-                f"cannot map the ids of the mount on '{mount.target}': {error.strerror}",
-                hint=f"the file system of '{mount.source}' may not support it",
+                f"cannot map the ids of the mount on '{target}': {error.strerror}",
+                hint="the file system of its source may not support it",
             ) from error
 
 
-def _open_image(mount: Mount, layers: list[str]) -> OwnedFd:
+def _open_image(mount: Mount, layers: list[str], ids: IdMap | None) -> OwnedFd:
     """Stack the layers, read-only; one layer alone is its directory (overlayfs wants two)."""
     if len(layers) == 1:
         whole = open_bind_source(layers[0], recursive=False)
+        if ids is not None:
+            whole = _map_ids(whole, ids, mount.target)
     else:
-        whole = mount_overlay(layers, None, None)
+        whole = mount_overlay(layers, None, None, idmap=ids)
     if not mount.sub_path:
         return whole
     with whole:

@@ -22,6 +22,7 @@ def validate(options: ContainerOptions) -> None:
     _check_network(options)
     _check_limits(options)
     _check_security(options)
+    _check_ids(options)
     _check_unique("--mount or --tmpfs target", _targets(options))
     _check_unique("--device target", (device.container_path for device in options.devices))
     _check_unique("--ulimit", (limit.name for limit in options.ulimits))
@@ -90,6 +91,21 @@ def _check_network(options: ContainerOptions) -> None:
         from scow.netns.ports import refuse_duplicates
 
         refuse_duplicates(network.ports)
+
+
+def _check_ids(options: ContainerOptions) -> None:
+    if options.ids is None and not options.auto_ids:
+        return
+    for flag, mode in (
+        ("--network", options.network.mode),
+        ("--pid", options.pid),
+        ("--ipc", options.ipc),
+        ("--cgroupns", options.cgroup),
+    ):
+        if mode.kind in ("host", "container") and options.network.mode.kind != "pod":
+            raise _conflict(
+                f"{flag} {mode}", "a user namespace", "it has rights in namespaces of its own only"
+            )
 
 
 def _check_limits(options: ContainerOptions) -> None:

@@ -106,8 +106,8 @@ static int op_join_cgroups(struct child *child, const struct plan_op *op) {
 
 /* num: CLONE_NEW*, whether this is done here in any case */
 static int op_join_namespace(struct child *child, const struct plan_op *op) {
-    if (child->plan->direct && child->plan->mode == PLAN_RUN && !op->num[1])
-        return 0; /* direct.c did, while it had the rights */
+    if (child->plan->mode == PLAN_RUN && !op->num[1] && (child->plan->direct || plan_joins_user(child->plan)))
+        return 0; /* done before the clone, with rights that are gone (child_join_first) */
     if (op->num[0] & CLONE_NEWPID)
         child->must_move = true; /* pid_namespaces(7): only children live in it */
     return sys_setns(plan_fd(op->fd), (int)op->num[0]);

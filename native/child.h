@@ -38,6 +38,8 @@ static inline const void *op_blob(const struct child *child, const struct plan_o
 
 /* child.c */
 int child_root(struct child *child);
+/* direct.c: before the clone, what the plan's first process joins */
+int child_join_first(const struct plan *plan, uint32_t *ret_index);
 int child_proc(struct child *child);
 int child_tell(struct child *child, const struct child_msg *msg, int fd);
 int child_tell_ready(struct child *child);

@@ -99,7 +99,7 @@ static int open_empty_stdin(int root) {
     return ends[0];
 }
 
-/* num: uid, gid */
+/* num: uid, gid; count: the monitor has given the pipes away, where we have no right to */
 int op_stdio_from_monitor(struct child *child, const struct plan_op *op) {
     int *io = child->ends.io;
     int root = child_root(child);
@@ -117,7 +117,7 @@ int op_stdio_from_monitor(struct child *child, const struct plan_op *op) {
             return -errno;
         /* so that /dev/stdout can be opened by the user; never the owner of a device node. In a user
          * namespace of our own the pipe's owner has no name, and nobody may change it. */
-        if (S_ISFIFO(st.st_mode) && fchown(io[i], (uid_t)op->num[0], (gid_t)op->num[1]) < 0 &&
+        if (S_ISFIFO(st.st_mode) && !op->count && fchown(io[i], (uid_t)op->num[0], (gid_t)op->num[1]) < 0 &&
             !(errno == EPERM && child->plan->uid_map[0]))
             return -errno;
         if (dup2(io[i], i) < 0)

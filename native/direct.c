@@ -48,6 +48,11 @@ static int join(const struct plan *plan, bool user, uint32_t *ret_index) {
     return 0;
 }
 
+int child_join_first(const struct plan *plan, uint32_t *ret_index) {
+    int r = join(plan, false, ret_index);
+    return r < 0 ? r : join(plan, true, ret_index);
+}
+
 int direct_main(const struct plan *plan, const struct failure *refused) {
     struct child_ends ends = {FD_CONTROL, {-1, -1, -1}};
     struct child_msg msg = {.type = CHILD_CLONED};
@@ -55,7 +60,7 @@ int direct_main(const struct plan *plan, const struct failure *refused) {
     uint32_t index = PLAN_NONE;
     if (!plan)
         return failed(refused->step, refused->index, -refused->error);
-    if (plan->mode == PLAN_RUN && ((r = join(plan, false, &index)) < 0 || (r = join(plan, true, &index)) < 0))
+    if (plan->mode == PLAN_RUN && (r = child_join_first(plan, &index)) < 0)
         return failed(plan->ops[index].code, index, r);
     struct clone_args args = {
         .flags = plan->namespaces | CLONE_PIDFD | CLONE_PARENT,

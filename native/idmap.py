@@ -12,7 +12,7 @@ import os
 import msgspec
 
 from scow.native import sys
-from scow.native.errors import ScowError, Unsupported
+from scow.native.errors import InvalidArgument, ScowError, Unsupported
 from scow.native.fd import OwnedFd
 
 
@@ -37,6 +37,14 @@ def _host_id(lines: tuple[tuple[int, int, int], ...]) -> int:
     return min(lines)[1]
 
 
+def to_host(lines: tuple[tuple[int, int, int], ...], number: int) -> int:
+    """What an id inside is on the host; InvalidArgument where it is nobody's."""
+    for inside, outside, count in lines:
+        if inside <= number < inside + count:
+            return outside + number - inside
+    raise InvalidArgument(f"id {number} is not in the id map of the user namespace")
+
+
 def open_user_namespace(ids: IdMap) -> OwnedFd:
     """A user namespace with these maps, kept by its descriptor alone."""
     told, tell = os.pipe()
@@ -58,18 +66,24 @@ def open_user_namespace(ids: IdMap) -> OwnedFd:
         os.close(tell)
         if not os.read(told, 1):
             raise ScowError("cannot make a user namespace for an id-mapped mount")
-        for name, lines in (("uid_map", ids.uid), ("gid_map", ids.gid)):
-            text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in lines)
-            with OwnedFd(os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
-                os.write(fd.fileno(), text.encode())
+        write_id_maps(pid, ids)
         return OwnedFd(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "?")
-        raise ScowError(f"cannot write the maps of an id-mapped mount: {name}") from error
     finally:
         for end in (told, wait, free):
             os.close(end)
         os.waitpid(pid, 0)
+
+
+def write_id_maps(pid: int, ids: IdMap) -> None:
+    """Say what the ids of a process in a new user namespace are on the host; once, and nobody else may."""
+    for name, lines in (("uid_map", ids.uid), ("gid_map", ids.gid)):
+        text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in lines)
+        try:
+            with OwnedFd(os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
+                os.write(fd.fileno(), text.encode())
+        except OSError as error:
+            number = errno.errorcode.get(error.errno or 0, "?")
+            raise ScowError(f"cannot write {name} of a user namespace: {number}") from error
 
 
 def open_mapped_tree(path: str, namespace: OwnedFd) -> OwnedFd:

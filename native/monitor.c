@@ -2,6 +2,7 @@
  * leave the record, tell, clean up. */
 #include "monitor.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -64,7 +65,13 @@ static int loop_timeout(const struct monitor *m) {
         int64_t left = m->drain_until_ms - now_ns(CLOCK_MONOTONIC) / 1000000;
         return left > 0 ? (int)left : 0;
     }
-    return m->untidy ? TIDY_MS : -1;
+    int64_t wait = m->untidy ? TIDY_MS : -1;
+    if (m->limit_at_ms) {
+        int64_t left = m->limit_at_ms - now_ns(CLOCK_MONOTONIC) / 1000000;
+        if (left < 0) left = 0;
+        if (wait < 0 || left < wait) wait = left < INT_MAX ? left : INT_MAX;
+    }
+    return (int)wait;
 }
 
 /* Gives the whole pages of a range back; what is read there later is zero. */
@@ -97,6 +104,8 @@ static void loop(struct monitor *m) {
     while (!is_done(m)) {
         fill_slots(m, fds);
         int n = poll(fds, SLOTS, loop_timeout(m));
+        if (m->limit_at_ms && !m->exited && now_ns(CLOCK_MONOTONIC) / 1000000 >= m->limit_at_ms)
+            child_time_out(m);
         if (n < 0) continue; /* EINTR, or ENOMEM, which is for the kernel to mend */
         if (n == 0) {
             if (!m->exited) tidy(m);

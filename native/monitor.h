@@ -60,6 +60,8 @@ struct monitor {
     int status;           /* of wait(2), when exited */
     int64_t started_ns, finished_ns;
     int64_t drain_until_ms; /* monotonic; when exited */
+    int64_t limit_at_ms;  /* monotonic; 0: it may run for as long as it likes */
+    bool timed_out;
     bool untidy;          /* something to do when TIDY_MS pass quietly */
 
     int signal_fd, listen_fd;
@@ -85,6 +87,7 @@ int child_prepare(struct monitor *m, struct failure *ret_failure);
 void child_events(struct monitor *m);
 void child_start(struct monitor *m);
 void child_kill(struct monitor *m);
+void child_time_out(struct monitor *m);
 void child_reap(struct monitor *m);
 
 /* monitor_stream.c */

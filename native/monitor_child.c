@@ -66,6 +66,8 @@ static void on_end_of_file(struct monitor *m) {
         close_fdp(&m->plan->lock_fd); /* whoever waits finds a container that runs */
         m->plan->lock_fd = -1;
         m->started_ns = now_ns(CLOCK_REALTIME);
+        if (m->plan->time_limit_ms)
+            m->limit_at_ms = now_ns(CLOCK_MONOTONIC) / 1000000 + (int64_t)m->plan->time_limit_ms;
         m->untidy = true; /* set-up leaves pages behind */
         char message = MSG_STARTED;
         client_tell_all(m, &message, 1);
@@ -109,6 +111,15 @@ void child_start(struct monitor *m) {
 void child_kill(struct monitor *m) {
     if (m->exited || m->child.pidfd < 0) return;
     (void)syscall(SYS_pidfd_send_signal, m->child.pidfd, SIGKILL, NULL, 0); /* ESRCH: as wanted */
+}
+
+/* The time of an exec is over: it and what it has started in its session's first process group. It is not
+ * reaped yet, so the number of the group, which is its own since setsid, is nobody else's. */
+void child_time_out(struct monitor *m) {
+    m->timed_out = true;
+    m->limit_at_ms = 0;
+    if (!m->exited && m->child.pid > 1) (void)kill(-m->child.pid, SIGKILL);
+    child_kill(m);
 }
 
 void child_reap(struct monitor *m) {

@@ -92,7 +92,8 @@ void monitor_end(struct monitor *m) {
                                .status = record.status,
                                .oom_killed = record.oom_killed,
                                .started_ns = record.started_ns,
-                               .finished_ns = record.finished_ns};
+                               .finished_ns = record.finished_ns,
+                               .timed_out = m->timed_out};
     client_tell_all(m, &message, sizeof(message));
     if (!is_watched(m)) call_cleanup(m);
 }

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <limits.h>
+#include <linux/sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -233,6 +234,7 @@ static int parse_monitor(struct plan *plan, const struct plan_header *head, stru
     plan->oom_fd = plan_fd(head->oom_fd);
     plan->lock_fd = plan_fd(head->lock_fd);
     plan->oom_baseline = head->oom_baseline;
+    plan->time_limit_ms = head->time_limit_ms;
     plan->monitor_end = head->monitor_end;
     if (head->cleanup_argc == 0)
         return 0;
@@ -269,6 +271,13 @@ int plan_parse(char *block, size_t size, struct plan *ret, struct failure *ret_f
         return r;
     *ret = plan;
     return 0;
+}
+
+bool plan_joins_user(const struct plan *plan) {
+    for (uint32_t i = 0; plan->mode == PLAN_RUN && i < plan->n_ops; i++)
+        if (plan->ops[i].code == OP_JOIN_NAMESPACE && plan->ops[i].num[0] & CLONE_NEWUSER)
+            return true;
+    return false;
 }
 
 static int check_descriptors(const struct plan *plan, struct failure *ret_failure) {

@@ -121,6 +121,7 @@ struct plan_header {
     uint32_t monitor_end; /* nothing of the monitor's own lies beyond this offset */
     uint32_t vectors, vectors_end; /* arrays of offsets lie in here and nothing else does */
     uint32_t lock_fd;
+    uint64_t time_limit_ms; /* from the start on; 0: none */
 };
 
 #define PLAN_TERMINAL 1u
@@ -156,6 +157,7 @@ struct plan {
     int oom_fd;
     int lock_fd; /* held until the program runs or the monitor is gone */
     uint64_t oom_baseline;
+    uint64_t time_limit_ms;
     char **cleanup_argv; /* NULL when there is nothing to call */
     char **cleanup_env;
     uint32_t monitor_end;
@@ -171,6 +173,10 @@ int plan_parse(char *block, size_t size, struct plan *ret, struct failure *ret_f
 /* After spawn_child: gives the pages of the operations back and closes the plan's descriptors other
  * than oom_fd and lock_fd. The strings of the monitor stay. */
 void plan_drop_ops(struct plan *plan);
+
+/* Whether a process of its own must join before the first one is born: the new namespaces are to belong
+ * to a user namespace that is there already. */
+bool plan_joins_user(const struct plan *plan);
 
 static inline int plan_fd(uint32_t index) {
     return index == PLAN_NONE ? -1 : FD_FIRST + (int)index;

@@ -146,7 +146,7 @@ __all__ = [
 MAX_BYTES: Final = 16 << 20  # PLAN_MAX_BYTES
 MAX_FDS: Final = 512
 _MAGIC: Final = b"SCOWPLN1"
-_HEADER: Final = struct.Struct("<8sIIQ 4I 4I 2I 6I Q 2I Q 4I 4I")
+_HEADER: Final = struct.Struct("<8sIIQ 4I 4I 2I 6I Q 2I Q 4I 4I Q")
 _TERMINAL, _OPEN_STDIN, _STDIN_ONCE, _DIRECT = 1, 2, 4, 8
 
 # enum step of plan.h and enum monitor_step of protocol.h
@@ -184,6 +184,8 @@ class MonitorConfig(msgspec.Struct, frozen=True):
     oom_baseline: int = 0
     lock_fd: int | None = None
     """A lock that is held until the program runs, or until the monitor of one that never did is gone."""
+    time_limit_ms: int = 0
+    """The process is killed when it runs longer; 0: no limit."""
     cleanup_argv: tuple[Text, ...] = ()
     cleanup_env: tuple[Text, ...] = ()
 
@@ -260,7 +262,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             *(*texts, flags),
             *(config.log_max_bytes, config.log_max_files, oom_fd, config.oom_baseline),
             *(cleanup_argv, len(config.cleanup_argv), cleanup_env, len(config.cleanup_env)),
-            *(monitor_end, head.end, head.end + vectors_len, lock_fd),
+            *(monitor_end, head.end, head.end + vectors_len, lock_fd, config.time_limit_ms),
         )
         return header + head.padded() + writer.vectors.padded() + records + tail, writer.fds
 

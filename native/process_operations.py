@@ -193,12 +193,16 @@ class StdioFromMonitor(Operation, frozen=True):
     step = "connect stdio"
     uid: int = 0
     gid: int = 0
+    on_host: tuple[int, int] | None = None
+    """Who that is outside of the user namespace: the monitor gives the pipes away."""
 
     def describe(self) -> str:
-        return f"setsid(); fchown(pipes, {self.uid}:{self.gid}); dup2(0, 1, 2)"
+        uid, gid = self.on_host or (self.uid, self.gid)
+        return f"setsid(); fchown(pipes, {uid}:{gid}); dup2(0, 1, 2)"
 
     def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(self.code, numbers=(self.uid, self.gid))
+        numbers = (self.uid, self.gid, *(self.on_host or ()))
+        return writer.record(self.code, count=int(self.on_host is not None), numbers=numbers)
 
 
 class SetCwd(Operation, frozen=True):

@@ -58,6 +58,7 @@ struct __attribute__((packed)) msg_exit {
     int32_t status; /* as wait(2) gives it */
     uint8_t oom_killed;
     int64_t started_ns, finished_ns; /* CLOCK_REALTIME; started_ns 0: never started */
+    uint8_t timed_out; /* killed because its time was over */
 };
 
 struct __attribute__((packed)) msg_reopened {

@@ -55,6 +55,17 @@ static int make_pipe(int *ret_child, int *ret_monitor, bool child_reads) {
     return fcntl(*ret_monitor, F_SETFL, O_NONBLOCK) < 0 ? -errno : 0;
 }
 
+/* So that /dev/stdout can be opened by a user of a namespace, in which nobody may give them away. */
+static int give_pipes(const struct spawn *spawn) {
+    for (uint32_t i = 0; i < spawn->plan->n_ops; i++) {
+        const struct plan_op *op = &spawn->plan->ops[i];
+        for (int k = 0; op->code == OP_STDIO_FROM_MONITOR && op->count && k < 3; k++)
+            if (spawn->ends.io[k] >= 0 && fchown(spawn->ends.io[k], (uid_t)op->num[2], (gid_t)op->num[3]) < 0)
+                return -errno;
+    }
+    return 0;
+}
+
 static int make_channels(struct spawn *spawn) {
     struct child_handle *h = &spawn->handle;
     int pair[2], r;
@@ -68,25 +79,59 @@ static int make_channels(struct spawn *spawn) {
         return r;
     if ((r = make_pipe(&spawn->ends.io[1], &h->stdout_r, false)) < 0)
         return r;
-    return make_pipe(&spawn->ends.io[2], &h->stderr_r, false);
+    if ((r = make_pipe(&spawn->ends.io[2], &h->stderr_r, false)) < 0)
+        return r;
+    return give_pipes(spawn);
 }
 
-static int clone_child(struct spawn *spawn) {
-    const struct plan *plan = spawn->plan;
+static long clone_first(const struct plan *plan, uint64_t flags, int *ret_pidfd) {
     struct clone_args args = {
-        .flags = plan->namespaces | CLONE_PIDFD,
-        .pidfd = (uint64_t)(uintptr_t)&spawn->handle.pidfd,
-        .exit_signal = SIGCHLD,
+        .flags = plan->namespaces | CLONE_PIDFD | flags,
+        .pidfd = (uint64_t)(uintptr_t)ret_pidfd,
+        .exit_signal = flags & CLONE_PARENT ? 0 : SIGCHLD,
     };
     if (plan->cgroup_fd >= 0) {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = (uint64_t)plan->cgroup_fd;
     }
-    long pid = syscall(SYS_clone3, &args, sizeof args);
+    return syscall(SYS_clone3, &args, sizeof args);
+}
+
+/* In a process of a moment: a user namespace is joined for good, and what is made afterwards is its. The
+ * first process is born as the monitor's own child, and waits until that knows it. */
+static _Noreturn void join_and_clone(const struct plan *plan, const struct child_ends *ends) {
+    struct child child = {.plan = plan, .ends = *ends, .root = -1, .proc = -1, .cover = -1, .master = -1};
+    struct child_msg msg = {.type = CHILD_MOVED};
+    int pidfd = -1;
+    uint32_t index = PLAN_NONE;
+    int r = child_join_first(plan, &index);
+    long pid = r < 0 ? r : clone_first(plan, CLONE_PARENT, &pidfd);
+    if (pid == 0 && child_await(&child, CHILD_PARENT_READY) == 0)
+        child_main(plan, ends);
+    if (r < 0)
+        msg = (struct child_msg){.type = CHILD_FAILED, .failure = {plan->ops[index].code, -r, index, 0}};
+    else if (pid < 0)
+        msg = (struct child_msg){.type = CHILD_FAILED, .failure = {STEP_CLONE, errno, PLAN_NONE, 0}};
+    else
+        msg.pid = (int32_t)pid;
+    _exit(child_tell(&child, &msg, pidfd) < 0 || pid < 0 ? 127 : 0);
+}
+
+static int clone_child(struct spawn *spawn) {
+    const struct plan *plan = spawn->plan;
+    bool joins = plan_joins_user(plan);
+    struct clone_args plain = {
+        .flags = CLONE_PIDFD,
+        .pidfd = (uint64_t)(uintptr_t)&spawn->handle.pidfd,
+        .exit_signal = SIGCHLD,
+    };
+    long pid = joins ? syscall(SYS_clone3, &plain, sizeof plain) : clone_first(plan, 0, &spawn->handle.pidfd);
     if (pid < 0)
         return -errno;
     if (pid == 0) {
         close_fdp(&spawn->handle.sock); /* else the monitor's end of file would never come */
+        if (joins)
+            join_and_clone(plan, &spawn->ends);
         child_main(plan, &spawn->ends);
     }
     spawn->handle.pid = (pid_t)pid;
@@ -131,7 +176,7 @@ static int serve_child(struct spawn *spawn) {
     return 0;
 }
 
-/* A joined pid namespace: the first child makes the real one (CLONE_PARENT) and ends. */
+/* A joined pid or user namespace: the first child makes the real one (CLONE_PARENT) and ends. */
 static int follow_move(struct spawn *spawn) {
     struct child_handle *h = &spawn->handle;
     struct child_msg msg;
@@ -170,7 +215,9 @@ static int spawn_steps(struct spawn *spawn) {
     if (r < 0)
         return failed(spawn, STEP_CLONE, r, 0);
     close_ends(&spawn->ends);
-    r = serve_child(spawn);
+    r = plan_joins_user(spawn->plan) ? follow_move(spawn) : 0;
+    if (r == 0)
+        r = serve_child(spawn);
     if (r == 0 && moves(spawn->plan))
         r = follow_move(spawn);
     if (r == 0 && fcntl(spawn->handle.sock, F_SETFL, O_NONBLOCK) < 0)

@@ -60,15 +60,20 @@ def decode_connection(data: bytes) -> Connection:
     return msgspec.json.decode(data, type=Connection)
 
 
-def load_network(directory: str) -> NetworkList | None:
-    """The first list in a directory; None where there is none. InvalidArgument for a broken one."""
+def load_network(directory: str, passed_over: str = "") -> NetworkList | None:
+    """The first list in a directory; None where there is none. InvalidArgument for a broken one.
+
+    A list of the name `passed_over` does not count.
+    """
     try:
         names = sorted(os.listdir(directory))
     except (FileNotFoundError, NotADirectoryError):
         return None
     for name in names:
         if name.endswith((".conflist", ".conf", ".json")):
-            return read_network(f"{directory}/{name}")
+            found = read_network(f"{directory}/{name}")
+            if found.name != passed_over:
+                return found
     return None
 
 

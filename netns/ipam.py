@@ -123,10 +123,12 @@ class LeaseStore:
     was voided and claimed anew in between.
     """
 
-    def __init__(self, net_dir: str, is_live: Callable[[str], bool]) -> None:
+    def __init__(self, net_dir: str, is_live: Callable[[str], bool], begin: int = 0) -> None:
+        """`begin` says where in a subnet the first claim looks, counted from its first address."""
         self._dir = f"{net_dir}/leases"
         self._hint = f"{net_dir}/last"
         self._is_live = is_live
+        self._begin = begin
 
     def prepare(self) -> None:
         """Make the directory."""
@@ -187,7 +189,8 @@ class LeaseStore:
         if count <= 0:
             return None
         last = self._last()
-        start = (last + 1 - first) % count if first <= last < first + count else 0
+        is_known = first <= last < first + count
+        start = ((last + 1 - first) if is_known else self._begin) % count
         taken = frozenset(os.listdir(self._dir))
         if len(taken) >= limit and sum(address in subnet for address in taken) >= limit:
             return None

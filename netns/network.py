@@ -14,7 +14,13 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 
 import msgspec
 
-from scow.native.errors import InvalidArgument, InvalidState, ResourceExhausted, ScowError
+from scow.native.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    InvalidState,
+    ResourceExhausted,
+    ScowError,
+)
 from scow.netns import bridge, conntrack, nft, veth
 from scow.netns import rtnetlink as nl
 from scow.netns.ipam import LeaseStore, Subnet, locked, parse_mac
@@ -27,6 +33,14 @@ __all__ = ["Attachment", "BridgeNetwork", "NetworkMessages"]
 
 def _short(container_id: str) -> str:
     return container_id[:12]
+
+
+def _has_entries(directory: str) -> bool:
+    try:
+        with os.scandir(directory) as found:
+            return any(found)
+    except FileNotFoundError:
+        return False
 
 
 class BridgeNetwork:
@@ -47,10 +61,14 @@ class BridgeNetwork:
             raise InvalidArgument(f"{name[:64]!r} cannot be the name of a network interface")
         self.name = name
         self._owners = (f"{run_dir}/containers", f"{run_dir}/pods")
+        self._run_dir = run_dir
         self._net_dir = f"{run_dir}/net"
         self._describe = describe or _short
         self._records = RecordStore(self._net_dir)
-        self._leases = LeaseStore(self._net_dir, self._is_live)
+        self._mark = nft.run_mark(run_dir)
+        # Several scows on one bridge begin at different places, so they seldom meet.
+        begin = 0 if run_dir == nft.DEFAULT_RUN else self._mark
+        self._leases = LeaseStore(self._net_dir, self._is_live, begin)
         self._is_prepared = False
         self._held: dict[str, Reservation] = {}  # until `open_ports` or `detach`, by container
 
@@ -76,7 +94,6 @@ class BridgeNetwork:
             self.detach(container_id)
         address = self._claim(container_id, subnet, ip)
         try:
-            self._drop_link(address)
             record = Attachment(
                 container_id=container_id,
                 network=self.name,
@@ -130,7 +147,11 @@ class BridgeNetwork:
     def attachment_messages(self, attachment: Attachment) -> NetworkMessages:
         """The two netlink batches that make the attachment's link."""
         host, offsets = veth.host_batch(
-            attachment.address, attachment.mac, attachment.bridge_index, attachment.mtu
+            attachment.address,
+            attachment.mac,
+            attachment.bridge_index,
+            attachment.mtu,
+            self._mark,
         )
         inside = veth.inside_batch(attachment.address, attachment.prefix_length, attachment.gateway)
         return NetworkMessages(host, offsets, inside)
@@ -162,8 +183,7 @@ class BridgeNetwork:
             done = self._bury(alive) + self._drop_orphans()
             if not self._records.networks():
                 return done
-            networks = self._networks()
-            if done or not nft.is_in_place(networks):
+            if done or not self._rules_are_in_place():
                 if not done:
                     done.append("restored the firewall table")
                 self._write_rules()
@@ -182,7 +202,7 @@ class BridgeNetwork:
             for address, owner in self._leases.all().items()
             if not alive(owner)
         ]
-        if self._records.networks() and not nft.is_in_place(self._networks()):
+        if self._records.networks() and not self._rules_are_in_place():
             found.append("the firewall table is missing or was changed")
         mine = any(record.network == self.name for record in self._records.attachments())
         if mine and self._bridge_index() is None:
@@ -205,7 +225,7 @@ class BridgeNetwork:
             if self._records.networks():
                 self._write_rules()
             else:
-                nft.remove()
+                nft.remove(self._run_dir)
 
     def _is_live(self, container_id: str) -> bool:
         return any(os.path.exists(f"{owners}/{container_id}") for owners in self._owners)
@@ -232,7 +252,7 @@ class BridgeNetwork:
         state = self._records.network(self.name)
         index = self._bridge_index()
         bridge.enable_forwarding()
-        if state and index and nft.is_in_place(self._networks()):
+        if state and index and self._rules_are_in_place():
             return Subnet.parse(state.subnet), index, state.mtu
         with self._locked():
             if not state or not index:
@@ -243,7 +263,7 @@ class BridgeNetwork:
                     raise InvalidState(f"cannot use the bridge '{self.name}': it is not up")
                 self._enslave_again(index)
             # In every case: a new bridge needs its sysctl, too.
-            self._write_rules()
+            self._write_rules(self._stale_tables())
         return Subnet.parse(state.subnet), index, state.mtu
 
     def _enslave_again(self, index: int) -> None:
@@ -254,17 +274,33 @@ class BridgeNetwork:
                     # ENODEV: that container has no link yet, or no more.
                     netlink.ask(*veth.enslave(record.address, index))
 
+    def _rules_are_in_place(self) -> bool:
+        return nft.is_in_place(self._networks(), self._run_dir)
+
+    def _stale_tables(self) -> list[str]:
+        """The tables of run directories that hold no container any more."""
+        return [
+            name
+            for name, run in nft.others(self._run_dir).items()
+            if run and not any(_has_entries(f"{run}/{kind}") for kind in ("containers", "pods"))
+        ]
+
     def _claim(self, container_id: str, subnet: Subnet, ip: str | None) -> str:
         if ip:
             with self._locked():
                 self._leases.claim_given(container_id, subnet, ip)
+                if not self._drop_link(ip):
+                    self._leases.release(container_id, ip)
+                    raise AlreadyExists(
+                        f"cannot use address '{ip}': a container of another run directory has it"
+                    )
             return ip
-        address = self._leases.claim_any(container_id, subnet, bridge.MAX_PORTS)
+        address = self._claim_free(container_id, subnet)
         if address is None:
             with self._locked():
                 self._bury(self._is_live)
                 self._write_rules()
-            address = self._leases.claim_any(container_id, subnet, bridge.MAX_PORTS)
+            address = self._claim_free(container_id, subnet)
         if address is None:
             limit = min(bridge.MAX_PORTS, max(subnet.size - 3, 0))
             raise ResourceExhausted(
@@ -272,6 +308,15 @@ class BridgeNetwork:
                 hint="remove containers, or run `scow system check --repair`",
             )
         return address
+
+    def _claim_free(self, container_id: str, subnet: Subnet) -> str | None:
+        for _ in range(bridge.MAX_PORTS):
+            address = self._leases.claim_any(container_id, subnet, bridge.MAX_PORTS)
+            if address is None or self._drop_link(address):
+                return address
+            with self._locked():
+                self._leases.release(container_id, address)
+        return None
 
     def _publish(self, record: Attachment, ports: Sequence[PortMapping]) -> Attachment:
         with self._locked():
@@ -294,8 +339,8 @@ class BridgeNetwork:
         if reservation is not None:
             reservation.close()
 
-    def _write_rules(self) -> None:
-        """Write the table from the records. Needs the lock."""
+    def _write_rules(self, stale: Sequence[str] = ()) -> None:
+        """Write the table from the records, and take `stale` ones away. Needs the lock."""
         networks = self._networks()
         if not networks:
             return
@@ -304,10 +349,15 @@ class BridgeNetwork:
             nft.render(
                 networks,
                 (nft.Publication(port, r.address) for r in records for port in r.ports),
+                self._run_dir,
+                stale,
             )
         )
         publishing = {r.network for r in records if r.ports}
+        shared = not publishing and bool(nft.others(self._run_dir))
         for network in networks:
+            if shared:
+                continue  # others may publish on the same bridge
             if os.path.exists(f"/proc/sys/net/ipv4/conf/{network.bridge}"):
                 bridge.set_route_localnet(network.bridge, network.bridge in publishing)
 
@@ -327,17 +377,19 @@ class BridgeNetwork:
                 done.append(f"released address {address} of dead container {owner[:12]}")
         return done
 
-    def _drop_link(self, address: str) -> None:
-        """Delete the link that belongs to an address, and only if it is ours."""
+    def _drop_link(self, address: str) -> bool:
+        """Delete the link that belongs to an address; False where it is another run directory's."""
         index = veth.host_index(address)
         with nl.NetlinkSocket() as netlink:
             (links,) = netlink.ask(nl.link_by_index(index))
             if isinstance(links, int) or not links:
-                return
-            if nl.parse_link(links[0]).name != veth.host_name(address):
-                return
+                return True
+            link = nl.parse_link(links[0])
+            if link.name != veth.host_name(address) or link.group != self._mark:
+                return False
             # ENODEV: its namespace died in between and took it along.
             netlink.ask(nl.delete_link(index))
+            return True
 
     def _drop_orphans(self) -> list[str]:
         """Delete links of ours whose address nobody has. Needs the lock."""
@@ -345,7 +397,7 @@ class BridgeNetwork:
         with nl.NetlinkSocket() as netlink:
             (replies,) = netlink.ask(nl.all_links())
         for link in map(nl.parse_link, replies if isinstance(replies, list) else ()):
-            address = veth.address_of_link(link)
+            address = veth.address_of_link(link) if link.group == self._mark else None
             # The claim keeps a new container from taking the address while we delete.
             if address and self._leases.claim("reconcile", address):
                 self._drop_link(address)

@@ -1,4 +1,4 @@
-"""The one nftables table of scow, made from state and swapped whole.
+"""The one nftables table of a run directory, made from state and swapped whole.
 
 Nothing is ever added to or taken from the table piece by piece: each change writes the table anew
 in one transaction, so tear-down cannot leave a rule behind and a flush by somebody else is mended
@@ -23,6 +23,9 @@ from scow.netns import rtnetlink as nl
 from scow.netns.ports import WILDCARD, PortMapping
 
 TABLE = "scow"
+DEFAULT_RUN = "/run/scow"
+# nft(8) takes no longer comment; a run directory whose name does not fit is not remembered.
+_COMMENT_MAX = 128
 _NFT = ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft")
 _TRIES = 5
 
@@ -115,9 +118,25 @@ def _masquerade(network: NetworkRules) -> tuple[str, str]:
     )
 
 
+def run_mark(run_dir: str) -> int:
+    """A number for a run directory, never zero: what several scows on one host make they tell by it."""
+    return binascii.crc32(os.fsencode(run_dir)) or 1
+
+
+def table_name(run_dir: str) -> str:
+    """The table of a run directory: each writes its own, and none the ports of another."""
+    return TABLE if run_dir == DEFAULT_RUN else f"{TABLE}-{run_mark(run_dir):08x}"
+
+
 def _stamp(networks: Sequence[NetworkRules]) -> str:
     """A mark that changes with the rules, kept in the table's comment."""
     return f"scow {binascii.crc32(repr(_chains(networks)).encode()):08x}"
+
+
+def _comment(networks: Sequence[NetworkRules], run_dir: str) -> str:
+    whole = f"{_stamp(networks)} {run_dir}"
+    is_fit = len(os.fsencode(whole)) < _COMMENT_MAX and '"' not in whole and whole.isprintable()
+    return whole if is_fit else _stamp(networks)
 
 
 def _elements(publications: Iterable[Publication]) -> tuple[list[str], list[str]]:
@@ -155,16 +174,20 @@ def _map(name: str, data: str, elements: list[str]) -> list[str]:
     return [*lines, "  }"]
 
 
-def render(networks: Sequence[NetworkRules], publications: Iterable[Publication]) -> str:
-    """The transaction that replaces the table."""
+def render(
+    networks: Sequence[NetworkRules],
+    publications: Iterable[Publication],
+    run_dir: str = DEFAULT_RUN,
+    stale: Sequence[str] = (),
+) -> str:
+    """The transaction that replaces the table of a run directory, and takes `stale` ones away."""
+    table = table_name(run_dir)
     kept, moved = _elements(publications)
     bridges = ", ".join(f'"{network.bridge}"' for network in networks)
     lines = [
-        # `add` first, so that the deletion finds a table in every case.
-        f"table ip {TABLE}",
-        f"delete table ip {TABLE}",
-        f"table ip {TABLE} {{",
-        f'  comment "{_stamp(networks)}"',
+        *(line for name in (*stale, table) for line in _deletion(name)),
+        f"table ip {table} {{",
+        f'  comment "{_comment(networks, run_dir)}"',
         f"  set bridges {{ type ifname; elements = {{ {bridges} }} }}",
         *_map("kept", "ipv4_addr", kept),
         *_map("moved", "ipv4_addr . inet_service", moved),
@@ -177,14 +200,20 @@ def render(networks: Sequence[NetworkRules], publications: Iterable[Publication]
     return "\n".join([*lines, "}", ""])
 
 
-def is_in_place(networks: Sequence[NetworkRules]) -> bool:
+def _deletion(table: str) -> tuple[str, str]:
+    # `add` first, so that the deletion finds a table in every case.
+    return f"table ip {table}", f"delete table ip {table}"
+
+
+def is_in_place(networks: Sequence[NetworkRules], run_dir: str = DEFAULT_RUN) -> bool:
     """Whether the kernel has our table with all its rules (two requests, no program run)."""
-    name = nl.text(_NFTA_TABLE_NAME, TABLE)
+    table_text = table_name(run_dir)
+    name = nl.text(_NFTA_TABLE_NAME, table_text)
     with nl.NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
         table, rules = netlink.ask(
             nl.message(_NFT_MSG_GETTABLE, 0, _NFGENMSG + name),
             nl.message(
-                _NFT_MSG_GETRULE, nl.NLM_F_DUMP, _NFGENMSG + nl.text(_NFTA_RULE_TABLE, TABLE)
+                _NFT_MSG_GETRULE, nl.NLM_F_DUMP, _NFGENMSG + nl.text(_NFTA_RULE_TABLE, table_text)
             ),
         )
     if isinstance(table, int) or isinstance(rules, int) or not table:
@@ -192,6 +221,21 @@ def is_in_place(networks: Sequence[NetworkRules]) -> bool:
     userdata = dict(nl.attributes(table[0].body[4:])).get(_NFTA_TABLE_USERDATA, b"")
     expected = sum(len(lines) for _hook, lines in _chains(networks).values())
     return _stamp(networks).encode() in userdata and len(rules) == expected
+
+
+def others(run_dir: str) -> dict[str, str]:
+    """The tables of other run directories, and whose they are where that is known."""
+    found: dict[str, str] = {}
+    with nl.NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
+        (tables,) = netlink.ask(nl.message(_NFT_MSG_GETTABLE, nl.NLM_F_DUMP, _NFGENMSG))
+    for reply in tables if isinstance(tables, list) else ():
+        table = dict(nl.attributes(reply.body[4:]))
+        name = table.get(_NFTA_TABLE_NAME, b"").rstrip(b"\0").decode(errors="replace")
+        if name != table_name(run_dir) and (name == TABLE or name.startswith(f"{TABLE}-")):
+            # libnftnl's attributes: a byte of type, one of length, the text and its NUL.
+            words = table.get(_NFTA_TABLE_USERDATA, b"")[2:].rstrip(b"\0").split(b" ", 2)
+            found[name] = os.fsdecode(words[2]) if len(words) == 3 else ""
+    return found
 
 
 def foreign_drops() -> list[str]:
@@ -232,7 +276,7 @@ def apply(text: str) -> None:
     if status == 0:
         return
     first = complaint.strip().partition("\n")[0] or f"nft ended with status {status}"
-    raise ScowError(f"cannot load the firewall table '{TABLE}': {first}")
+    raise ScowError(f"cannot load the firewall table: {first}")
 
 
 def find_program() -> str | None:
@@ -240,9 +284,9 @@ def find_program() -> str | None:
     return next((path for path in _NFT if os.access(path, os.X_OK)), None)
 
 
-def remove() -> None:
+def remove(run_dir: str = DEFAULT_RUN) -> None:
     """Take the whole table away."""
-    apply(f"table ip {TABLE}\ndelete table ip {TABLE}\n")
+    apply("\n".join((*_deletion(table_name(run_dir)), "")))
 
 
 def _run_nft(text: bytes) -> tuple[int, str]:

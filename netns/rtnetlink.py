@@ -46,6 +46,7 @@ IFLA_LINKINFO = 18
 IFLA_NET_NS_PID = 19
 IFLA_STATS64 = 23
 IFLA_AF_SPEC = 26
+IFLA_GROUP = 27
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_KIND = 4
@@ -264,6 +265,11 @@ class Link(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """The interface name."""
         return self.attributes.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+
+    @property
+    def group(self) -> int:
+        """What marks links that belong together; 0 where nobody has said any."""
+        return int(struct.unpack("=I", self.attributes.get(IFLA_GROUP, bytes(4)))[0])
 
     @property
     def kind(self) -> str:

@@ -141,9 +141,12 @@ def _no_ipv6_address() -> bytes:
 
 
 def host_batch(
-    address: str, mac: str, bridge_index: int, mtu: int
+    address: str, mac: str, bridge_index: int, mtu: int, group: int = 0
 ) -> tuple[bytes, tuple[int, ...]]:
-    """The batch for the host's namespace, and the offsets of its pid holes."""
+    """The batch for the host's namespace, and the offsets of its pid holes.
+
+    `group` marks the host's end, so that its owner knows it again.
+    """
     pid = nl.u32(nl.IFLA_NET_NS_PID, PID_PLACEHOLDER)
     peer = (
         nl.link_body(index=CONTAINER_INDEX)
@@ -159,6 +162,7 @@ def host_batch(
         + nl.text(nl.IFLA_IFNAME, host_name(address))
         + nl.u32(nl.IFLA_MTU, mtu)
         + nl.u32(nl.IFLA_MASTER, bridge_index)
+        + nl.u32(nl.IFLA_GROUP, group)
         + nl.nested(
             nl.IFLA_LINKINFO,
             nl.text(nl.IFLA_INFO_KIND, "veth"),

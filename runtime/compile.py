@@ -16,9 +16,10 @@ from scow.native import plan as p
 from scow.native import sys as kernel
 from scow.native.errors import InvalidArgument, Unsupported
 from scow.native.fd import OwnedFd
+from scow.native.idmap import IdMap, to_host
 from scow.runtime.mounts import mount_operations
 from scow.runtime.security import mask_of
-from scow.runtime.spec import Process, Spec
+from scow.runtime.spec import Device, Process, Spec
 
 NAMESPACE_FLAGS = {
     "mount": kernel.CLONE_NEWNS,
@@ -59,7 +60,9 @@ class Handles(msgspec.Struct, frozen=True):
     """Only a pid 1 that reaps, for a PID namespace that several containers share."""
     mount_reasons: dict[str, str] = {}
     trees: dict[str, int] = {}
-    """Sources of bind mounts that are opened already, by destination."""
+    """Sources of bind mounts and devices that are opened already, by destination."""
+    ids: IdMap | None = None
+    """Those of the user namespace that is joined."""
 
 
 def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Plan:
@@ -69,7 +72,12 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
         raise InvalidArgument("cannot run a container without 'process' in its configuration")
     _check_filter(handles.seccomp)
     new, joins = namespace_operations(spec, handles.hold)
-    holder = _pid_namespace_holder(spec, joins, handles.hold)
+    # With a user namespace the process is born in the pid namespace that it joins: nobody in there has
+    # the rights on the host's user namespace that reading it takes (ptrace(2)).
+    holder = None if handles.ids else _pid_namespace_holder(spec, joins, handles.hold)
+    # Made by the process itself, in its cgroup, which is to be the root, and as the root of its user
+    # namespace, to which mqueue belongs then (ipc/mqueue.c).
+    late = new & (kernel.CLONE_NEWCGROUP | (kernel.CLONE_NEWIPC if handles.ids else 0))
     ops: list[p.Operation] = []
     # First of all, before anything is allocated on its behalf, the child is under its limits.
     if handles.cgroup_tasks:
@@ -80,11 +88,11 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
             )
         )
     ops += joins
-    if new & kernel.CLONE_NEWCGROUP:
+    if handles.ids:
+        ops.append(p.BecomeRoot(why="own what is made in the user namespace"))
+    if late:
         # Unshared after joining: cgroup_namespaces(7) roots the view at the current cgroup.
-        ops.append(
-            p.Unshare(kernel.CLONE_NEWCGROUP, why="see its own cgroup as the root of the tree")
-        )
+        ops.append(p.Unshare(late, why="see its own cgroup as the root of the tree"))
     ops += _file_tree(spec, handles, holder)
     if handles.network_inside:
         ops.append(p.AwaitParent(why="the host's end of the cable must exist first"))
@@ -93,22 +101,22 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
         )
     ops += name_operations(spec)
     if holder is None:
-        ops.append(_stdio(process))
+        ops.append(_stdio(process, handles.ids))
     ops.append(p.PivotRoot(why="from here on the host's files are out of reach"))
     if spec.root.readonly:
         ops.append(p.RemountRootReadOnly(why="--read-only"))
-    ops += limit_operations(process)
+    ops += limit_operations(_in_user_namespace(process) if handles.ids else process)
     if holder is not None:
         # The session and the terminal are of the process that stays, so they come after the move;
         # binding /dev/console then still needs the right to mount.
         ops += enter_pid_namespace(process, handles.seccomp, mounts_console=process.terminal)
-        ops.append(_stdio(process))
+        ops.append(_stdio(process, handles.ids))
     ops.append(p.AwaitStart(why="everything is ready: wait for 'start'"))
     ops += identity_operations(process, handles.seccomp)
     ops.append(execute_operation(process, handles.run_init, nothing=handles.run_nothing))
     return p.Plan(
         mode="run",
-        namespaces=new & ~kernel.CLONE_NEWCGROUP,
+        namespaces=new & ~late,
         cgroup_fd=handles.cgroup_fd,
         ops=tuple(ops),
         host_netlink=handles.network_host,
@@ -123,14 +131,17 @@ def _file_tree(spec: Spec, handles: Handles, holder: tuple[int, int] | None) -> 
             kernel.MS_PRIVATE, why="no mount made here may show up on the host, or the reverse"
         ),
         p.AttachRoot(
-            handles.root_fd, at=handles.place, why="the image's layers, stacked by overlayfs"
+            handles.root_fd,
+            # The host's directories are closed to the root of a user namespace.
+            at="/" if handles.ids else handles.place,
+            why="the image's layers, stacked by overlayfs",
         ),
     ]
     mounts = mount_operations(
         spec.mounts, handles.hold, handles.mount_reasons, handles.bundle, handles.trees
     )
     ops += mounts if holder is None else [_shared_proc(op, *holder) for op in mounts]
-    return ops + _devices(spec) + cover_operations(spec)
+    return ops + _devices(spec, handles) + cover_operations(spec)
 
 
 def compile_exec(
@@ -145,11 +156,15 @@ def compile_exec(
     ops: list[p.Operation] = []
     if handles.cgroup_tasks:
         ops.append(p.JoinCgroups(handles.cgroup_tasks, why="be under the container's limits"))
+    if handles.ids and process.oom_score_adj is not None:
+        ops.append(p.SetOomScoreAdj(process.oom_score_adj, why="lowered from outside only"))
     ops += joins
-    ops += limit_operations(process)
+    if handles.ids:
+        ops.append(p.BecomeRoot(why="be somebody in the user namespace"))
+    ops += limit_operations(_in_user_namespace(process) if handles.ids else process)
     if any(isinstance(op, p.JoinNamespace) and op.kind & kernel.CLONE_NEWPID for op in joins):
         ops += enter_pid_namespace(process, handles.seccomp, mounts_console=False)
-    ops.append(_stdio(process))
+    ops.append(_stdio(process, handles.ids))
     ops.append(p.AwaitStart(why="wait for 'start'"))
     ops += identity_operations(process, handles.seccomp)
     ops.append(execute_operation(process, run_init=False))
@@ -250,11 +265,30 @@ def enter_pid_namespace(
     ]
 
 
-def _devices(spec: Spec) -> list[p.Operation]:
+def _in_user_namespace(process: Process) -> Process:
+    """The score of the OOM killer can be lowered from outside only: the starter writes it there."""
+    return msgspec.structs.replace(process, oom_score_adj=None)
+
+
+def _bound_device(device: Device, handles: Handles) -> p.Operation:
+    """mknod(2) of a device is not for user namespaces: the host's own node."""
+    if device.path in handles.trees:
+        return p.MountTree(handles.trees[device.path], device.path, is_dir=False)
+    from scow.runtime.oci_enter import bound_device
+
+    return bound_device(device, handles.hold)
+
+
+def _devices(spec: Spec, handles: Handles) -> list[p.Operation]:
     found: list[p.Operation] = []
+    if handles.run_nothing:
+        return found  # it has no /dev
     for device in spec.linux.devices:
         if device.type not in DEVICE_MODES:
             raise InvalidArgument(f"invalid type '{device.type}' of device '{device.path}'")
+        if handles.ids:
+            found.append(_bound_device(device, handles))
+            continue
         mode = DEVICE_MODES[device.type] | (
             0o666 if device.file_mode is None else device.file_mode & 0o7777
         )
@@ -335,10 +369,14 @@ def _is_plain(part: str) -> bool:
     return part.isascii() and all(c.isalnum() or c in "._-" for c in part)
 
 
-def _stdio(process: Process) -> p.Operation:
+def _stdio(process: Process, ids: IdMap | None = None) -> p.Operation:
     if not process.terminal:
+        user = process.user
+        on_host = None
+        if ids is not None:
+            on_host = (to_host(ids.uid, user.uid), to_host(ids.gid, user.gid))
         return p.StdioFromMonitor(
-            process.user.uid, process.user.gid, why="input and output are pipes to scow-monitor"
+            user.uid, user.gid, on_host, why="input and output are pipes to scow-monitor"
         )
     size = process.console_size
     return p.Terminal(

@@ -79,6 +79,8 @@ class Exited(msgspec.Struct, frozen=True):
     oom_killed: bool
     started_ns: int
     finished_ns: int
+    timed_out: bool = False
+    """Killed because its time (MonitorConfig.time_limit_ms) was over."""
 
     @property
     def signal(self) -> int:
@@ -305,7 +307,8 @@ def _decode(message: bytes) -> Event | None:
             return Warned(_decode_failure(payload))
         case b"X":
             status, oom_killed, started_ns, finished_ns = _EXIT.unpack_from(payload)
-            return Exited(status, bool(oom_killed), started_ns, finished_ns)
+            late = payload[_EXIT.size : _EXIT.size + 1] == b"\x01"
+            return Exited(status, bool(oom_killed), started_ns, finished_ns, late)
         case b"L":
             return Reopened(*_REOPENED.unpack_from(payload))
         case b"D":

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from scow.cri.pod_records import PodRecord
+from scow.cri.pod_records import PodOptions, PodRecord
 from scow.cri.records import Member, Record
 from scow.cri.status import Status
 from scow.native.errors import NotFound
@@ -146,16 +146,28 @@ def pod_status(record: PodRecord, shown: Sequence[str], *, ready: bool) -> Answe
             "ip": shown[0] if shown else "",
             "additional_ips": [{"ip": address} for address in shown[1:]],
         },
-        "linux": {
-            "namespaces": {
-                "options": {
-                    "network": _POD_MODES[options.network],
-                    "pid": _POD_MODES[options.pid],
-                    "ipc": _POD_MODES[options.ipc],
-                }
-            }
-        },
+        "linux": {"namespaces": {"options": _namespaces(options)}},
     }
+
+
+def _namespaces(options: PodOptions) -> Answer:
+    found: Answer = {
+        "network": _POD_MODES[options.network],
+        "pid": _POD_MODES[options.pid],
+        "ipc": _POD_MODES[options.ipc],
+    }
+    if options.ids is not None:
+        found["userns_options"] = {
+            "mode": "POD",
+            "uids": [_mapping(line) for line in options.ids.uid],
+            "gids": [_mapping(line) for line in options.ids.gid],
+        }
+    return found
+
+
+def _mapping(line: tuple[int, int, int]) -> Answer:
+    inside, outside, count = line
+    return {"container_id": inside, "host_id": outside, "length": count}
 
 
 def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

@@ -23,7 +23,9 @@ from scow.cri.options import (
 from scow.cri.parse_network import parse_hostname
 from scow.cri.pod_records import PodMetadata, PodOptions, PodRecord, container_name
 from scow.cri.records import Member
+from scow.cri.userns import check_id_map
 from scow.native.errors import InvalidArgument, Unsupported
+from scow.native.idmap import IdMap
 from scow.netns.ports import PortMapping
 
 if TYPE_CHECKING:
@@ -64,6 +66,12 @@ def pod_options(config: Message, handler: str) -> PodOptions:
     security = linux.security_context if linux is not None else None
     modes = _pod_modes(security.namespace_options if security is not None else None)
     network, pid, ipc = modes
+    ids = user_namespace(security.namespace_options if security is not None else None)
+    if ids is not None and "host" in modes:
+        raise InvalidArgument(
+            "a pod with a user namespace needs network and ipc POD, and a pid namespace that is not "
+            "the NODE's: it has rights in namespaces of its own only"
+        )
     if network == "host" and config.hostname and config.hostname != os.uname().nodename:
         raise InvalidArgument(
             f"cannot name a pod in the host's network '{config.hostname[:64]}': it would rename "
@@ -88,6 +96,7 @@ def pod_options(config: Message, handler: str) -> PodOptions:
         ipc=ipc,
         sysctls=_sysctls(dict(linux.sysctls) if linux is not None else {}),
         privileged=bool(security is not None and security.privileged),
+        ids=ids,
         cgroup_parent=_cgroup_parent(linux.cgroup_parent if linux is not None else ""),
         limits=sum_limits(
             *((linux.resources, linux.overhead) if linux is not None else (None, None))
@@ -100,7 +109,6 @@ def pod_options(config: Message, handler: str) -> PodOptions:
 def _pod_modes(options: Message | None) -> tuple[str, str, str]:
     if options is None:
         return "own", "pod", "pod"
-    _refuse_user_namespace(options)
     network, pid, ipc = options.network, options.pid, options.ipc
     for name, mode, allowed in (
         ("network", network, ("POD", "NODE")),
@@ -112,17 +120,26 @@ def _pod_modes(options: Message | None) -> tuple[str, str, str]:
     return "own" if network == "POD" else "host", _MODES[pid], _MODES[ipc]
 
 
-def _refuse_user_namespace(options: Message) -> None:
-    users = options.userns_options
-    if users is None or users.mode == "NODE":
-        return
-    if users.mode != "POD":
+def user_namespace(options: Message | None) -> IdMap | None:
+    """The ids of a user namespace; None where nothing is said, or the node's are meant.
+
+    Mode POD is what is said by saying nothing: without any mapping it means no namespace.
+    """
+    users = options.userns_options if options is not None else None
+    if users is None:
+        return None
+    if users.mode not in ("POD", "NODE"):
         raise InvalidArgument(f"a user namespace cannot be of mode {users.mode}")
-    if users.uids or users.gids:
-        raise Unsupported(
-            "user namespaces of pods are not supported by this runtime",
-            hint="Status tells it: runtime_handlers[].features.user_namespaces",
-        )
+    if not users.uids and not users.gids:
+        return None
+    if users.mode == "NODE":
+        raise InvalidArgument("userns_options of mode NODE have id mappings")
+    if len(users.uids) != 1 or len(users.gids) != 1:
+        raise InvalidArgument("userns_options need one mapping of uids and one of gids")
+    return IdMap(
+        check_id_map("userns_options.uids", _map(users.uids)),
+        check_id_map("userns_options.gids", _map(users.gids)),
+    )
 
 
 def _hostname(text: str) -> str:
@@ -220,6 +237,7 @@ def container_options(
         pid=pid,
         ipc=ipc,
         uts=NamespaceMode("pod"),
+        ids=_container_ids(security, pod),
         # Who asked for a log of its own rotates it: ReopenContainerLog.
         log=LogOptions(max_bytes=0, max_files=1) if log else LogOptions(),
     )
@@ -238,6 +256,22 @@ def container_options(
     return options, member
 
 
+def _container_ids(security: Message | None, pod: PodRecord) -> IdMap | None:
+    """The pod's; what a container says of its own must be the same."""
+    asked = security.namespace_options if security is not None else None
+    users = asked.userns_options if asked is not None else None
+    ids = pod.options.ids
+    if (
+        users is not None
+        and (user_namespace(asked) or (ids if users.mode == "POD" else None)) != ids
+    ):
+        raise InvalidArgument(
+            f"userns_options of the container are not those of pod '{pod.options.metadata.name}'",
+            hint="leave them out: the container has what its pod has",
+        )
+    return ids
+
+
 def _container_modes(
     security: Message | None, pod: PodRecord, target: Callable[[str], str]
 ) -> tuple[NamespaceMode, NamespaceMode]:
@@ -247,15 +281,18 @@ def _container_modes(
     if asked is None:
         names = {"pod": "pod", "container": "private", "host": "host"}
         return NamespaceMode(names[pod.options.pid]), shared
-    _refuse_user_namespace(asked)
     if asked.ipc not in ("POD", "NODE"):
         raise InvalidArgument(f"a container's ipc namespace cannot be of mode {asked.ipc}")
+    if asked.ipc == "NODE" and pod.options.ids is not None:
+        raise InvalidArgument("ipc NODE excludes the user namespace of the pod")
     ipc = NamespaceMode("host") if asked.ipc == "NODE" else shared
     match asked.pid:
         case "CONTAINER":
             return NamespaceMode("private"), ipc
-        case "NODE":
+        case "NODE" if pod.options.ids is None:
             return NamespaceMode("host"), ipc
+        case "NODE":
+            raise InvalidArgument("pid NODE excludes the user namespace of the pod")
         case "TARGET":
             return NamespaceMode("container", target(asked.target_id)), ipc
         case _:

@@ -40,6 +40,7 @@ from scow.cri.pods import Pods, pod_cgroup
 from scow.cri.records import Record
 from scow.cri.service import Service
 from scow.cri.status import Status
+from scow.cri.userns import has_user_namespaces
 from scow.native.errors import (
     InvalidArgument,
     InvalidState,
@@ -119,7 +120,11 @@ class RuntimeService(Measuring):
             "runtime_handlers": [
                 {
                     "name": name,
-                    "features": {"recursive_read_only_mounts": True, "user_namespaces": False},
+                    "features": {
+                        # mount_setattr(2), without which nothing here would run.
+                        "recursive_read_only_mounts": True,
+                        "user_namespaces": has_user_namespaces(),
+                    },
                 }
                 for name in requests.HANDLERS
             ],
@@ -131,10 +136,12 @@ class RuntimeService(Measuring):
         }
         if request.verbose:
             facts = {fact.key: fact.value for fact in self.service.info()}
-            answer["info"] = {
-                "config": as_json({"root": self.service.root, "run": self.service.run})
+            config = {
+                "root": self.service.root,
+                "run": self.service.run,
+                "network": self.pods.network.describe(),
             }
-            answer["info"]["host"] = as_json(facts)
+            answer["info"] = {"config": as_json(config), "host": as_json(facts)}
         return answer
 
     def runtime_config(self, request: Message) -> Answer:

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
-import time
 from collections.abc import Sequence
 
-from scow.cri.execute import Execution
 from scow.cri.options import ExecOptions
 from scow.cri.pod_join import require_ready
 from scow.cri.pod_namespaces import open_in_network
@@ -23,6 +20,8 @@ from scow.runtime.monitor import Dropped, Exited, MonitorConnection, Output, Reo
 
 # Each of stdout and stderr; what is more is thrown away, and the command goes on (CRI).
 OUTPUT_LIMIT = 16 << 20
+# Whoever asks for longer asks for no limit: the monitor counts milliseconds.
+MAX_TIMEOUT_S = 10**9
 CONNECT_TIMEOUT_S = 10.0
 
 
@@ -115,34 +114,26 @@ def _connect(family: int, address: str, port: int, run_dir: str) -> socket.socke
 def run_sync(
     service: Service, container_id: str, command: Sequence[str], timeout_s: int
 ) -> tuple[bytes, bytes, int]:
-    """Run a command to its end: stdout, stderr and exit code. Killed when `timeout_s` (0: none) is over."""
-    deadline = time.monotonic() + timeout_s if timeout_s > 0 else None
-    execution = service.execute(container_id, ExecOptions(tuple(command)))
-    try:
-        return _collect(execution, deadline, timeout_s)
-    finally:
-        execution.close()
+    """Run a command to its end: stdout, stderr and exit code.
+
+    Killed when `timeout_s` (0: none) is over, by its monitor, which may outlive us.
+    """
+    options = ExecOptions(tuple(command), timeout_s=min(timeout_s, MAX_TIMEOUT_S))
+    connection = service.exec(container_id, options)
+    with connection:
+        return _collect(connection, timeout_s)
 
 
-def _collect(
-    execution: Execution, deadline: float | None, timeout_s: int
-) -> tuple[bytes, bytes, int]:
-    connection = execution.connection
+def _collect(connection: MonitorConnection, timeout_s: int) -> tuple[bytes, bytes, int]:
     kept: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
-    poller = select.poll()
-    poller.register(connection.fileno(), select.POLLIN)
     while True:
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0 or not poller.poll(max(1, int(left * 1000))):
-                execution.kill()
-                connection.wait()
-                raise DeadlineExceeded(f"the command did not end in {timeout_s} s and was killed")
         event = connection.recv()
         if isinstance(event, Output):
             target = kept[event.stream]
             target += event.data[: OUTPUT_LIMIT - len(target)]
         elif isinstance(event, Exited):
+            if event.timed_out:
+                raise DeadlineExceeded(f"the command did not end in {timeout_s} s and was killed")
             return bytes(kept[1]), bytes(kept[2]), event.exit_code
         elif event is None:
             raise ScowError("the command's monitor went away without a word")

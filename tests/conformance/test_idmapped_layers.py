@@ -213,7 +213,7 @@ def test_what_cannot_be_mapped(
     with pytest.raises(Unsupported, match="cannot map the ids of '/proc/self'") as caught:
         mount_overlay(proc, idmap=MAP)
     assert "from 5.12" in str(caught.value.hint)
-    with pytest.raises(ScowError, match="maps of an id-mapped mount: EINVAL"):
+    with pytest.raises(ScowError, match="uid_map of a user namespace: EINVAL"):
         stack.mount(IdMap(((0, 5, 0),), ((0, 5, 0),)))
     with pytest.raises(SetupError, match="No such file"):
         mount_overlay([str(stack.layer), str(tmp_path / "none")], idmap=MAP)

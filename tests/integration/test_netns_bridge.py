@@ -21,6 +21,7 @@ import pytest
 from scow.native.errors import AlreadyExists, InvalidArgument, InvalidState, ResourceExhausted
 from scow.netns import nft, veth
 from scow.netns import rtnetlink as nl
+from scow.netns.ipam import to_int, to_text
 from scow.netns.network import BridgeNetwork
 from scow.netns.ports import parse_ports
 from scow.netns.records import Attachment
@@ -378,11 +379,11 @@ def test_chosen_ports(lab: Lab) -> None:
 def test_a_flush_by_somebody_else_is_mended(lab: Lab) -> None:
     web, _ = lab.run("web", "8080:80")
     lab.serve(web, 80)
-    before = lab.table()
+    before, table = lab.table(), nft.table_name(str(lab.run_dir))
     for ruin in (
         ("flush", "ruleset"),
-        ("flush", "table", "ip", "scow"),
-        ("delete", "table", "ip", "scow"),
+        ("flush", "table", "ip", table),
+        ("delete", "table", "ip", table),
     ):
         with entered(lab.host.path):
             sh("nft", *ruin)
@@ -418,7 +419,7 @@ def test_a_deleted_bridge_is_mended(lab: Lab) -> None:
 def test_the_subnet_avoids_the_hosts_routes(lab: Lab) -> None:
     with entered(lab.host.path):
         sh("ip", "route", "add", "10.89.7.0/24", "via", LAN)
-    assert lab.attach("one").address == "10.90.0.2"
+    assert lab.attach("one").address.startswith("10.90.")
 
 
 def test_a_port_in_use(lab: Lab) -> None:
@@ -490,7 +491,9 @@ def test_tcp_and_udp_on_one_port_a_hundred_times(lab: Lab) -> None:
             lab.network.open_ports(lab.network.attach("dns", ports=ports))
             lab.network.detach("dns")
     assert lab.table() == empty
-    assert lab.kept() == ["10.89.0.2", "keep.json"]
+    kept = lab.network.attachment("keep")
+    assert kept is not None
+    assert lab.kept() == [kept.address, "keep.json"]
 
 
 @pytest.mark.parametrize("step", ["_drop_link", "_publish", "_write_rules"])
@@ -614,7 +617,7 @@ def test_isolation_between_networks(lab: Lab) -> None:
     with entered(lab.host.path):
         attachment = other.attach(lab.born("two"), ports=parse_ports(["8080:80"]))
         other.open_ports(attachment)
-    assert attachment.address == "10.90.0.2"
+    assert attachment.address.startswith("10.90.")
     two = lab.link(attachment)
     lab.serve(two, 80)
     one, _ = lab.run("three")
@@ -654,6 +657,48 @@ def test_others_rules_are_left_alone_and_obeyed(lab: Lab) -> None:
         lab.attach("another", "81:80")
         assert "table ip theirs" in sh("nft", "list", "ruleset")
     assert ask(lab.lan.path, HOST, 8080) == f"80 {LAN}"
+
+
+def test_two_scows_on_one_host_leave_each_other_alone(lab: Lab, tmp_path: Path) -> None:
+    """Two run directories share the bridge: neither takes the other's ports, links or addresses."""
+    web, first = lab.run("web", "8080:80")
+    lab.serve(web, 80)
+    run = tmp_path / "second"
+    (run / "containers/other").mkdir(parents=True)
+    second = BridgeNetwork(str(run))
+    with entered(lab.host.path), nl.NetlinkSocket() as netlink:
+        with pytest.raises(AlreadyExists, match="another run directory"):
+            second.attach("other", ip=first.address)
+        # The next one in turn would be the other's: it is passed over.
+        before = to_text(to_int(first.address) - 1)
+        (run / "net/last").write_text(before)
+        attachment = second.attach("other", ports=parse_ports(["8081:80", "127.0.0.1:82:80"]))
+        assert attachment.address == to_text(to_int(first.address) + 1)
+        space = lab.space()
+        messages = second.attachment_messages(attachment)
+        netlink.execute(messages.host_for(space.pid))
+        with entered(space.path), nl.NetlinkSocket() as inside:
+            inside.execute(messages.inside)
+        second.settle(attachment)
+        second.open_ports(attachment)
+        lab.serve(space, 80)
+        assert second.reconcile() == lab.network.reconcile() == []
+    for port in (8080, 8081):
+        assert ask(lab.lan.path, HOST, port) == f"80 {LAN}"
+    with entered(lab.host.path):
+        lab.network.detach("web")
+    lab.die("web")
+    assert ask(lab.lan.path, HOST, 8080, timeout=0.5) is None
+    assert ask(lab.lan.path, HOST, 8081) == f"80 {LAN}"
+    assert ask(lab.host.path, "127.0.0.1", 82) is not None
+    # Whoever comes next takes away the tables of those that hold nothing any more.
+    third = tmp_path / "third"
+    (third / "containers/new").mkdir(parents=True)
+    assert nft.table_name(str(lab.run_dir)) in lab.table()
+    with entered(lab.host.path):
+        BridgeNetwork(str(third)).attach("new")
+    assert nft.table_name(str(lab.run_dir)) not in lab.table()
+    assert nft.table_name(str(run)) in lab.table()
 
 
 def test_counters(lab: Lab) -> None:
@@ -727,6 +772,7 @@ def test_many_processes_attach_at_once(lab: Lab) -> None:
     assert len(lab.kept()) == 60
     with entered(lab.host.path):
         assert lab.network.reconcile() == []
-        assert nft.is_in_place([nft.NetworkRules("scow0", "10.89.0.0/16")])
+        rules = [nft.NetworkRules("scow0", "10.89.0.0/16")]
+        assert nft.is_in_place(rules, str(lab.run_dir))
     assert lab.table().count(" . 80") == 12
     assert veth.CONTAINER_INTERFACE == "eth0"

@@ -179,11 +179,36 @@ def test_a_pod_that_cannot_be_made_leaves_nothing(cri: Cri, tmp_path: Path) -> N
 def test_a_command_that_is_missing(cri: Cri) -> None:
     pod = cri.pod()
     container = cri.container(pod, ["/nosuch"])
-    with pytest.raises(CommandNotFound, match="nosuch"):
+    with pytest.raises(CommandNotFound, match="nosuch") as told:
         cri.start_container(container_id=container)
     status = cri.container_state(container)
     assert (status["state"], status["reason"]) == ("CONTAINER_EXITED", "StartError")
-    assert status["exit_code"] == 128
+    assert (status["exit_code"], status["message"]) == (128, str(told.value))
+
+
+def test_what_fails_before_there_is_a_monitor_has_ended_too(cri: Cri, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    mount = {"host_path": str(source), "container_path": "/data"}
+    container = cri.container(cri.pod(), mounts=[mount])
+    source.rmdir()
+    with pytest.raises(NotFound, match="source") as told:
+        cri.start_container(container_id=container)
+    status = cri.container_state(container)
+    assert (status["state"], status["reason"]) == ("CONTAINER_EXITED", "StartError")
+    assert (status["exit_code"], status["message"]) == (128, str(told.value))
+    assert status["finished_at"] > status["created_at"]
+
+
+def test_a_time_to_stop_of_zero_asks_nobody(cri: Cri) -> None:
+    pod = cri.pod()
+    polite = ["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"]
+    asked, killed = cri.running(pod, polite), cri.running(pod, polite)
+    cri.sh(asked, "sleep 0.2")  # both have set their traps
+    cri.stop_container(container_id=asked, timeout=20)
+    cri.stop_container(container_id=killed, timeout=0)
+    assert cri.container_state(asked)["exit_code"] == 3
+    assert cri.container_state(killed)["exit_code"] == 137
 
 
 def test_out_of_memory_is_told(cri: Cri) -> None:
@@ -204,6 +229,11 @@ def test_exec_sync(cri: Cri) -> None:
         cri.exec_sync(container_id=container, cmd=["sleep", "60"], timeout=1)
     assert time.monotonic() - begun < 5
     assert "sleep 60" not in cri.sh(container, "ps")
+    with pytest.raises(DeadlineExceeded):
+        cri.exec_sync(container_id=container, cmd=["sh", "-c", "sleep 61; true"], timeout=1)
+    assert "sleep 61" not in cri.sh(container, "ps")
+    done = cri.exec_sync(container_id=container, cmd=["sh", "-c", "kill -9 $$"], timeout=60)
+    assert done["exit_code"] == 137
     with pytest.raises(CommandNotFound):
         cri.exec_sync(container_id=container, cmd=["/nosuch"])
     with pytest.raises(InvalidArgument):

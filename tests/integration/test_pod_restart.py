@@ -93,6 +93,21 @@ def test_everything_survives_a_killed_service(places: tuple[str, str], tmp_path:
     cri.close()
 
 
+def test_the_limit_of_a_command_is_kept_without_the_service(places: tuple[str, str]) -> None:
+    cri = Cri(*places)
+    container = cri.running(cri.pod())
+    other = in_child(
+        places,
+        lambda cri: cri.exec_sync(container_id=container, cmd=["sleep", "77"], timeout=2),
+    )
+    wait_until(lambda: "sleep 77" in cri.sh(container, "ps"))
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    assert "sleep 77" in cri.sh(container, "ps")
+    wait_until(lambda: "sleep 77" not in cri.sh(container, "ps"))
+    cri.close()
+
+
 def pid_of(cri: Cri, container: str) -> int:
     return int(cri.service.status(cri.service.store.read(container)).pid)
 

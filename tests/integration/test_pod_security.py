@@ -140,14 +140,6 @@ def test_what_cannot_be_enforced_is_refused(cri: Cri) -> None:
         cri.container(pod, **secured(apparmor=profile))
     with pytest.raises(Unsupported, match="SELinux"):
         cri.container(pod, **secured(selinux_options={"type": "x_t"}))
-    users = {
-        "mode": "POD",
-        "uids": [{"host_id": 100000, "container_id": 0, "length": 65536}],
-        "gids": [{"host_id": 100000, "container_id": 0, "length": 65536}],
-    }
-    context = {"namespace_options": {"userns_options": users}}
-    with pytest.raises(Unsupported, match="user namespaces"):
-        cri.pod(linux={"security_context": context})
     with pytest.raises(Unsupported, match="CDI"):
         cri.container(pod, CDI_devices=[{"name": "x/y=z"}])
 

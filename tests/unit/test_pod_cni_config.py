@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from scow.cri import pods
+from scow.cri.service import Service
 from scow.native.errors import InvalidArgument
 from scow.netns.cni import Connection, addresses, decode_connection, load_network, parse_network
 
@@ -26,6 +28,25 @@ def test_the_first_file_counts(tmp_path: Path) -> None:
     assert found is not None
     assert (found.name, found.version) == ("b", "0.4.0")
     assert [plugin["type"] for plugin in found.plugins] == ["bridge"]
+
+
+def test_podmans_own_network_is_not_taken_by_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = {"name": "podman", "cniVersion": "0.4.0", "plugins": [{"type": "bridge"}]}
+    net_d = tmp_path / "net.d"
+    net_d.mkdir()
+    (net_d / "87-podman-bridge.conflist").write_text(json.dumps(theirs))
+    monkeypatch.setattr(pods, "CNI_CONFIG_DIR", str(net_d))
+    monkeypatch.delenv("SCOW_CNI_CONFIG", raising=False)
+    service = Service(str(tmp_path / "root"), str(tmp_path / "run"))
+    assert pods.Pods(service).network.describe() == "the bridge scow0"
+    mine = {"name": "mine", "cniVersion": "1.0.0", "plugins": [{"type": "x"}]}
+    (net_d / "90-mine.conflist").write_text(json.dumps(mine))
+    assert pods.Pods(service).network.describe() == f"CNI: {net_d}/90-mine.conflist"
+    # Who names the directory means all of it.
+    monkeypatch.setenv("SCOW_CNI_CONFIG", str(net_d))
+    assert pods.Pods(service).network.describe() == f"CNI: {net_d}/87-podman-bridge.conflist"
 
 
 @pytest.mark.parametrize(
