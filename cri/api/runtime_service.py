@@ -292,11 +292,7 @@ class RuntimeService(Measuring):
 
     def start_container(self, request: Message) -> Answer:
         """StartContainer."""
-        record, status = self._container(request)
-        if status.state is not State.CREATED:
-            raise InvalidState(
-                f"cannot start container '{record.name}': it is {status.state.value}"
-            )
+        record, _ = self._container(request)
         connection = self.service.start_watched(record.id)
         self.events.started(record.id, connection)
         return {}
