@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runtimes import SMALL, WEB, Bundle, Ctr, Failed, Runtime, Worker
+from runtimes import SMALL, WEB, Bundle, Ctr, Failed, Podman, Runtime, Worker
 
 from fixtures import checkout, images
 
@@ -114,8 +114,8 @@ def podman(yard: Yard) -> Runtime:
     program = ["podman", "--root", f"{yard.work}/podman", "--runroot", f"{yard.run}/podman"]
     program += ["--tmpdir", f"{yard.run}/podman-tmp", "--storage-driver", "overlay"]
     environment = {"CONTAINERS_CONF": str(configuration)}
-    found = Runtime("podman", program, yard.private, environment=environment, monitor="conmon")
-    yard.stack.callback(lambda: found.output("rm", "-fa"))
+    found = Podman("podman", program, yard.private, environment=environment, monitor="conmon")
+    yard.stack.callback(lambda: found.output("rm", "-fa", "-t", "0"))
     return yard.load(found, "docker-archive", "load", "-q", "-i")
 
 

@@ -72,6 +72,8 @@ class Runtime:
     environment: dict[str, str] = field(default_factory=dict[str, str])
     monitor: str = ""  # what its process per container is called
     networks: tuple[str, ...] = ("none", "bridge")
+    flags: Words = ()  # of every start
+    daemon: int = 0  # its process, if it is ours
 
     def call(self, argv: list[str], **more: Any) -> float:
         """Time one of this runtime's commands."""
@@ -95,7 +97,7 @@ class Runtime:
         self, name: str, network: str, *command: str, image: str = SMALL, flags: Words = ()
     ) -> list[str]:
         """A container that stays."""
-        words = ["run", "-d", "--name", name, "--network", network, *flags, image]
+        words = ["run", "-d", "--name", name, "--network", network, *self.flags, *flags, image]
         return [*self.program, *words, *command]
 
     def execute(self, name: str, *command: str) -> list[str]:
@@ -115,6 +117,13 @@ class Runtime:
         return self.output(
             "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name
         )
+
+
+class Podman(Runtime):
+    """podman waits for ten seconds before it kills, unless it is told not to."""
+
+    def remove(self, *names: str) -> None:
+        self.call([*self.program, "rm", "-f", "-t", "0", *names])
 
 
 class Ctr(Runtime):

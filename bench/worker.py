@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import IO, Any
 
 Request = dict[str, Any]
 HTTP_TIMEOUT_S = 20.0
+HANG_S = 120  # a command that takes so long is given up
 LIMIT_BYTES = 64 << 20
 LIMIT_PIDS = 64
 
@@ -62,7 +64,7 @@ def command(request: Request) -> Request:
             host, port = request["http"]
             await_http(host, port, time.monotonic() + HTTP_TIMEOUT_S)
             answered = time.perf_counter_ns()
-        status = max(os.waitpid(pid, 0)[1] for pid in pids)
+        status = wait_for(pids)
         ended = time.perf_counter_ns()
         if status != 0:
             text = content(errors).strip()
@@ -71,6 +73,25 @@ def command(request: Request) -> Request:
             "ns": (answered if "http" in request else ended) - start,
             "output": content(output),
         }
+
+
+def wait_for(pids: list[int]) -> int:
+    """The worst status of commands; those that hang are killed."""
+
+    def kill(*_: object) -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, kill)
+    signal.alarm(HANG_S)
+    statuses: list[int] = []
+    try:
+        while pids:
+            statuses.append(os.waitpid(pids[0], 0)[1])
+            pids.pop(0)
+        return max(statuses)
+    finally:
+        signal.alarm(0)
 
 
 def content(stream: IO[bytes]) -> str:

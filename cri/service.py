@@ -195,7 +195,7 @@ class Service:
     def _start(self, container_id: str, *, attach: bool, watch: bool = False) -> MonitorConnection:
         with self.store.locked(container_id) as lock_fd:
             record = self.store.read(container_id)
-            require(record.name, self.status(record).state, Operation.START)
+            state_of.require_start(record, self.status(record).state, once=watch)
             try:
                 return launching.start(record, self._around, lock_fd, attach=attach, watch=watch)
             except ScowError as error:

@@ -128,8 +128,16 @@ def build_process(record: Record, user: User) -> Process:
         capabilities=build_capabilities(held, security.cap_ambient),
         rlimits=_rlimits(record),
         no_new_privileges=security.no_new_privileges,
-        oom_score_adj=options.oom_score_adj,
+        oom_score_adj=_oom_score_adj(options.oom_score_adj),
     )
+
+
+def _oom_score_adj(wanted: int | None) -> int | None:
+    # It is inherited: what protects a service (OOMScoreAdjust= of its unit) is not for containers.
+    if wanted is None:
+        with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+            return 0 if file.read(1) == "-" else None
+    return wanted
 
 
 def build_capabilities(held: frozenset[str], ambient: tuple[str, ...] = ()) -> Capabilities:

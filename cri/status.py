@@ -26,7 +26,7 @@ from scow.runtime.monitor import (
     read_exit_record,
     read_status_record,
 )
-from scow.runtime.state import State
+from scow.runtime.state import Operation, State, require
 
 # What is reported for a run whose monitor was killed before it could write down the end.
 SUPERVISOR_LOST_CODE = 137
@@ -182,3 +182,13 @@ def send_signal(run: StatusRecord, number: int) -> bool:
     finally:
         os.close(pidfd)
     return True
+
+
+def require_start(record: Record, state: State, *, once: bool) -> None:
+    """Raise InvalidState when it cannot be started; `once`: nor when it has run, as CRI has it."""
+    require(record.name, state, Operation.START)
+    if once and state is not State.CREATED:
+        raise InvalidState(
+            f"cannot start container '{record.name}': it is {state.value}",
+            hint="a container of a pod runs once: create another one, with another attempt",
+        )

@@ -78,7 +78,7 @@ def spawn(plan: p.Plan, stdio: tuple[int, int, int]) -> Child:
     """Start the binary with a direct plan."""
     # Ignored by the caller it would stay so over the exec, and what has ended could not be waited for.
     # Only then: a thread of the service cannot set a signal, and has no need to.
-    if signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL:
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     binary, control = launch_direct(plan, stdio, parent.current().start)
     return Child(plan, control, binary)

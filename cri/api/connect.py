@@ -257,7 +257,8 @@ def _as_scow_error(error: Exception) -> ScowError:
     if isinstance(error, ScowError):
         return error
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        return ResourceExhausted(str(error))
+        about = f" '{error.filename}'" if error.filename else ""
+        return ResourceExhausted(f"cannot go on{about}: {(error.strerror or str(error)).lower()}")
     return ScowError(f"internal error: {type(error).__name__}: {error}")
 
 

@@ -25,8 +25,11 @@ from scow.runtime.monitor import Exited, MonitorConnection
 
 CREATED, STARTED = "CONTAINER_CREATED_EVENT", "CONTAINER_STARTED_EVENT"
 STOPPED, DELETED = "CONTAINER_STOPPED_EVENT", "CONTAINER_DELETED_EVENT"
+_RANKS = {kind: rank for rank, kind in enumerate((CREATED, STARTED, STOPPED, DELETED))}
 # A client that does not read is cut off, not waited for.
 BACKLOG = 10_000
+# Of so many containers and pods it is known what was told of them last.
+REMEMBERED = 50_000
 _FINISHERS = 4
 
 
@@ -74,6 +77,8 @@ class Events:
         self._streams: list[EventStream] = []
         self._watched: dict[int, tuple[str, MonitorConnection]] = {}
         self._ids: set[str] = set()
+        self._last: dict[str, str] = {}
+        self._telling = threading.Lock()
         self._epoll = select.epoll()
         self._end_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._epoll.register(self._end_fd, select.EPOLLIN)
@@ -102,10 +107,14 @@ class Events:
     def started(self, container_id: str, connection: MonitorConnection) -> None:
         """Tell of a start, and take the connection that watches the container."""
         with self._lock:
+            is_watched = container_id in self._ids  # somebody has listed it meanwhile
             self._ids.add(container_id)
         self.publish(container_id, STARTED)
         # Only now: its end is told after its start.
-        self._watch(container_id, connection)
+        if is_watched:
+            connection.close()
+        else:
+            self._watch(container_id, connection)
 
     def adopt(self, record: Record) -> None:
         """Watch a container that runs already, whoever started it; one that is watched is fine."""
@@ -122,6 +131,11 @@ class Events:
             with self._lock:
                 self._ids.discard(record.id)
             return
+        with self._lock:
+            last = self._last.get(record.id)
+        if last != STOPPED or self._runs(record.id):  # the command line starts what has ended again
+            with self._lock:
+                self._remember(record.id, STARTED)
         self._watch(record.id, connection)
 
     def _watch(self, container_id: str, connection: MonitorConnection) -> None:
@@ -186,16 +200,31 @@ class Events:
                 self._streams.remove(stream)
 
     def publish(self, object_id: str, kind: str) -> None:
-        """Tell of something that has happened to a container or a pod."""
-        with self._lock:
-            streams = list(self._streams)
-        if not streams:
-            return
-        event = {
-            "container_id": object_id,
-            "container_event_type": kind,
-            "created_at": time.time_ns(),
-            **self._describe(object_id, kind),
-        }
-        for stream in streams:
-            stream.put(event)
+        """Tell of something that has happened to a container or a pod.
+
+        Who stops, who removes and who sees the end are several threads: each event is told once, and none
+        after a later one.
+        """
+        with self._telling:
+            with self._lock:
+                last, streams = self._last.get(object_id), list(self._streams)
+                if last is not None and _RANKS[kind] <= _RANKS[last]:
+                    return
+                self._remember(object_id, kind)
+            if not streams:
+                return
+            for one in (STOPPED, DELETED) if (last, kind) == (STARTED, DELETED) else (kind,):
+                event = {
+                    "container_id": object_id,
+                    "container_event_type": one,
+                    "created_at": time.time_ns(),
+                    **self._describe(object_id, one),
+                }
+                for stream in streams:
+                    stream.put(event)
+
+    def _remember(self, object_id: str, kind: str) -> None:
+        self._last.pop(object_id, None)
+        self._last[object_id] = kind
+        if len(self._last) > REMEMBERED:
+            del self._last[next(iter(self._last))]

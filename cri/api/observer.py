@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from scow.cri.api import descriptors
 from scow.cri.pod_join import is_ready, pinned_kinds
 from scow.cri.pod_namespaces import pin_path
 from scow.cri.pod_records import PodRecord
@@ -178,10 +179,11 @@ class Observer:
             return
         try:
             pidfd = OwnedFd(os.pidfd_open(run.monitor_pid))
-        except ProcessLookupError:
-            return
+        except OSError:
+            return  # it is gone; or no descriptor is left, and it is asked about again next time
         # Compared after the pidfd is open: from here on the pid cannot be reused under us.
-        if not is_process(run.monitor_pid, run.monitor_start_time):
+        is_short = descriptors.are_rare()
+        if is_short or not is_process(run.monitor_pid, run.monitor_start_time):
             pidfd.close()
             return
         seen.monitor = pidfd

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scow.cri.api import answers, events, requests, sessions
+from scow.cri.api import answers, descriptors, events, requests, sessions
 from scow.cri.api.answers import Answer
 from scow.cri.api.calls import (
     RUNNING,
@@ -299,11 +299,8 @@ class RuntimeService(Measuring):
 
     def start_container(self, request: Message) -> Answer:
         """StartContainer."""
-        record, status = self._container(request)
-        if status.state is not State.CREATED:
-            raise InvalidState(
-                f"cannot start container '{record.name}': it is {status.state.value}"
-            )
+        record, _ = self._container(request)
+        descriptors.require_some()
         connection = self.service.start_watched(record.id)
         self.events.started(record.id, connection)
         return {}

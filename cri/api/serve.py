@@ -21,6 +21,7 @@ from scow.cri.api.listeners import Listener, TlsFiles, activated, open_listener,
 from scow.cri.api.openapi import document
 from scow.cri.api.server import Server
 from scow.cri.api.tokens import Tokens
+from scow.cri.launch import bury_monitors
 from scow.native.errors import InvalidArgument
 
 log = logging.getLogger("scow.api")
@@ -71,6 +72,8 @@ async def _serve(options: ServeOptions, make_services: ServiceMaker) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
+    # Else the monitors of the last calls stay zombies until somebody asks for something.
+    loop.add_signal_handler(signal.SIGCHLD, bury_monitors)
     with contextlib.ExitStack() as stack:
         # Made before we listen: who can connect is answered. Systemd's socket lets them wait.
         listeners: list[Listener] = []

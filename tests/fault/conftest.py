@@ -17,6 +17,7 @@ import pytest
 
 from fixtures import victim
 from fixtures.command import Scow
+from fixtures.door import Door
 from fixtures.images import ImageFactory
 from fixtures.state import State
 from scow.native import sys as kernel
@@ -63,3 +64,11 @@ def state(busybox_root: Path, own_network: None) -> Iterator[State]:
     state.scow.remove_all()
     assert state.scow("system", "check", "--repair").code == 0
     state.expect_clean()
+
+
+@pytest.fixture
+def door(state: State) -> Iterator[Door]:
+    """A place for services on that state; their pods are removed at the end."""
+    found = Door(state)
+    yield found
+    found.remove_all()

@@ -10,18 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fixtures.connect_client import generate, run_node
+from fixtures.door import SLEEP, open_exec, output_of, run_container, run_pod
 from fixtures.images import ImageFactory
-from fixtures.pods import SLEEP, Cri
+from fixtures.pods import Cri
 from fixtures.serving import Serving, serving
-from scow.cri.client import Client, Unavailable
+from scow.cri.client import Client
 from scow.cri.client_streams import STDERR, STDOUT, PortStream, ProcessStream
 from scow.native.errors import (
-    AlreadyExists,
     DeadlineExceeded,
     InvalidArgument,
     InvalidState,
@@ -57,35 +56,6 @@ def service(environment: dict[str, str]) -> Iterator[Serving]:
 def client(service: Serving, scow_run: Path) -> Iterator[Client]:
     with Client(f"unix://{scow_run}/scow.sock") as made:
         yield made
-
-
-def run_pod(client: Client, name: str = "web", **config: Any) -> str:
-    metadata = {"name": name, "uid": "u", "namespace": "test"}
-    answer = client.call("RunPodSandbox", {"config": {"metadata": metadata, **config}})
-    return str(answer.pod_sandbox_id)
-
-
-def run_container(client: Client, pod: str, command: list[str], **config: Any) -> str:
-    body = {
-        "metadata": {"name": config.pop("name", "c")},
-        "image": {"image": "busybox"},
-        "command": command,
-        **config,
-    }
-    answer = client.call("CreateContainer", {"pod_sandbox_id": pod, "config": body})
-    client.call("StartContainer", {"container_id": answer.container_id})
-    return str(answer.container_id)
-
-
-def open_exec(client: Client, container: str, command: list[str], **wanted: Any) -> ProcessStream:
-    asked = {"container_id": container, "cmd": command, "stdout": True, "stdin": True, **wanted}
-    if not asked.get("tty"):
-        asked.setdefault("stderr", True)
-    return ProcessStream(client, client.call("Exec", asked).url)
-
-
-def output_of(stream: ProcessStream, wanted: int = STDOUT) -> bytes:
-    return b"".join(data for channel, data in stream.output() if channel == wanted)
 
 
 def test_a_pods_life(client: Client, tmp_path: Path) -> None:
@@ -210,20 +180,6 @@ def eventually(attempt: Callable[[], bytes]) -> bytes:
             time.sleep(0.1)
 
 
-def test_stalled_exec_clients(client: Client) -> None:
-    """20 clients of programs that write without end read nothing: stop takes no longer for it."""
-    pod = run_pod(client)
-    container = run_container(client, pod, SLEEP)
-    held = [open_exec(client, container, ["sh", "-c", "exec cat /dev/zero"]) for _ in range(20)]
-    time.sleep(0.5)
-    begun = time.monotonic()
-    assert client.call("ContainerStatus", {"container_id": container}).status.id == container
-    client.call("StopContainer", {"container_id": container, "timeout": 0})
-    assert time.monotonic() - begun < 5
-    for stream in held:
-        stream.close()
-
-
 def test_metrics_of_containers(client: Client) -> None:
     pod = run_pod(client)
     container = run_container(client, pod, SLEEP)
@@ -231,85 +187,6 @@ def test_metrics_of_containers(client: Client) -> None:
     assert re.search(r"^container_memory_usage_bytes\{.*\} [0-9]+$", text, re.MULTILINE)
     assert container in text or pod in text
     assert 'scow_api_calls_total{method="RunPodSandbox",code="ok"} 1' in text
-
-
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.timeout(1200)
-def test_killed_under_load(environment: dict[str, str], scow_run: Path, kills: int) -> None:
-    """kill -9 of the service while clients work: nothing of the containers is lost."""
-    address = f"unix://{scow_run}/scow.sock"
-    stop = threading.Event()
-    wrong: list[BaseException] = []
-    done = [0]
-
-    def load(container: str) -> None:
-        with Client(address) as one:
-            while not stop.is_set():
-                try:
-                    body = {"container_id": container, "cmd": ["echo", "x"]}
-                    found = one.call("ExecSync", body)
-                    assert (found.stdout, found.exit_code) == (b"x\n", 0)
-                    one.call("ListContainers")
-                    done[0] += 1
-                except Unavailable:
-                    time.sleep(0.05)
-                except BaseException as error:
-                    wrong.append(error)
-                    return
-
-    containers: list[str] = []
-    loaders: list[threading.Thread] = []
-    for turn in range(kills + 1):
-        with serving(environment) as running:
-            running.wait_for("stream URLs only")
-            with Client(address) as client:
-                if turn == 0:
-                    pod = run_pod(client)
-                    script = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done"
-                    for n in range(3):
-                        containers.append(
-                            run_container(client, pod, ["sh", "-c", script], name=f"c{n}")
-                        )
-                    loaders = [threading.Thread(target=load, args=(c,)) for c in containers]
-                    for loader in loaders:
-                        loader.start()
-                listed = client.call("ListContainers").containers
-                assert {(c.id, c.state) for c in listed} == {
-                    (c, "CONTAINER_RUNNING") for c in containers
-                }
-                time.sleep(1)
-            if turn < kills:
-                running.process.kill()
-            else:
-                stop.set()
-                for loader in loaders:
-                    loader.join(30)
-                with Client(address) as client:
-                    body = {"container_id": containers[0], "cmd": ["cat", "/count"]}
-                    assert int(client.call("ExecSync", body).stdout) > 50
-    assert not wrong
-    assert done[0] > 20
-
-
-def test_one_of_many_wins(client: Client) -> None:
-    """20 clients make the same pod, as a retry after a time-out does: one is made, all others are told."""
-    found: list[str] = []
-
-    def attempt() -> None:
-        with Client(client.address) as one:
-            try:
-                found.append(run_pod(one, "same"))
-            except AlreadyExists as error:
-                found.append(error.code)
-
-    threads = [threading.Thread(target=attempt) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    pods = client.call("ListPodSandbox").items
-    assert len(pods) == 1
-    assert sorted(found) == sorted([pods[0].id] + ["already_exists"] * 19)
 
 
 PROGRAM = """

@@ -117,7 +117,7 @@ def test_events_are_told_as_they_happen(cri: Cri) -> None:
     while len(seen) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     cri.remove_pod_sandbox(pod_sandbox_id=pod)
-    while len(seen) < 7 and time.monotonic() < deadline:
+    while len(seen) < 8 and time.monotonic() < deadline:
         time.sleep(0.01)
     stream.close()
     reader.join(timeout=10)
@@ -133,6 +133,7 @@ def test_events_are_told_as_they_happen(cri: Cri) -> None:
         (container, "STARTED_EVENT"),
         (container, "STOPPED_EVENT"),
         (container, "DELETED_EVENT"),
+        (pod, "STOPPED_EVENT"),
         (pod, "DELETED_EVENT"),
     ]
     ended = seen[4]["containers_statuses"][0]
