@@ -186,12 +186,14 @@ class Registry:
         """
         position = offset
         failures = 0
+        enough = 0  # at this position failures are forgiven: some bytes a try are no progress
         while True:
             try:
                 with closing(self._blob_once(descriptor, position)) as chunks:
                     for chunk in chunks:
                         position += len(chunk)
-                        failures = 0
+                        if position >= enough:
+                            failures = 0
                         yield chunk
                         if position > descriptor.size:
                             return  # whoever verifies will say so; no need to hear the rest
@@ -203,10 +205,13 @@ class Registry:
                     is_transient=True,
                 )
             except TransportError as e:
+                if position >= descriptor.size > 0:
+                    return  # more was announced than there is
                 lost = e
             if self.leave_host(f"blobs/{descriptor.digest}"):
                 continue  # another host goes on where this one stopped
             failures += 1
+            enough = position + self.transport.patience.stall_bytes
             if not lost.is_transient or failures >= self.transport.patience.attempts:
                 raise lost
             self.transport.pause(failures - 1)

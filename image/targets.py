@@ -16,6 +16,15 @@ from scow.image.digest import quote
 from scow.native.errors import RegistryError
 
 PUBLIC, PRIVATE, LOOPBACK, LINK_LOCAL = range(4)
+# Where clouds tell a machine its own secrets, besides 169.254.169.254: EC2 (IPv6), Alibaba, Azure,
+# Oracle. They are no registry's CDN.
+_METADATA = frozenset(
+    map(
+        ipaddress.ip_address,
+        ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
+    )
+)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9a-fA-F:.]{2,45}")
 
 
@@ -80,8 +89,13 @@ def address_level(host: str, *, look_up: bool) -> int:
 
 
 def _level(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            address = ipaddress.IPv4Address(address.packed[-4:])
+        elif address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+    if address in _METADATA:
+        return LINK_LOCAL
     if address.is_loopback or address.is_unspecified:
         return LOOPBACK
     if address.is_link_local or address.is_multicast:

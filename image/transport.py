@@ -210,12 +210,14 @@ class Transport:
         `patience.retry_after_limit_s` in all.
         """
         patience_s = self.patience.retry_after_limit_s
+        silent_until = time.monotonic() + 1.5 * self.patience.idle_s
         for attempt in range(self.patience.attempts):
             is_last = attempt + 1 == self.patience.attempts
             try:
                 response = self._follow(method, url, dict(headers or {}), authorization)
             except TransportError as e:
-                if is_last or not e.is_transient:
+                # Who keeps silent is asked twice, not four times: nobody waits that long.
+                if is_last or not e.is_transient or time.monotonic() > silent_until:
                     raise
                 self.pause(attempt)
                 continue
@@ -425,6 +427,17 @@ _CERTIFICATE_FAULTS = {
 }
 
 
+_CLIENT_CERTIFICATE_ALERTS = frozenset(
+    {
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+        "TLSV1_ALERT_UNKNOWN_CA",
+    }
+)
+
+
 def _explain_tls(error: ssl.SSLError, who: str) -> TransportError:
     if isinstance(error, ssl.SSLCertVerificationError):
         fault, hint = _CERTIFICATE_FAULTS.get(
@@ -435,6 +448,11 @@ def _explain_tls(error: ssl.SSLError, who: str) -> TransportError:
         return TransportError(
             f"{who} does not speak TLS",
             hint="it may be a plain HTTP registry; scow uses HTTP only where explicitly allowed",
+        )
+    if error.reason in _CLIENT_CERTIFICATE_ALERTS:
+        return TransportError(
+            f"{who} wants a client certificate, or another one",
+            hint="put it into /etc/scow/certs.d/HOST/ as client.cert and client.key",
         )
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return TransportError(f"{who} closed the TLS connection too early", is_transient=True)
