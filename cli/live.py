@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 REDRAW_S = 0.1
-BAR_WIDTH = 40
+BAR_WIDTH = 20
 
 
 class LiveLines:
