@@ -29,7 +29,7 @@ from scow.image.targets import check_target, split_url
 from scow.native.errors import RegistryError, ScowError
 
 MAX_REDIRECTS = 5
-READ_BYTES = 1 << 20
+READ_BYTES = 256 << 10
 MAX_CONNECTIONS = 8
 USER_AGENT = "scow"
 CERTIFICATE_DIRS = ("/etc/docker/certs.d", "/etc/containers/certs.d")

@@ -77,6 +77,7 @@ int scow_umount2(const char *target, int flags);
 int scow_setns(int fd, int kinds);
 int scow_unshare(uint64_t flags);
 int scow_pidfd_getfd(int pidfd, int fd);
+int scow_syncfs(int fd);
 int scow_bpf(int command, void *attributes, unsigned size);
 int scow_monitor_memfd(void);
 size_t scow_monitor_size(void);

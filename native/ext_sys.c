@@ -1,5 +1,7 @@
 #include "ext_sys.h"
 
+#include <unistd.h>
+
 int scow_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
     /* EAGAIN: a rename or mount elsewhere raced with ".." below a root; a few tries are normal */
     for (int i = 0;; i++) {
@@ -66,6 +68,10 @@ int scow_unshare(uint64_t flags) {
 
 int scow_pidfd_getfd(int pidfd, int fd) {
     return (int)sys_result(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
+}
+
+int scow_syncfs(int fd) {
+    return (int)sys_result(syncfs(fd));
 }
 
 int scow_bpf(int command, void *attributes, unsigned size) {

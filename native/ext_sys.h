@@ -26,6 +26,7 @@ int scow_umount2(const char *target, int flags);
 int scow_setns(int fd, int kinds);
 int scow_unshare(uint64_t flags);
 int scow_pidfd_getfd(int pidfd, int fd);
+int scow_syncfs(int fd);
 int scow_bpf(int command, void *attributes, unsigned size);
 
 #endif
