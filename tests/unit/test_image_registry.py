@@ -8,30 +8,31 @@ from __future__ import annotations
 import base64
 import gc
 import gzip
-import hashlib
 import json
 import os
 import socket
 import stat
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fixtures.fake_registry import (
+    QUICK,
+    FakeRegistry,
+    Handler,
+    HashingLayers,
+    sha,
+)
 from scow.image.auth import Challenge, parse_challenges
 from scow.image.credentials import Credentials, find_credentials
-from scow.image.digest import DiffID
-from scow.image.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from scow.image.media_types import OCI_INDEX, OCI_MANIFEST
 from scow.image.pull import pull_image
 from scow.image.store import Image, ImageStore
 from scow.image.targets import check_target
-from scow.image.transport import Patience
 from scow.native.errors import (
     IntegrityError,
     InvalidArgument,
@@ -41,170 +42,6 @@ from scow.native.errors import (
     ScowError,
     Unsupported,
 )
-
-QUICK = Patience(
-    connect_s=2,
-    idle_s=0.5,
-    stall_window_s=0.4,
-    stall_bytes=1000,
-    attempts=3,
-    backoff_s=0.01,
-    retry_after_limit_s=0.3,
-)
-
-
-def sha(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-class HashingLayers:
-    """A layer store that only checks the diff id."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.unpacked: dict[DiffID, int] = {}
-
-    def has(self, diff_id: DiffID) -> bool:
-        return diff_id in self.unpacked
-
-    def info(self, diff_id: DiffID) -> Any:
-        return SimpleNamespace(size=self.unpacked[diff_id])
-
-    def stack(self, diff_ids: Sequence[DiffID]) -> list[str]:
-        return [f"{self.root}/layers/{d[7:]}/diff" for d in reversed(diff_ids)]
-
-    def remove(self, diff_id: DiffID) -> None:
-        del self.unpacked[diff_id]
-
-    def unpack(self, diff_id: DiffID, chunks: Iterator[bytes], *, limit_bytes: int = 0) -> None:
-        data = b"".join(chunks)
-        try:
-            tar = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        except (OSError, EOFError, zlib.error) as e:
-            raise IntegrityError(f"bad gzip: {e}") from e
-        if sha(tar) != diff_id:
-            raise IntegrityError(f"expected diff id {diff_id}, got {sha(tar)}")
-        self.unpacked[diff_id] = len(tar)
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Asks the registry's hooks first, then answers as a registry should."""
-
-    protocol_version = "HTTP/1.1"
-    server: Any
-
-    def do_GET(self) -> None:
-        registry: FakeRegistry = self.server.registry
-        registry.log.append((self.command, self.path, dict(self.headers)))
-        for hook in registry.hooks:
-            if hook(self):
-                return
-        self.answer_well()
-
-    do_HEAD = do_GET
-    do_POST = do_GET
-
-    def answer_well(self) -> None:
-        registry: FakeRegistry = self.server.registry
-        kind, _, target = self.path.partition("/v2/team/app/")[2].partition("/")
-        if kind == "manifests" and target in registry.manifests:
-            media_type, data = registry.manifests[target]
-            self.reply(200, data, {"Content-Type": media_type, "Docker-Content-Digest": sha(data)})
-        elif kind == "blobs" and target in registry.blobs:
-            data = registry.blobs[target]
-            start = self.headers.get("Range", "")
-            if start and not registry.ignores_ranges:
-                first = int(start.removeprefix("bytes=").rstrip("-"))
-                span = f"bytes {first}-{len(data) - 1}/{len(data)}"
-                self.reply(206, data[first:], {"Content-Range": span})
-            else:
-                self.reply(200, data, {})
-        else:
-            self.reply(
-                404, b'{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}'
-            )
-
-    def reply(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        if "Content-Length" not in (headers or {}):
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-class QuietServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *args: object) -> None:
-        pass  # clients that hang up are what these tests are about
-
-
-class FakeRegistry:
-    def __init__(self) -> None:
-        self.manifests: dict[str, tuple[str, bytes]] = {}
-        self.blobs: dict[str, bytes] = {}
-        self.hooks: list[Callable[[Handler], bool]] = []
-        self.log: list[tuple[str, str, dict[str, str]]] = []
-        self.ignores_ranges = False
-        self.server = QuietServer(("127.0.0.1", 0), Handler)
-        self.server.registry = self  # type: ignore[attr-defined]  # how the handler finds us
-        self.host = f"127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(
-            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}
-        )
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-    def add_blob(self, data: bytes, media_type: str) -> dict[str, Any]:
-        self.blobs[sha(data)] = data
-        return {"mediaType": media_type, "digest": sha(data), "size": len(data)}
-
-    def add_manifest(
-        self, document: dict[str, Any], media_type: str = OCI_MANIFEST, tag: str = ""
-    ) -> dict[str, Any]:
-        data = json.dumps(document).encode()
-        for name in (sha(data), tag):
-            self.manifests[name] = (media_type, data)
-        return {"mediaType": media_type, "digest": sha(data), "size": len(data)}
-
-    def add_image(
-        self,
-        *contents: bytes,
-        tag: str = "latest",
-        config: dict[str, Any] | None = None,
-        **more: Any,
-    ) -> dict[str, Any]:
-        """An image with one gzip layer per content; `more` goes over the manifest."""
-        document = {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Cmd": ["/bin/true"]},
-            "rootfs": {"type": "layers", "diff_ids": [sha(c) for c in contents]},
-        }
-        layers = [
-            self.add_blob(gzip.compress(c, 1, mtime=0), OCI_LAYER + "+gzip") for c in contents
-        ]
-        data = json.dumps(document | (config or {})).encode()
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": self.add_blob(data, OCI_CONFIG),
-            "layers": layers,
-        }
-        return self.add_manifest(manifest | more, tag=tag)
-
-    def requests(self, part: str) -> list[dict[str, str]]:
-        return [headers for _, path, headers in self.log if part in path]
 
 
 @pytest.fixture
