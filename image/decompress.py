@@ -15,7 +15,9 @@ from scow.native.errors import IntegrityError, Unsupported
 if TYPE_CHECKING:
     import zstandard
 
-MAX_PIECE = 1 << 20
+# What a zstd block has at most (RFC 8878, 3.1.1.2.3). With many layers at once, each with a queue of
+# pieces, this decides how much memory a pull takes.
+MAX_PIECE = 128 << 10
 MAX_ZSTD_WINDOW = 128 << 20
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -28,8 +30,6 @@ _UNSUPPORTED = (
     (b"LZIP", "lzip"),
 )
 _MAGIC_BYTES = 6  # the longest of them
-# RFC 8878, 3.1.1.2.3: no block regenerates more than 128 KiB, so this many stay below MAX_PIECE.
-_ZSTD_BLOCKS = 8
 _ZSTD_DICT_ID_SIZES = (0, 1, 2, 4)
 _ZSTD_CONTENT_SIZES = (0, 2, 4, 8)
 
@@ -181,7 +181,7 @@ class _Zstd:
                 n = self._begin_frame(start)
                 start += n
             else:
-                n = self._take_blocks(start)
+                n = self._take_block(start)
                 if n:
                     piece = self._decompress(bytes(memoryview(self._buffer)[start : start + n]))
                     start += n
@@ -230,25 +230,20 @@ class _Zstd:
                 hint="compress the layer without --long or --ultra",
             )
 
-    def _take_blocks(self, start: int) -> int:
-        """The size of the next whole blocks, at most _ZSTD_BLOCKS; ends the frame at its last."""
-        at, buffer, end = start, self._buffer, len(self._buffer)
-        for _ in range(_ZSTD_BLOCKS):
-            if end - at < 3:
-                break
-            head = int.from_bytes(buffer[at : at + 3], "little")
-            size = 3 + (1 if head & 6 == 2 else head >> 3)  # run-length: one byte
-            if head & 1 and self._has_checksum:
-                size += 4
-            if size > (128 << 10) + 7:
-                raise IntegrityError("bad zstd data: a block is too large")
-            if end - at < size:
-                break
-            at += size
-            if head & 1:
-                self._in_blocks = False
-                break
-        return at - start
+    def _take_block(self, start: int) -> int:
+        """The size of the next whole block (RFC 8878, 3.1.1.2), 0 if not all of it is here yet."""
+        if len(self._buffer) - start < 3:
+            return 0
+        head = int.from_bytes(self._buffer[start : start + 3], "little")
+        size = 3 + (1 if head & 6 == 2 else head >> 3)  # run-length: one byte
+        if head & 1 and self._has_checksum:
+            size += 4
+        if size > (128 << 10) + 7:
+            raise IntegrityError("bad zstd data: a block is too large")
+        if len(self._buffer) - start < size:
+            return 0
+        self._in_blocks = not head & 1  # the last one ends the frame
+        return size
 
     def _decompress(self, data: bytes) -> bytes:
         assert self._frame is not None

@@ -35,11 +35,13 @@ from scow.native.errors import IntegrityError, InvalidArgument, NotFound, ScowEr
 
 if TYPE_CHECKING:
     from scow.image.progress import ProgressSink
+    from scow.image.ranges import Fetcher
+    from scow.image.stall import StallWatch
     from scow.image.store import ImageStore
 
 Chunks = Generator[bytes, None, None]  # closed by whoever iterates, to end a transfer at once
 
-PARALLEL_LAYERS = 4
+PARALLEL_LAYERS = 5  # a zstd layer takes its window beside, 8 MiB as most tools write it
 UNPACK_LIMIT_BYTES = 64 << 30  # of one layer, unpacked: what is more is taken for a bomb
 
 
@@ -198,7 +200,7 @@ def _check_platform(
 
 
 def _layer_jobs(manifest: Manifest, config: ConfigDocument, what: str) -> list[_LayerJob]:
-    """Each blob once: the same layer may stand several times in a stack."""
+    """Each blob once, although a layer may stand several times in a stack."""
     jobs: dict[Digest, _LayerJob] = {}
     for number, (descriptor, diff_id) in enumerate(
         zip(manifest.layers, config.diff_ids, strict=True)
@@ -211,22 +213,31 @@ def _layer_jobs(manifest: Manifest, config: ConfigDocument, what: str) -> list[_
                 f"invalid {what}: layers {known.number} and {number} are one blob "
                 "with two sizes or diff ids"
             )
-    return list(jobs.values())
+    # The largest first: else the end of the pull is one long layer alone.
+    return sorted(jobs.values(), key=lambda job: -job.descriptor.size)
 
 
 def _install_layers(
     store: ImageStore, source: BlobSource, jobs: list[_LayerJob], progress: ProgressSink
 ) -> None:
-    from concurrent.futures import ThreadPoolExecutor, as_completed
+    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
+    from scow.image.ranges import Fetcher
+    from scow.image.stall import LOOK_S, StallWatch
 
     stop = threading.Event()
-    with ThreadPoolExecutor(PARALLEL_LAYERS, thread_name_prefix="scow-layer") as pool:
-        futures = [
-            pool.submit(_LayerInstall(store, source, job, progress, stop).run) for job in jobs
-        ]
+    watch = StallWatch(progress)
+    with (
+        Fetcher(source, stop) as fetcher,
+        ThreadPoolExecutor(PARALLEL_LAYERS, thread_name_prefix="scow-layer") as pool,
+    ):
+        waiting = {pool.submit(_LayerInstall(store, fetcher, job, watch, stop).run) for job in jobs}
         try:
-            for future in as_completed(futures):
-                future.result()
+            while waiting:
+                done, waiting = wait(waiting, timeout=LOOK_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                watch.check()
         except BaseException:
             # The first failure decides; the others end at their next chunk.
             stop.set()
@@ -240,9 +251,9 @@ class _LayerInstall:
     def __init__(
         self,
         store: ImageStore,
-        source: BlobSource,
+        source: Fetcher,
         job: _LayerJob,
-        progress: ProgressSink,
+        progress: StallWatch,
         stop: threading.Event,
     ) -> None:
         self._store = store
@@ -272,7 +283,10 @@ class _LayerInstall:
     def _attempt(self, *, may_resume: bool = True) -> bool:
         """Install the layer; False when it turned out damaged after a resume."""
         descriptor = self._job.descriptor
-        ingest = self._store.content.ingest(descriptor.digest, descriptor.size, self._stop.is_set)
+        content = self._store.content
+        # Another process may be fetching it: what it gets counts as progress of ours.
+        look = self._progress.growing(content.ingest_path(descriptor.digest), self._stop.is_set)
+        ingest = content.ingest(descriptor.digest, descriptor.size, look)
         if ingest is None:
             return self._unpack_stored()
         with ingest:
@@ -344,7 +358,7 @@ class BlobTee:
     def __init__(
         self,
         ingest: BlobIngest,
-        source: BlobSource,
+        source: Fetcher,
         descriptor: Descriptor,
         progress: ProgressSink,
         stop: threading.Event,
@@ -387,7 +401,7 @@ class BlobTee:
         """End the transfer; the bytes so far stay where they are."""
         self._chunks.close()
 
-    def _run(self, source: BlobSource, descriptor: Descriptor) -> Chunks:
+    def _run(self, source: Fetcher, descriptor: Descriptor) -> Chunks:
         for chunk in self._ingest.resume():
             self._count(chunk)
             yield chunk

@@ -30,7 +30,7 @@ from scow.image.tls import NO_FILES, TlsFiles, find_tls_files, make_tls_context
 from scow.native.errors import RegistryError, ScowError
 
 MAX_REDIRECTS = 5
-READ_BYTES = 1 << 20
+READ_BYTES = 256 << 10
 MAX_CONNECTIONS = 8
 USER_AGENT = "scow"
 QUIET_WAIT_S = 3.0  # who waits longer is told why

@@ -19,6 +19,8 @@ import msgspec
 
 from scow.image.decompress import Decompressor
 from scow.image.digest import DiffID, algorithm_of, new_hasher, quote
+from scow.image.disk_sync import DiskSync, disk_of
+from scow.image.files import write_all
 from scow.native import spawn
 from scow.native.errors import IntegrityError, ResourceExhausted, ScowError
 from scow.native.fd import OwnedFd
@@ -27,7 +29,8 @@ DEFAULT_LIMIT_BYTES = 64 << 30
 MAX_ENTRIES = 10_000_000
 
 _PIPE_BYTES = 1 << 20
-_BATCH_BYTES = 512 << 10
+_BATCH_BYTES = 256 << 10
+_BATCH_PIECES = 64
 _QUEUED_BATCHES = 4
 _MAX_REPORT_BYTES = 64 << 20  # the applet stops at 16 MiB
 
@@ -67,14 +70,15 @@ class _Failure(msgspec.Struct, frozen=True):
 class _PipeWriter(threading.Thread):
     """Hashes batches and writes them to the pipe; after a failure it only drains its queue."""
 
-    def __init__(self, pipe: OwnedFd, algorithm: str) -> None:
+    def __init__(self, pipe: OwnedFd, algorithm: str, disk: DiskSync) -> None:
         super().__init__(name="scow-layer-writer", daemon=True)
         self._pipe = pipe
+        self._disk = disk
         self._hasher = new_hasher(algorithm)
-        self._batches: queue.Queue[bytes | None] = queue.Queue(_QUEUED_BATCHES)
+        self._batches: queue.Queue[list[bytes] | None] = queue.Queue(_QUEUED_BATCHES)
         self.failure: OSError | None = None
 
-    def put(self, batch: bytes | None) -> None:
+    def put(self, batch: list[bytes] | None) -> None:
         """Queue a batch, None for the end; waits while the queue is full."""
         self._batches.put(batch)
 
@@ -85,14 +89,15 @@ class _PipeWriter(threading.Thread):
                 if self.failure is None:
                     self._write(batch)
 
-    def _write(self, batch: bytes) -> None:
-        self._hasher.update(batch)
-        view = memoryview(batch)
+    def _write(self, batch: list[bytes]) -> None:
+        for piece in batch:
+            self._hasher.update(piece)
         try:
-            while view:
-                view = view[os.write(self._pipe.fileno(), view) :]
+            for piece in batch:
+                write_all(self._pipe.fileno(), piece)
         except OSError as error:  # EPIPE: the applet gave up, and its report says why
             self.failure = error
+        self._disk.wrote(sum(map(len, batch)))
 
     def digest(self) -> str:
         """Of all that was written, after the end."""
@@ -117,17 +122,17 @@ def unpack(
     with OwnedFd(os.memfd_create("scow-untar-report", os.MFD_CLOEXEC)) as report:
         read_end, write_end = _make_pipe()
         with read_end:
-            argv = (str(limit_bytes), str(MAX_ENTRIES))
+            argv = (str(limit_bytes), str(MAX_ENTRIES), "nosync")  # disk_sync.py does it
             fds = (layer_fd, report.fileno(), *keep_fds)
             try:
                 pid, pidfd = spawn.run_applet("scow-untar", argv, fds, stdin=read_end.fileno())
             except BaseException:
                 write_end.close()
                 raise
-        writer = _PipeWriter(write_end, algorithm)
-        with pidfd:
+        with pidfd, disk_of(layer_fd) as disk:
+            writer = _PipeWriter(write_end, algorithm, disk)
             status = _feed(writer, chunks, pid, pidfd)
-        return _judge(diff_id, f"{algorithm}:{writer.digest()}", status, _read_report(report))
+            return _judge(diff_id, f"{algorithm}:{writer.digest()}", status, _read_report(report))
 
 
 def _make_pipe() -> tuple[OwnedFd, OwnedFd]:
@@ -165,18 +170,18 @@ def _decompress(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield from decompressor.finish()
 
 
-def _batches(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Join small pieces: a switch of threads costs as much as hashing 20 KiB."""
+def _batches(pieces: Iterator[bytes]) -> Iterator[list[bytes]]:
+    """Pieces to be handed over at once: a switch of threads costs as much as hashing 20 KiB."""
     batch: list[bytes] = []
     size = 0
     for piece in pieces:
         batch.append(piece)
         size += len(piece)
-        if size >= _BATCH_BYTES:
-            yield batch[0] if len(batch) == 1 else b"".join(batch)
+        if size >= _BATCH_BYTES or len(batch) == _BATCH_PIECES:
+            yield batch
             batch, size = [], 0
     if batch:
-        yield b"".join(batch)
+        yield batch
 
 
 def _read_report(report: OwnedFd) -> bytes:

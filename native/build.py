@@ -79,6 +79,7 @@ int scow_unshare(uint64_t flags);
 int scow_pidfd_getfd(int pidfd, int fd);
 int scow_set_fs_ids(uint32_t uid, uint32_t gid);
 int scow_landlock_abi(void);
+int scow_syncfs(int fd);
 int scow_bpf(int command, void *attributes, unsigned size);
 int scow_monitor_memfd(void);
 size_t scow_monitor_size(void);

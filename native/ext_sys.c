@@ -1,6 +1,7 @@
 #include "ext_sys.h"
 
 #include <linux/capability.h>
+#include <unistd.h>
 
 int scow_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
     /* EAGAIN: a rename or mount elsewhere raced with ".." below a root; a few tries are normal */
@@ -88,6 +89,10 @@ int scow_set_fs_ids(uint32_t uid, uint32_t gid) {
 /* What of Landlock the kernel has: its ABI, or -ENOSYS, or -EOPNOTSUPP where it is not turned on. */
 int scow_landlock_abi(void) {
     return (int)sys_result(syscall(SYS_landlock_create_ruleset, NULL, 0, 1U));
+}
+
+int scow_syncfs(int fd) {
+    return (int)sys_result(syncfs(fd));
 }
 
 int scow_bpf(int command, void *attributes, unsigned size) {

@@ -201,6 +201,11 @@ def landlock_abi() -> int:
     return max(0, _lib.scow_landlock_abi())
 
 
+def syncfs(fd: int) -> None:
+    """Write all of the file system that `fd` is on to its disk; others' faults show, too (5.8)."""
+    _check(_lib.scow_syncfs(fd))
+
+
 def bpf(command: int, attributes: bytes | bytearray) -> int:
     """bpf(2): `attributes` is the packed union; what the kernel writes to it stays in a bytearray."""
     if isinstance(attributes, bytearray):
