@@ -77,7 +77,8 @@ def commit_tree(
             layers.append(blob.finish())
             diff_ids.append(blob.diff_id)
         document |= _new_parts(wishes, config, diff_ids)
-        document["history"] = [*_history(document), _history_entry(wishes, is_empty=not is_new)]
+        known = _history(document, len(base.diff_ids))
+        document["history"] = [*known, _history_entry(wishes, is_empty=not is_new)]
         return _install(store, document, layers, blob, name)
 
 
@@ -237,9 +238,12 @@ def _member(document: Json, key: str) -> Json:
     return dict(value) if isinstance(value, dict) else {}
 
 
-def _history(document: Json) -> list[object]:
+def _history(document: Json, layers: int) -> list[object]:
+    """What is known, with a step for each layer: else a later step would be taken for its maker's."""
     value = document.get("history")
-    return list(value) if isinstance(value, list) else []
+    known = list(value) if isinstance(value, list) else []
+    told = sum(1 for step in known if not (isinstance(step, dict) and step.get("empty_layer")))
+    return [*known, *({} for _ in range(layers - told))]
 
 
 def _new_parts(wishes: Wishes, config: Json, diff_ids: Sequence[DiffID]) -> Json:

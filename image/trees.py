@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -20,9 +20,7 @@ from scow.native import sys
 from scow.native.errors import ScowError
 from scow.native.fd import OwnedFd
 
-_RESOLVE = (
-    sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS | sys.RESOLVE_NO_XDEV
-)
+_RESOLVE = sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
 # The others are this host's business: labels of SELinux, overlayfs's own notes.
@@ -51,10 +49,14 @@ def is_whiteout(status: os.stat_result) -> bool:
 
 
 class Stack:
-    """Directories top first; the first ones may be looked at apart from those below."""
+    """Directories top first; the first ones may be looked at apart from those below.
 
-    def __init__(self, roots: Sequence[int]) -> None:
+    With `crossing` what is mounted in them belongs to them.
+    """
+
+    def __init__(self, roots: Sequence[int], *, crossing: bool = False) -> None:
         self._roots = roots
+        self._resolve = _RESOLVE | (0 if crossing else sys.RESOLVE_NO_XDEV)
 
     def __len__(self) -> int:
         return len(self._roots)
@@ -71,7 +73,9 @@ class Stack:
     def open(self, tree: int, path: str, flags: int = 0) -> OwnedFd:
         """A file or directory of one tree, for reading; never a link, and never waits."""
         try:
-            return OwnedFd(sys.openat2(self._roots[tree], path or ".", _FLAGS | flags, 0, _RESOLVE))
+            return OwnedFd(
+                sys.openat2(self._roots[tree], path or ".", _FLAGS | flags, 0, self._resolve)
+            )
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise ScowError(
@@ -132,13 +136,21 @@ class Stack:
                 break
         return tuple(found)
 
-    def walk(self, path: str = "", chain: Sequence[int] | None = None) -> Iterator[Node]:
-        """Everything below a directory: each one before what is in it, by the bytes of their names."""
+    def walk(
+        self,
+        path: str = "",
+        chain: Sequence[int] | None = None,
+        enter: Callable[[Node], bool] = lambda node: True,
+    ) -> Iterator[Node]:
+        """Everything below a directory: each one before what is in it, by the bytes of their names.
+
+        `enter` says of each directory whether it is walked, too.
+        """
         waiting = self._nodes(path, self.chain() if chain is None else chain)
         while waiting:
             node = waiting.pop()
             yield node
-            if node.found.chain:
+            if node.found.chain and enter(node):
                 waiting += self._nodes(node.path, node.found.chain)
 
     def _nodes(self, path: str, chain: Sequence[int]) -> list[Node]:

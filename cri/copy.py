@@ -1,0 +1,123 @@
+"""cp: files between a container and the host.
+
+What belongs here: the root of a container as it is now, running or not. What must not: how files are
+copied (scow.image.place). A running container is entered by its own root, so its volumes are there;
+correctness rests on descriptors, not on the container standing still.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
+
+from scow.cri.launch import base_layer
+from scow.cri.records import Record
+from scow.cri.snapshot import mount_points
+from scow.image.digest import DiffID
+from scow.image.overlay import mount_overlay
+from scow.image.place import Source, copy_source, pack_source
+from scow.image.tarwriter import TarWriter
+from scow.native.errors import InvalidState
+from scow.native.fs import Root
+from scow.runtime.state import State
+
+if TYPE_CHECKING:
+    from scow.cri.service import Service
+    from scow.image.commit import Write
+
+_RUNNING = (State.RUNNING, State.PAUSED)
+
+
+def copy_out(
+    service: Service, container_id: str, path: str, target: str, *, archive: bool, follow: bool
+) -> list[str]:
+    """Copy `path` of a container to the host's `target`; returns what was left out."""
+    with (
+        _container_root(service, container_id, path, writable=False) as root,
+        Source(root, path, follow=follow) as source,
+        Root.at("/") as host,
+    ):
+        return copy_source(source, host, os.path.join(os.getcwd(), target), archive=archive)
+
+
+def copy_in(
+    service: Service, source_path: str, container_id: str, path: str, *, archive: bool, follow: bool
+) -> list[str]:
+    """Copy the host's `source_path` to `path` of a container; returns what was left out."""
+    with (
+        Root.at("/") as host,
+        Source(host, os.path.join(os.getcwd(), source_path), follow=follow) as source,
+        _container_root(service, container_id, path, writable=True) as root,
+    ):
+        return copy_source(source, root, path, archive=archive)
+
+
+def pack_out(service: Service, container_id: str, path: str, write: Write, *, follow: bool) -> None:
+    """Write `path` of a container as a tar."""
+    with (
+        _container_root(service, container_id, path, writable=False) as root,
+        Source(root, path, follow=follow) as source,
+    ):
+        pack_source(source, TarWriter(write))
+
+
+def unpack_in(
+    service: Service, stream: IO[bytes], container_id: str, path: str, *, archive: bool
+) -> list[str]:
+    """Unpack a tar, compressed or not, into the directory `path` of a container."""
+    from scow.image.archive_files import seekable_tar
+    from scow.image.unplace import unpack_tar
+
+    # Whole before the container is locked: the other end may take its time.
+    with (
+        seekable_tar(service.images, stream) as fd,
+        _container_root(service, container_id, path, writable=True) as root,
+    ):
+        return unpack_tar(fd, root, path, archive=archive)
+
+
+@contextmanager
+def _container_root(
+    service: Service, container_id: str, path: str, *, writable: bool
+) -> Generator[Root]:
+    record = service.store.read(container_id)
+    pid = _running_pid(service, record)
+    if pid:
+        with Root.at(f"/proc/{pid}/root") as root:
+            if _running_pid(service, record) != pid:
+                raise InvalidState(f"container '{record.name}' has just ended")
+            yield root
+        return
+    _refuse_mounts(record, path)
+    directory = service.store.container_dir(record.id)
+    lowers = service.images.lower_paths([DiffID(diff_id) for diff_id in record.diff_ids])
+    lowers.append(base_layer(service.store))
+    if not writable:
+        with mount_overlay([f"{directory}/upper", *lowers]) as mount:
+            yield Root(mount.fileno())
+        return
+    # A start would stack the same upper directory a second time, which overlayfs forbids.
+    with service.store.locked(container_id):
+        if _running_pid(service, record):
+            raise InvalidState(f"container '{record.name}' has just been started")
+        with mount_overlay(lowers, f"{directory}/upper", f"{directory}/work") as mount:
+            yield Root(mount.fileno())
+
+
+def _running_pid(service: Service, record: Record) -> int:
+    status = service.status(record)
+    return status.pid if status.state in _RUNNING else 0
+
+
+def _refuse_mounts(record: Record, path: str) -> None:
+    """Volumes are mounted only while the container runs: what is below them would not be seen."""
+    place = os.path.normpath(f"/{path}").strip("/")
+    for target in mount_points(record):
+        if place == target or place.startswith(f"{target}/"):
+            raise InvalidState(
+                f"cannot reach '{path}' in container '{record.name}': it is on the mount at "
+                f"'/{target}', and the container does not run",
+                hint=f"start it first: scow start {record.name}",
+            )
