@@ -106,10 +106,11 @@ def unpack(
     *,
     limit_bytes: int = DEFAULT_LIMIT_BYTES,
     keep_fds: Sequence[int] = (),
+    durable: bool = True,
 ) -> Unpacked:
     """Unpack the layer `diff_id` from compressed `chunks` into the empty directory `layer_fd`.
 
-    On return every file is on the disk (syncfs) and the digest was right. `keep_fds` stay open in
+    On return every file is on the disk (syncfs, if `durable`) and the digest was right. `keep_fds` stay open in
     the applet (a lock). Raises what `chunks` raises, IntegrityError for a bad layer,
     ResourceExhausted for a limit or a full disk; the directory then holds rubbish.
     """
@@ -117,7 +118,7 @@ def unpack(
     with OwnedFd(os.memfd_create("scow-untar-report", os.MFD_CLOEXEC)) as report:
         read_end, write_end = _make_pipe()
         with read_end:
-            argv = (str(limit_bytes), str(MAX_ENTRIES))
+            argv = (str(limit_bytes), str(MAX_ENTRIES), *(() if durable else ("nosync",)))
             fds = (layer_fd, report.fileno(), *keep_fds)
             try:
                 pid, pidfd = spawn.run_applet("scow-untar", argv, fds, stdin=read_end.fileno())
