@@ -45,7 +45,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "call": ("call", "CALL"),
     "info": ("system", "INFO"),
     "version": ("system", "VERSION"),
+    "image prune": ("prune", "IMAGE_PRUNE"),
+    "container prune": ("prune", "CONTAINER_PRUNE"),
     "system check": ("system", "CHECK"),
+    "system df": ("df", "DF"),
+    "system prune": ("prune", "SYSTEM_PRUNE"),
     "completion": ("completion", "COMPLETION"),
     "cleanup": ("system", "CLEANUP"),
     "__complete": ("completion", "COMPLETE"),
@@ -66,6 +70,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "unpause",
             "wait",
             "rm",
+            "container prune",
         ),
     ),
     ("Looking at containers", ("ps", "logs", "inspect", "stats")),
@@ -81,8 +86,20 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pod stats",
         ),
     ),
-    ("Images", ("pull", "images", "tag", "rmi", "save", "load")),
-    ("This machine", ("serve", "call", "info", "system check", "version", "completion")),
+    ("Images", ("pull", "images", "tag", "rmi", "image prune", "save", "load")),
+    (
+        "This machine",
+        (
+            "serve",
+            "call",
+            "info",
+            "system check",
+            "system df",
+            "system prune",
+            "version",
+            "completion",
+        ),
+    ),
 )
 
 _CONTAINER = (

@@ -298,6 +298,7 @@ class ContentStore:
     def lease(self) -> Lease:
         """Begin a lease: what it names stays until it is closed or its process dies."""
         with self.locked():
+            self.keep_reserve()
             return open_lease(self)
 
     def leases(self) -> list[LeaseRecord]:
