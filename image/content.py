@@ -356,6 +356,7 @@ class BlobIngest:
             raise IntegrityError(f"blob {self.digest}: expected {self.size} bytes, got more")
         self._hasher.update(chunk)
         with storage_errors(self._store.ingest_path(self.digest), self.discard):
+            failpoint("blob.write")
             write_all(self._fd, chunk)
         self.offset += len(chunk)
 
@@ -364,8 +365,11 @@ class BlobIngest:
         self.verify()
         target = self._store.blob_path(self.digest)
         with storage_errors(target, self.discard):
+            failpoint("blob.sync")
             os.fsync(self._fd)
+            failpoint("blob.name")
             os.rename(self._store.ingest_path(self.digest), target)
+            failpoint("blob.sync-name")
             sync_directory(os.path.dirname(target))
         self.close()
 
