@@ -61,7 +61,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "call": ("call", "CALL"),
     "info": ("system", "INFO"),
     "version": ("system", "VERSION"),
+    "image prune": ("prune", "IMAGE_PRUNE"),
+    "container prune": ("prune", "CONTAINER_PRUNE"),
     "system check": ("system", "CHECK"),
+    "system df": ("df", "DF"),
+    "system prune": ("prune", "SYSTEM_PRUNE"),
     "completion": ("completion", "COMPLETION"),
     "cleanup": ("system", "CLEANUP"),
     "__complete": ("completion", "COMPLETE"),
@@ -85,6 +89,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "cp",
             "export",
             "commit",
+            "container prune",
         ),
     ),
     ("Looking at containers", ("ps", "logs", "inspect", "stats", "diff")),
@@ -109,6 +114,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "tag",
             "untag",
             "rmi",
+            "image prune",
             "history",
             "image inspect",
             "image tree",
@@ -121,7 +127,19 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "Registries",
         ("login", "logout", "search", "manifest inspect", "registry referrers", "registry rm"),
     ),
-    ("This machine", ("serve", "call", "info", "system check", "version", "completion")),
+    (
+        "This machine",
+        (
+            "serve",
+            "call",
+            "info",
+            "system check",
+            "system df",
+            "system prune",
+            "version",
+            "completion",
+        ),
+    ),
 )
 
 _CONTAINER = [

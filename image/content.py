@@ -39,7 +39,6 @@ from scow.image.files import (
     storage_errors,
     sync_directory,
     write_all,
-    write_derived,
 )
 from scow.image.index import IMAGE_ID as IMAGE_ID
 from scow.image.index import REF_NAME as REF_NAME
@@ -213,7 +212,7 @@ class ContentStore:
             self.replace_file(INDEX, data)
         # For the day that index.json is damaged. One that is not on the disk yet is of no harm.
         with contextlib.suppress(ScowError):
-            write_derived(os.path.join(self.root, INDEX_COPY), data)
+            self.replace_file(INDEX_COPY, data, durable=False)
 
     def keep_reserve(self) -> None:
         """Hold back a little of the disk, so that images can be removed when it is full."""
@@ -248,7 +247,7 @@ class ContentStore:
         finally:
             os.close(fd)
 
-    def replace_file(self, name: str, data: bytes) -> None:
+    def replace_file(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Durably replace the file `name` below the root; the caller holds `locked()`.
 
         As only the holder of the lock writes such temporary files, any that another holder finds is
@@ -263,8 +262,9 @@ class ContentStore:
             try:
                 failpoint(f"{name}.write")
                 write_all(fd, data)
-                failpoint(f"{name}.sync")
-                os.fsync(fd)
+                if durable:
+                    failpoint(f"{name}.sync")
+                    os.fsync(fd)
                 failpoint(f"{name}.name")
                 os.rename(temporary, target)
             except BaseException:
@@ -272,8 +272,9 @@ class ContentStore:
                 raise
             finally:
                 os.close(fd)
-            failpoint(f"{name}.sync-name")
-            sync_directory(os.path.dirname(target))
+            if durable:
+                failpoint(f"{name}.sync-name")
+                sync_directory(os.path.dirname(target))
 
     def prepare(self) -> None:
         """Make the directories and the marker file of the layout; cheap when they are there."""
@@ -298,6 +299,7 @@ class ContentStore:
     def lease(self) -> Lease:
         """Begin a lease: what it names stays until it is closed or its process dies."""
         with self.locked():
+            self.keep_reserve()
             return open_lease(self)
 
     def leases(self) -> list[LeaseRecord]:
@@ -355,6 +357,7 @@ class BlobIngest:
             raise IntegrityError(f"blob {self.digest}: expected {self.size} bytes, got more")
         self._hasher.update(chunk)
         with storage_errors(self._store.ingest_path(self.digest), self.discard):
+            failpoint("blob.write")
             write_all(self._fd, chunk)
         self.offset += len(chunk)
 
@@ -363,8 +366,11 @@ class BlobIngest:
         self.verify()
         target = self._store.blob_path(self.digest)
         with storage_errors(target, self.discard):
+            failpoint("blob.sync")
             os.fsync(self._fd)
+            failpoint("blob.name")
             os.rename(self._store.ingest_path(self.digest), target)
+            failpoint("blob.sync-name")
             sync_directory(os.path.dirname(target))
         self.close()
 

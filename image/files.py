@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from scow.native.errors import IntegrityError, ResourceExhausted, ScowError
+from scow.native.failpoint import failpoint
 
 
 @contextmanager
@@ -99,9 +100,11 @@ def write_derived(path: str, data: bytes) -> None:
     """Replace a file that can be made again: whole or not at all, but not synced."""
     temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}.new"
     with storage_errors(path):
+        failpoint("derived.create")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             write_all(fd, data)
+            failpoint("derived.name")
             os.rename(temporary, path)
         except BaseException:
             os.unlink(temporary)

@@ -189,7 +189,7 @@ class LayerStore:
         self._prepare()
         name = hex_of(diff_id)
         with self._locked(name) as lock, self._staged(name) as (staging, staging_fd):
-            info = _fill(staging_fd, diff_id, chunks, lock, DEFAULT_LIMIT_BYTES)
+            info = _fill(staging_fd, diff_id, chunks, lock, DEFAULT_LIMIT_BYTES, durable=mend)
             found = self._differences(name, staging_fd, info)
             if found and mend:
                 self._commit(staging, staging_fd, name, info, keep_old=keep_old)
@@ -454,7 +454,13 @@ def _chain_of(info: LayerInfo) -> str:
 
 
 def _fill(
-    staging_fd: int, diff_id: DiffID, chunks: Iterable[bytes], lock: OwnedFd, limit_bytes: int
+    staging_fd: int,
+    diff_id: DiffID,
+    chunks: Iterable[bytes],
+    lock: OwnedFd,
+    limit_bytes: int,
+    *,
+    durable: bool = True,
 ) -> LayerInfo:
     """Unpack into a staging directory all but layer.json; on the disk when this returns."""
     with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
@@ -465,6 +471,7 @@ def _fill(
             diff.fileno(),
             limit_bytes=limit_bytes,
             keep_fds=(lock.fileno(),),
+            durable=durable,
         )
     if done.needs:
         fs.write_atomic(staging_fd, "needs-lower", _encode_needs(done.needs))

@@ -83,11 +83,11 @@ def tree_digest(root_fd: int) -> bytes:
 
 
 def differences(first_fd: int, second_fd: int) -> Iterator[str]:
-    """The paths below two directories that are not alike in both."""
+    """The paths below two directories that are not alike in both; the second was just written."""
     pending = ["."]
     while pending:
         here = pending.pop()
-        first, second = _listing(first_fd, here), _listing(second_fd, here)
+        first, second = _listing(first_fd, here), _listing(second_fd, here, cold=False)
         for name in sorted({*first, *second}):
             path = f"{here}/{name}"
             if first.get(name) != second.get(name):
@@ -96,7 +96,7 @@ def differences(first_fd: int, second_fd: int) -> Iterator[str]:
                 pending.append(path)
 
 
-def _listing(root_fd: int, path: str) -> dict[str, tuple[bytes, bool]]:
+def _listing(root_fd: int, path: str, *, cold: bool = True) -> dict[str, tuple[bytes, bool]]:
     """Name -> (all there is to know of it but what is below, whether it is a directory)."""
     found: dict[str, tuple[bytes, bool]] = {}
     try:
@@ -104,7 +104,7 @@ def _listing(root_fd: int, path: str) -> dict[str, tuple[bytes, bool]]:
             for name in os.listdir(fd.fileno()):
                 info = os.stat(name, dir_fd=fd.fileno(), follow_symlinks=False)
                 is_dir = stat.S_ISDIR(info.st_mode)
-                found[name] = (_fingerprint(fd.fileno(), name, info), is_dir)
+                found[name] = (_fingerprint(fd.fileno(), name, info, cold), is_dir)
             if path == ".":
                 own = os.fstat(fd.fileno())
                 found["."] = (_attributes(own) + _xattrs(f"/proc/self/fd/{fd.fileno()}/."), False)
@@ -115,21 +115,22 @@ def _listing(root_fd: int, path: str) -> dict[str, tuple[bytes, bool]]:
 
 
 def _attributes(info: os.stat_result) -> bytes:
+    if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
+        return b"whiteout"  # overlayfs looks at nothing else of it, and its time is of no tar
     # A directory that the tar does not list has the time of its unpacking.
     is_dir = stat.S_ISDIR(info.st_mode)
     size, mtime, links = (0, 0, 0) if is_dir else (info.st_size, info.st_mtime_ns, info.st_nlink)
-    # A whiteout is c 0/0 with no more to it; overlayfs looks at nothing else.
     return struct.pack(
         "<IIIqqqQ", info.st_mode, info.st_uid, info.st_gid, size, mtime, links, info.st_rdev
     )
 
 
-def _fingerprint(dir_fd: int, name: str, info: os.stat_result) -> bytes:
+def _fingerprint(dir_fd: int, name: str, info: os.stat_result, cold: bool) -> bytes:
     parts = [_attributes(info), _xattrs(f"/proc/self/fd/{dir_fd}/{name}")]
     if stat.S_ISLNK(info.st_mode):
         parts.append(os.fsencode(os.readlink(name, dir_fd=dir_fd)))
     elif stat.S_ISREG(info.st_mode) and info.st_size:
-        parts.append(_content(dir_fd, name, info.st_size))
+        parts.append(_content(dir_fd, name, info.st_size, cold))
     return b"\0".join(parts)
 
 
@@ -148,14 +149,15 @@ def _xattrs(path: str) -> bytes:
     return b"\0".join(pairs)
 
 
-def _content(dir_fd: int, name: str, size: int) -> bytes:
+def _content(dir_fd: int, name: str, size: int, cold: bool) -> bytes:
     """The digest of a file's bytes; blocks of zeros are left out, so that a hole costs nothing."""
     hasher = new_hasher()
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
         with OwnedFd(os.open(name, flags, dir_fd=dir_fd)) as file:
             # What the disk holds is asked for, not what is remembered of it.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if cold:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             for offset in _data_blocks(file.fileno(), size):
                 block = os.pread(file.fileno(), _BLOCK, offset)
                 if block != _ZEROS[: len(block)]:

@@ -111,11 +111,12 @@ def unpack(
     *,
     limit_bytes: int = DEFAULT_LIMIT_BYTES,
     keep_fds: Sequence[int] = (),
+    durable: bool = True,
 ) -> Unpacked:
     """Unpack the layer `diff_id` from compressed `chunks` into the empty directory `layer_fd`.
 
-    On return every file is on the disk (syncfs) and the digest was right. `keep_fds` stay open in
-    the applet (a lock). Raises what `chunks` raises, IntegrityError for a bad layer,
+    On return every file is on the disk (syncfs, if `durable`) and the digest was right. `keep_fds`
+    stay open in the applet (a lock). Raises what `chunks` raises, IntegrityError for a bad layer,
     ResourceExhausted for a limit or a full disk; the directory then holds rubbish.
     """
     algorithm = algorithm_of(diff_id)
@@ -129,7 +130,7 @@ def unpack(
             except BaseException:
                 write_end.close()
                 raise
-        with pidfd, disk_of(layer_fd) as disk:
+        with pidfd, disk_of(layer_fd, durable=durable) as disk:
             writer = _PipeWriter(write_end, algorithm, disk)
             status = _feed(writer, chunks, pid, pidfd)
             return _judge(diff_id, f"{algorithm}:{writer.digest()}", status, _read_report(report))

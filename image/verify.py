@@ -63,6 +63,13 @@ def verify_store(
     return _Check(store, repair=repair, quick=quick, users=users).run()
 
 
+def clear_leftovers(store: ImageStore, users: Users) -> list[str]:
+    """Remove what dead attempts left and what nobody names; a line for each."""
+    if not os.path.exists(store.content.root):
+        return []
+    return _Check(store, repair=True, quick=True, users=users).clear()
+
+
 class _Check:
     def __init__(
         self, store: ImageStore, *, repair: bool, quick: bool, users: Users | None
@@ -97,6 +104,14 @@ class _Check:
             self.content.keep_reserve()
         if self.is_index_good:
             self._unnamed()
+        return self.faults
+
+    def clear(self) -> list[str]:
+        for text in self.store.layers.leftovers(remove=True):
+            self.found(text)
+        self._left_over()
+        collect(self.store)
+        self._unnamed()
         return self.faults
 
     # -- the files themselves ---------------------------------------------------------------------

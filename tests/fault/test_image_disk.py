@@ -1,0 +1,132 @@
+"""Images on a disk that is full, read-only or will not let go of a file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fixtures import victim
+from fixtures.disk import Disk
+from fixtures.handmade import Archive, busybox_layer, file, pack
+from fixtures.state import State, expect_refusal
+
+pytestmark = pytest.mark.root
+
+CLEAN = "nothing damaged, nothing left behind\n"
+NAME = "example.com/app:1"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    victim.preload()
+    disk = Disk(tmp_path)
+    try:
+        yield disk
+    finally:
+        disk.close()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> str:
+    made = Archive()
+    made.add(NAME, [busybox_layer(), pack([file("own", os.urandom(2_000_000))])])
+    return str(made.write(tmp_path / "app.tar"))
+
+
+@pytest.fixture
+def state(disk: Disk, tmp_path: Path, archive: str) -> State:
+    """State on the disk, with one image."""
+    state = State(str(disk.path / "root"), str(tmp_path / "run"))
+    state.log = str(tmp_path / "victim.log")
+    state.ok("load", "-i", archive)
+    return state
+
+
+def free_bytes(disk: Disk) -> int:
+    found = os.statvfs(disk.path)
+    return found.f_bavail * found.f_bsize
+
+
+@pytest.mark.parametrize("kind", ["bytes", "inodes"])
+@pytest.mark.parametrize(
+    "words",
+    [("rmi", NAME), ("image", "prune", "-a", "-f"), ("system", "prune", "-a", "-f")],
+    ids=lambda words: words[0],
+)
+def test_images_can_be_removed_from_a_full_disk(
+    disk: Disk, state: State, archive: str, kind: str, words: tuple[str, ...]
+) -> None:
+    disk.fill() if kind == "bytes" else disk.fill_inodes()
+    assert NAME.partition(":")[0] in state.ok("images")
+    state.ok("system", "df")
+    state.ok(*words)
+    assert len(state.ok("images").splitlines()) == 1
+    assert kind == "inodes" or free_bytes(disk) > 2_000_000
+    disk.free()
+    state.ok("load", "-i", archive)
+    assert state.ok("system", "check") == CLEAN
+
+
+@pytest.mark.parametrize("kind", ["bytes", "inodes"])
+def test_what_needs_room_says_so(disk: Disk, state: State, kind: str, tmp_path: Path) -> None:
+    made = Archive()
+    made.add("example.com/more:1", [pack([file("own", os.urandom(1_000_000))])])
+    more = str(made.write(tmp_path / "more.tar"))
+    disk.fill() if kind == "bytes" else disk.fill_inodes()
+    told = expect_refusal(state, "load", "-i", more)
+    assert "hint:" in told
+    tagged = expect_refusal(state, "tag", NAME, "further:1")
+    assert "index.json" in tagged
+    assert len(state.ok("images").splitlines()) == 2
+    disk.free()
+    state.ok("tag", NAME, "further:1")
+    state.ok("load", "-i", more)
+    state.ok("system", "check", "--repair")
+    assert state.ok("system", "check") == CLEAN
+
+
+def test_a_read_only_disk(disk: Disk, state: State, archive: str) -> None:
+    """What only looks works; the rest says in one line what it could not write."""
+    subprocess.run(["mount", "-o", "remount,ro", disk.path], check=True)
+    assert NAME.partition(":")[0] in state.ok("images")
+    for words in (
+        ("rmi", NAME),
+        ("tag", NAME, "further:1"),
+        ("load", "-i", archive),
+        ("image", "prune", "-a", "-f"),
+    ):
+        done = state.forked(*words)
+        assert done.status in (1, 125), words
+        (line,) = (x for x in done.output.splitlines() if x.startswith("scow: "))
+        assert "read-only file system" in line.lower(), line
+        assert str(disk.path) in line, line
+        assert "Traceback" not in done.output
+    checked = state.forked("system", "check")
+    assert "Traceback" not in checked.output
+    assert "internal error" not in checked.output
+    subprocess.run(["mount", "-o", "remount,rw", disk.path], check=True)
+    assert state.ok("system", "check") == CLEAN
+    state.ok("rmi", NAME)
+
+
+def test_a_file_that_cannot_be_removed(disk: Disk, state: State) -> None:
+    """K3: an immutable file in a layer is named; the image is gone, and the rest once it lets go."""
+    (held,) = (disk.path / "root/layers").glob("*/diff/own")
+    subprocess.run(["chattr", "+i", held], check=True)
+    try:
+        done = state.forked("rmi", NAME)
+        (line,) = (x for x in done.output.splitlines() if x.startswith("scow: "))
+        assert "own" in line, line
+        assert "operation not permitted" in line, line
+        assert len(state.ok("images").splitlines()) == 1
+        assert "still take space" in state.forked("system", "check").output
+    finally:
+        (held,) = (disk.path / "root/layers/.trash").glob("*/diff/own")
+        subprocess.run(["chattr", "-i", held], check=True)
+    state.ok("system", "prune", "-f")
+    assert state.ok("system", "check") == CLEAN
+    assert list((disk.path / "root/layers/.trash").iterdir()) == []
