@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -236,6 +237,13 @@ def _monitor_config(
         cleanup_argv=around.cleanup_argv(record.id),
         cleanup_env=_cleanup_env(around.store),
     )
+
+
+def cleanup_argv(container_id: str) -> tuple[bytes, ...]:
+    """What a monitor calls that nobody watches when its container has ended."""
+    # -I: nothing of the caller's environment or directory decides what the interpreter loads.
+    words = [sys.executable, "-I", "-m", "scow.cli.main", "cleanup", container_id]
+    return tuple(os.fsencode(word) for word in words)
 
 
 def _cleanup_env(store: RecordStore) -> tuple[bytes, ...]:

@@ -449,7 +449,11 @@ class RuntimeService(Measuring):
 
     def checkpoint_container(self, request: Message) -> Answer:
         """CheckpointContainer."""
-        raise Unsupported("cannot checkpoint containers: this runtime does not use CRIU for pods")
+        from scow.cri.checkpoint import checkpoint
+
+        record, status = self._container(request)
+        checkpoint(self.service, record, status, request.location, max(0, request.timeout))
+        return {}
 
     def checkpoint_pod(self, request: Message) -> Answer:
         """CheckpointPod."""

@@ -161,8 +161,10 @@ def test_what_is_refused(cri: Cri) -> None:
         cri.start_container()
     with pytest.raises(NotFound):
         cri.container_status(container_id="nosuch")
-    with pytest.raises(Unsupported):
-        cri.checkpoint_container(container_id="x", location="/x")
+    with pytest.raises(Unsupported, match="pods"):
+        cri.checkpoint_pod(pod_sandbox_id=pod, output_path="/x")
+    with pytest.raises(Unsupported, match="pods"):
+        cri.restore_pod(checkpoint_path="/x")
     assert len(cri.list_pod_sandbox()["items"]) == 1
 
 
