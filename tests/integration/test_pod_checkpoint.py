@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from fixtures import kernel
-from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.native.errors import InvalidArgument, InvalidState, NotFound, ScowError, Unsupported
 
@@ -19,9 +18,9 @@ COUNT = ["sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done"]
 
 
 @pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
+def cri(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cri]:
     made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
+    made.take_busybox(request)
     yield made
     made.remove_all()
     made.close()

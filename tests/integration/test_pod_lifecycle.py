@@ -280,6 +280,8 @@ def test_the_log_is_written_and_reopened(cri: Cri, tmp_path: Path) -> None:
 
 def test_resources_are_changed(cri: Cri) -> None:
     container = cri.running(cri.pod(), linux={"resources": {"memory_limit_in_bytes": 64 << 20}})
+    cri.update_container_resources(container_id=container, linux={"oom_score_adj": 7})
+    assert cri.container_state(container)["resources"]["linux"].get("oom_score_adj") != 7
     cri.update_container_resources(
         container_id=container, linux={"memory_limit_in_bytes": 96 << 20, "cpu_shares": 512}
     )

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from fixtures.command import Scow
-from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.native.errors import InvalidArgument
 
@@ -24,9 +23,9 @@ HOST_UID, HOST_GID, COUNT = 700_000, 800_000, 65536
 
 
 @pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
+def cri(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cri]:
     made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
+    made.take_busybox(request)
     yield made
     made.remove_all()
     made.close()
@@ -64,6 +63,7 @@ def test_status_tells(cri: Cri) -> None:
     } == {True}
 
 
+@pytest.mark.guest
 def test_who_is_who(cri: Cri) -> None:
     pod = cri.pod(linux=spaces())
     container = cri.running(pod)
@@ -88,6 +88,7 @@ def test_who_is_who(cri: Cri) -> None:
     assert cri.container_state(sailor)["user"]["linux"]["uid"] == 1000
 
 
+@pytest.mark.guest
 def test_files_belong_to_root_inside_and_to_nobody_outside(cri: Cri) -> None:
     pod = cri.pod(linux=spaces())
     container = cri.running(pod)
@@ -135,6 +136,7 @@ def test_what_root_inside_may_not(cri: Cri, tmp_path: Path) -> None:
     cri.sh(container, "hostname other; ip addr add 10.9.9.9/32 dev lo; mount -t tmpfs none /var")
 
 
+@pytest.mark.guest
 def test_the_network(cri: Cri) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
