@@ -60,7 +60,7 @@ def parse_pressure(text: str) -> Pressures | None:
     found: dict[str, Pressure] = {}
     for line in text.splitlines():
         kind, *words = line.split()
-        values = dict(word.partition("=")[::2] for word in words)
+        values = {key: value for key, _, value in (word.partition("=") for word in words)}
         found[kind] = Pressure(
             int(values["total"]),
             float(values["avg10"]),

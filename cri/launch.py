@@ -140,11 +140,7 @@ def prepare_launch(
     )
     root = Root(root_fd)
     user = resolve_record_user(record, root)
-    sandbox = _sandbox(record, around, dry_run=dry_run)
-    if sandbox.ids is not None and record.member is None:
-        # Nobody is to find it later: the descriptor keeps it until the process is in there.
-        own = Namespace("user", f"/proc/self/fd/{hold(open_user_namespace(sandbox.ids))}")
-        sandbox = msgspec.structs.replace(sandbox, namespaces=(own, *sandbox.namespaces))
+    sandbox = _sandbox(record, around, hold, dry_run=dry_run)
     path = record.cgroup
     generated = specgen.build_spec(record, user, sandbox, path, around.volume_dir)
     cgroup = open_cgroup(path)
@@ -179,9 +175,16 @@ def prepare_launch(
     return Prepared(plan, root, sandbox, generated)
 
 
-def _sandbox(record: Record, around: Surroundings, *, dry_run: bool) -> Sandbox:
+def _sandbox(
+    record: Record, around: Surroundings, hold: Callable[[OwnedFd], int], *, dry_run: bool
+) -> Sandbox:
     if record.member is None:
-        return prepare(record, around.store, around.network, around.pid_of, dry_run=dry_run)
+        made = prepare(record, around.store, around.network, around.pid_of, dry_run=dry_run)
+        if made.ids is None:
+            return made
+        # Nobody is to find it later: the descriptor keeps it until the process is in there.
+        user = Namespace("user", f"/proc/self/fd/{hold(open_user_namespace(made.ids))}")
+        return msgspec.structs.replace(made, namespaces=(user, *made.namespaces))
     from scow.cri.pod_join import join_pod
 
     return join_pod(record, record.member, around.store, around.pid_of)

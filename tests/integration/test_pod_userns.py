@@ -142,13 +142,15 @@ def test_the_network(cri: Cri) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ports = [{"container_port": 80, "host_port": port, "host_ip": "127.0.0.1"}]
-    pod = cri.pod(linux={**spaces(), "sysctls": {"net.core.somaxconn": "77"}}, port_mappings=ports)
+    pod = cri.pod(
+        linux={**spaces(), "sysctls": {"net.ipv4.ip_default_ttl": "77"}}, port_mappings=ports
+    )
     server = cri.running(
         pod,
         ["sh", "-c", "mkdir /www; echo hello > /www/x; exec httpd -f -p 80 -h /www"],
         linux={"security_context": {"run_as_username": ""}},
     )
-    assert cri.sh(server, "cat /proc/sys/net/core/somaxconn") == "77"
+    assert cri.sh(server, "cat /proc/sys/net/ipv4/ip_default_ttl") == "77"
     assert cri.sh(server, "cat /proc/sys/net/ipv4/ping_group_range").split() == ["0", "65535"]
     assert cri.sh(server, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start") == "0"
     # Everyone may ping: a socket that is given only to groups of ping_group_range.
@@ -190,6 +192,7 @@ def test_mounts_with_their_own_maps(cri: Cri, tmp_path: Path) -> None:
     assert cri.exec_sync(container_id=container, cmd=["touch", "/plain/x"])["exit_code"] == 1
 
 
+@pytest.mark.guest
 def test_a_shared_pid_namespace_and_a_terminal(cri: Cri) -> None:
     pod = cri.pod(linux=spaces(pid="POD"))
     linux = {"security_context": {"namespace_options": {"pid": "POD"}}}
