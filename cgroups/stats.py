@@ -5,6 +5,22 @@ from __future__ import annotations
 import msgspec
 
 
+class Pressure(msgspec.Struct, frozen=True):
+    """How long tasks waited (psi.rst): the sum in microseconds, and percent of the last 10 to 300 s."""
+
+    total_us: int
+    avg10: float
+    avg60: float
+    avg300: float
+
+
+class Pressures(msgspec.Struct, frozen=True):
+    """Of one kind: when some of the tasks waited, and when all of them did."""
+
+    some: Pressure
+    full: Pressure | None = None  # cpu has none on older kernels
+
+
 class Stats(msgspec.Struct, frozen=True):
     """Counters since the cgroup was made; None means unlimited, or not counted on this host.
 
@@ -38,6 +54,7 @@ class Stats(msgspec.Struct, frozen=True):
     memory_failures: int = 0
     page_faults: int = 0
     major_page_faults: int = 0
+    pressure: dict[str, Pressures] = {}  # "cpu", "memory", "io"; empty on v1
 
     @property
     def memory_used_bytes(self) -> int:

@@ -386,9 +386,18 @@ class V1Cgroup:
         # v1 keeps even SIGKILL waiting while a process is frozen.
         with contextlib.suppress(OSError, Unsupported):
             self._set_freezer("THAWED")
+            self._thaw_pods()
         if not is_told and self.pids():
             self._kill_round()
         processes.wait_until_empty(self.pids, what=self.path, again=self._kill_round)
+
+    def _thaw_pods(self) -> None:
+        """A pod that is frozen holds its containers, whatever is said of them."""
+        directory = os.path.dirname(self._freezer())
+        while (tree.read_mark(directory) or b"").startswith(tree.POD):
+            with OwnedFd(os.open(directory, _DIRECTORY)) as fd:
+                control.write_file(fd.fileno(), "freezer.state", "THAWED")
+            directory = os.path.dirname(directory)
 
     def _kill_unified(self) -> bool:
         """One write for all, if the host has it; a process that is in v1 only is not reached."""

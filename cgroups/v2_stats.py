@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from scow.cgroups import control
-from scow.cgroups.stats import Stats
+from scow.cgroups.stats import Pressure, Pressures, Stats
 
 
 def _number(fd: int, name: str) -> int | None:
@@ -47,7 +47,27 @@ def read(fd: int) -> Stats:
         memory_failures=events.get("max", 0),
         page_faults=memory.get("pgfault", 0),
         major_page_faults=memory.get("pgmajfault", 0),
+        pressure={
+            kind: found
+            for kind in ("cpu", "memory", "io")
+            if (found := parse_pressure(control.read_or(fd, f"{kind}.pressure", ""))) is not None
+        },
     )
+
+
+def parse_pressure(text: str) -> Pressures | None:
+    """`some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same of `full` (psi.rst)."""
+    found: dict[str, Pressure] = {}
+    for line in text.splitlines():
+        kind, *words = line.split()
+        values = {key: value for key, _, value in (word.partition("=") for word in words)}
+        found[kind] = Pressure(
+            int(values["total"]),
+            float(values["avg10"]),
+            float(values["avg60"]),
+            float(values["avg300"]),
+        )
+    return Pressures(found["some"], found.get("full")) if "some" in found else None
 
 
 def _block_io(text: str) -> dict[str, int]:

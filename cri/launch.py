@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -139,11 +140,7 @@ def prepare_launch(
     )
     root = Root(root_fd)
     user = resolve_record_user(record, root)
-    sandbox = _sandbox(record, around, dry_run=dry_run)
-    if sandbox.ids is not None and record.member is None:
-        # Nobody is to find it later: the descriptor keeps it until the process is in there.
-        own = Namespace("user", f"/proc/self/fd/{hold(open_user_namespace(sandbox.ids))}")
-        sandbox = msgspec.structs.replace(sandbox, namespaces=(own, *sandbox.namespaces))
+    sandbox = _sandbox(record, around, hold, dry_run=dry_run)
     path = record.cgroup
     generated = specgen.build_spec(record, user, sandbox, path, around.volume_dir)
     cgroup = open_cgroup(path)
@@ -178,9 +175,16 @@ def prepare_launch(
     return Prepared(plan, root, sandbox, generated)
 
 
-def _sandbox(record: Record, around: Surroundings, *, dry_run: bool) -> Sandbox:
+def _sandbox(
+    record: Record, around: Surroundings, hold: Callable[[OwnedFd], int], *, dry_run: bool
+) -> Sandbox:
     if record.member is None:
-        return prepare(record, around.store, around.network, around.pid_of, dry_run=dry_run)
+        made = prepare(record, around.store, around.network, around.pid_of, dry_run=dry_run)
+        if made.ids is None:
+            return made
+        # Nobody is to find it later: the descriptor keeps it until the process is in there.
+        user = Namespace("user", f"/proc/self/fd/{hold(open_user_namespace(made.ids))}")
+        return msgspec.structs.replace(made, namespaces=(user, *made.namespaces))
     from scow.cri.pod_join import join_pod
 
     return join_pod(record, record.member, around.store, around.pid_of)
@@ -236,6 +240,13 @@ def _monitor_config(
         cleanup_argv=around.cleanup_argv(record.id),
         cleanup_env=_cleanup_env(around.store),
     )
+
+
+def cleanup_argv(container_id: str) -> tuple[bytes, ...]:
+    """What a monitor calls that nobody watches when its container has ended."""
+    # -I: nothing of the caller's environment or directory decides what the interpreter loads.
+    words = [sys.executable, "-I", "-m", "scow.cli.main", "cleanup", container_id]
+    return tuple(os.fsencode(word) for word in words)
 
 
 def _cleanup_env(store: RecordStore) -> tuple[bytes, ...]:

@@ -18,6 +18,7 @@ from scow.cri.pod_records import PodRecord
 from scow.cri.records import RecordStore
 from scow.cri.status import is_process
 from scow.native import plan as p
+from scow.native import sys as kernel
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.native.spawn import launch_controlled
@@ -62,6 +63,8 @@ def start_init(store: RecordStore, run_dir: str, pod: PodRecord, kinds: tuple[st
         into = cgroup.dir_fd()
         os.makedirs(f"{store.run}/rootfs", mode=0o700, exist_ok=True)
         root_fd = hold(open_bind_source(base_layer(store), recursive=False))
+        # Of a shared mount (systemd's "/") it is shared, too, which pivot_root(2) takes for no root.
+        kernel.mount_setattr(root_fd, "", kernel.AT_EMPTY_PATH, propagation=kernel.MS_PRIVATE)
         handles = Handles(
             root_fd=root_fd,
             hold=hold,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from scow.image.store import Image, ImageStore
     from scow.native.plan import Plan
     from scow.netns.network import BridgeNetwork
+    from scow.runtime.spec import Spec
 
 # Inside the class `list` is the verb.
 Strings = list[str]
@@ -69,7 +69,7 @@ class Service:
             pid_of=self._pid_of,
             volume_dir=self.volumes.data_dir,
             adopt_volumes=self.volumes.adopt,
-            cleanup_argv=_cleanup_argv,
+            cleanup_argv=launching.cleanup_argv,
             image_layers=lambda image_id: self.images.layer_paths(self.images.get(image_id)),
         )
 
@@ -449,14 +449,22 @@ class Service:
         from scow.cri.preface import preface
 
         record = self.store.read(container_id)
+        with ExitStack() as stack:
+            prepared = self._prepare(record, stack)
+            return preface(record, prepared, self._around), prepared.plan
+
+    def configuration(self, container_id: str) -> Spec:
+        """The container's OCI configuration; nothing is taken."""
+        with ExitStack() as stack:
+            return self._prepare(self.store.read(container_id), stack).generated.spec
+
+    def _prepare(self, record: Record, stack: ExitStack) -> launching.Prepared:
         pid = self.status(record).pid
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         root = os.open(f"/proc/{pid}/root", flags) if pid else None
-        with ExitStack() as stack:
-            prepared = launching.prepare_launch(
-                record, self._around, stack, dry_run=True, running_root=root
-            )
-            return preface(record, prepared, self._around), prepared.plan
+        return launching.prepare_launch(
+            record, self._around, stack, dry_run=True, running_root=root
+        )
 
     def info(self) -> Sequence[Fact]:
         """Say what this host can do and what is missing."""
@@ -490,9 +498,3 @@ class Service:
                 hint=f"start it first: scow start {text}",
             )
         return container_id, status.pid
-
-
-def _cleanup_argv(container_id: str) -> tuple[bytes, ...]:
-    # -I: nothing of the caller's environment or directory decides what the interpreter loads.
-    words = [sys.executable, "-I", "-m", "scow.cli.main", "cleanup", container_id]
-    return tuple(os.fsencode(word) for word in words)

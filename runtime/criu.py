@@ -53,6 +53,7 @@ class Option:
     EXTERNAL = 37
     EMPTY_NS = 38
     FREEZE = 44
+    TIMEOUT = 45
     TCP_IN_FLIGHT = 46
     ORPHAN_PTY = 50
     LSM_PROFILE = 53

@@ -24,7 +24,7 @@ from scow.runtime.criu import Field, Option
 from scow.runtime.oci_args import COMMANDS as COMMAND_FLAGS
 from scow.runtime.oci_args import Flags, one_operand, switch, text, texts
 from scow.runtime.oci_destroy import destroy
-from scow.runtime.oci_state import ContainerDir, StateRecord
+from scow.runtime.oci_state import ContainerDir
 from scow.runtime.spec import Spec, SpecMount, decode_spec
 
 Tell = Callable[[str, str], None]
@@ -145,12 +145,12 @@ def checkpoint(root: str, flags: Flags, operands: list[str], tell: Tell) -> int:
         fields += [(Option.IMAGES, images_fd), (Option.WORK, work_fd), (Option.PID, record.pid)]
         fields += [(Option.ROOT, record.rootfs), (Option.LEAVE_RUNNING, goes_on)]
         fields += _memory_fields(flags)
-        fields += [(Option.EXTERNAL, name) for name in _other_namespaces(spec, record)]
-        freezer = _freezer(record)
+        fields += [(Option.EXTERNAL, name) for name in other_namespaces(spec, record.pid)]
+        freezer = find_freezer(record.cgroup)
         fields += [(Option.FREEZE, freezer)] if freezer else []
         if not switch(flags, "pre-dump"):
-            fields += [(Option.EXTERNAL, name) for name in _outer_mounts(spec, record.pid)]
-            _write_descriptors(images, record.pid)
+            fields += [(Option.EXTERNAL, name) for name in outer_mounts(spec, record.pid)]
+            write_descriptors(images, record.pid)
         criu.ask(
             binary,
             criu.PRE_DUMP if switch(flags, "pre-dump") else criu.DUMP,
@@ -187,26 +187,27 @@ def _memory_fields(flags: Flags) -> list[Field]:
     return fields
 
 
-def _freezer(record: StateRecord) -> str:
+def find_freezer(cgroup: str) -> str:
     """The cgroup by which CRIU stops all processes at once."""
     host = hierarchies()
     if host.mode is Mode.V2:
-        return f"{host.unified}/{record.cgroup}"
+        return f"{host.unified}/{cgroup}"
     hierarchy = host.with_controller("freezer")
-    return f"{hierarchy.directory}/{record.cgroup}" if hierarchy else ""
+    return f"{hierarchy.directory}/{cgroup}" if hierarchy else ""
 
 
-def _other_namespaces(spec: Spec, record: StateRecord) -> list[str]:
+def other_namespaces(spec: Spec, pid: int) -> list[str]:
+    """Those that the container has joined: CRIU leaves them to whoever has them."""
     found: list[str] = []
     for item in spec.linux.namespaces:
         if item.path and item.type in OTHERS:
             file, name = OTHERS[item.type]
-            inode = os.stat(f"/proc/{record.pid}/ns/{file}").st_ino
+            inode = os.stat(f"/proc/{pid}/ns/{file}").st_ino
             found.append(f"{file}[{inode}]:{name}")
     return found
 
 
-def _outer_mounts(spec: Spec, pid: int) -> list[str]:
+def outer_mounts(spec: Spec, pid: int) -> list[str]:
     """Which mounts of the container CRIU is to leave alone, and the names by which they come back."""
     points: dict[str, str] = {}
     names: dict[str, str] = {}
@@ -244,7 +245,8 @@ def _mount_id(root: Root, path: str) -> str:
         return ""  # covered since, or masked where there is nothing
 
 
-def _write_descriptors(images: str, pid: int) -> None:
+def write_descriptors(images: str, pid: int) -> None:
+    """Note what 0, 1 and 2 are, for whoever gives others in their place."""
     found: list[str] = []
     for fd in range(3):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def container_status(record: Record, status: Status, directory: str) -> Answer:
         "mounts": [dict(mount) for mount in member.mounts],
         "log_path": member.log_path,
         "resources": {"linux": dict(member.resources)},
-        "stop_signal": member.stop_signal,
+        "stop_signal": signal_name(record.stop_signal),
     }
     user = _user(directory)
     if user is not None:
@@ -90,6 +91,16 @@ def container_status(record: Record, status: Status, directory: str) -> Answer:
             }
         }
     return answer
+
+
+def signal_name(number: int) -> str:
+    """CRI's name of a signal: of the one in force, whoever has chosen it."""
+    last, first = signal.SIGRTMAX, signal.SIGRTMIN
+    if first < number <= first + 15:
+        return f"SIGNAL_SIGRTMINPLUS{number - first}"
+    if first + 15 < number < last:
+        return f"SIGNAL_SIGRTMAXMINUS{last - number}"
+    return f"SIGNAL_{signal.Signals(number).name}"
 
 
 def _end(status: Status) -> tuple[str, str, int]:

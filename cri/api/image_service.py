@@ -80,9 +80,10 @@ class ImageService:
 
     def pull_image(self, request: Message) -> Answer:
         """PullImage."""
-        credentials = _credentials(request.auth)
+        name = _name(request.image)
+        credentials = _credentials(request.auth, name)
         try:
-            image = self.service.images.pull(_name(request.image), credentials=credentials)
+            image = self.service.images.pull(name, credentials=credentials)
         except RegistryError as error:
             # The word that kubelets look for.
             raise RegistryError(f"RegistryUnavailable: {error}", hint=error.hint) from error
@@ -152,11 +153,11 @@ def _image(image: Image) -> Answer:
     return answer
 
 
-def _credentials(auth: Message | None) -> Credentials | None:
+def _credentials(auth: Message | None, name: str) -> Credentials | None:
     """What to prove ourselves with; None: what the host has for that registry."""
     from scow.image.credentials import Credentials
 
-    if auth is None:
+    if auth is None or not _is_for(auth.server_address, name):
         return None
     username, password = auth.username, auth.password
     if auth.auth and not username:
@@ -170,3 +171,17 @@ def _credentials(auth: Message | None) -> Credentials | None:
     if not (username or auth.identity_token or auth.registry_token):
         return None
     return Credentials(username, password, auth.identity_token, auth.registry_token)
+
+
+# docker's config.json, and kubelets after it, call the one registry by several names.
+_HUB = frozenset(
+    {"docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}
+)
+
+
+def _is_for(address: str, name: str) -> bool:
+    """Whether credentials for the server at `address` ("": any) may be shown to an image's registry."""
+    host = address.partition("://")[2] or address
+    host = host.partition("/")[0].lower()
+    wanted = parse_reference(name).host.lower()
+    return not host or host == wanted or (host in _HUB and wanted in _HUB)

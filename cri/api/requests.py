@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from scow.cri import parse
 from scow.cri.api.resources import limits_of, plain, sum_limits
-from scow.cri.api.security import container_security, user_of
+from scow.cri.api.security import check_sandbox, container_security, user_of
 from scow.cri.options import (
     ContainerOptions,
     Device,
@@ -22,7 +22,7 @@ from scow.cri.options import (
 )
 from scow.cri.parse_network import parse_hostname
 from scow.cri.pod_records import PodMetadata, PodOptions, PodRecord, container_name
-from scow.cri.records import Member
+from scow.cri.records import Member, Plain
 from scow.cri.userns import check_id_map
 from scow.native.errors import InvalidArgument, Unsupported
 from scow.native.idmap import IdMap
@@ -64,6 +64,7 @@ def pod_options(config: Message, handler: str) -> PodOptions:
         )
     linux = config.linux
     security = linux.security_context if linux is not None else None
+    check_sandbox(security)
     modes = _pod_modes(security.namespace_options if security is not None else None)
     network, pid, ipc = modes
     ids = user_namespace(security.namespace_options if security is not None else None)
@@ -230,7 +231,7 @@ def container_options(
         mounts=tuple(_mount(mount, image_id) for mount in config.mounts),
         devices=tuple(_device(device) for device in config.devices),
         oom_score_adj=_oom_score_adj(resources),
-        stop_signal=_signal(config.stop_signal),
+        stop_signal=stop_signal(config.stop_signal),
         limits=limits_of(resources),
         security=container_security(security, pod.options),
         network=NetworkOptions(mode=NamespaceMode("pod")),
@@ -248,7 +249,7 @@ def container_options(
         labels=dict(config.labels),
         annotations=dict(config.annotations),
         image=plain(image),
-        mounts=tuple(plain(mount) for mount in config.mounts),
+        mounts=tuple(_shown_mount(mount, image_id) for mount in config.mounts),
         resources=plain(resources),
         log_path=log,
         stop_signal=config.stop_signal,
@@ -324,7 +325,7 @@ def _oom_score_adj(resources: Message | None) -> int | None:
     return int(resources.oom_score_adj)
 
 
-def _signal(name: str) -> int | None:
+def stop_signal(name: str) -> int | None:
     """`SIGNAL_SIGRTMINPLUS3` as a number; None for the default."""
     if name == "SIGNAL_RUNTIME_DEFAULT":
         return None
@@ -401,6 +402,14 @@ def _image_mount(
         flags=flags,
         sub_path=mount.image_sub_path,
     )
+
+
+def _shown_mount(mount: Message, image_id: Callable[[str], str]) -> Plain:
+    """A mount as ContainerStatus tells it: as it came, and of an image which one that was."""
+    shown = plain(mount)
+    if mount.image is not None and mount.image.image:
+        shown["image"] = {**plain(mount.image), "image_ref": image_id(mount.image.image)}
+    return shown
 
 
 def _map(mappings: Sequence[Message]) -> tuple[tuple[int, int, int], ...]:

@@ -370,9 +370,9 @@ class RuntimeService(Measuring):
                 resources = build_resources(limits, [], privileged=False)
                 self.service.update_cgroup(record, msgspec.structs.replace(resources, devices=None))
             member = answers.member_of(record)
-            changed = msgspec.structs.replace(
-                member, resources={**member.resources, **plain(request.linux)}
-            )
+            # A score is of processes, which have theirs since they began.
+            told = {k: v for k, v in plain(request.linux).items() if k != "oom_score_adj"}
+            changed = msgspec.structs.replace(member, resources={**member.resources, **told})
             options = msgspec.structs.replace(record.options, limits=limits)
             self.service.store.write(
                 msgspec.structs.replace(record, options=options, member=changed)
@@ -446,7 +446,11 @@ class RuntimeService(Measuring):
 
     def checkpoint_container(self, request: Message) -> Answer:
         """CheckpointContainer."""
-        raise Unsupported("cannot checkpoint containers: this runtime does not use CRIU for pods")
+        from scow.cri.checkpoint import checkpoint
+
+        record, status = self._container(request)
+        checkpoint(self.service, record, status, request.location, max(0, request.timeout))
+        return {}
 
     def checkpoint_pod(self, request: Message) -> Answer:
         """CheckpointPod."""

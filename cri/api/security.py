@@ -76,6 +76,20 @@ def container_security(security: Message | None, pod: PodOptions) -> Security:
     )
 
 
+def check_sandbox(security: Message | None) -> None:
+    """What a pod's own security context says of its processes has no use here: it has none.
+
+    What nobody could ever mean, or would enforce, is refused all the same.
+    """
+    if security is None:
+        return
+    if security.run_as_group is not None and security.run_as_user is None:
+        raise InvalidArgument("run_as_group is given without run_as_user")
+    options = security.selinux_options
+    if options is not None and any((options.user, options.role, options.type, options.level)):
+        raise Unsupported("cannot apply SELinux labels: SELinux is not supported")
+
+
 def _names(given: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parse_capability(name) for name in given))
 

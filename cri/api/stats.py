@@ -110,6 +110,7 @@ class Measuring:
             answer["cpu"] = self._cpu(record.id, stats)
             answer["memory"] = memory_usage(stats)
             answer["swap"] = swap_usage(stats)
+            answer["io"] = io_usage(stats)
         return answer
 
     def _cpu(self, name: str, stats: Stats) -> Answer:
@@ -117,6 +118,7 @@ class Measuring:
             "timestamp": stats.time_ns,
             "usage_core_nano_seconds": {"value": stats.cpu_ns},
             "usage_nano_cores": {"value": self._rates.cores(name, stats.time_ns, stats.cpu_ns)},
+            **psi(stats, "cpu"),
         }
 
     def _writable_layer(self, record: Record) -> Answer:
@@ -178,6 +180,7 @@ class Measuring:
         linux: Answer = {
             "cpu": self._cpu(record.id, stats),
             "memory": memory_usage(stats),
+            "io": io_usage(stats),
             "process": {"timestamp": stats.time_ns, "process_count": {"value": stats.pids}},
             "containers": [],
         }
@@ -270,10 +273,36 @@ def memory_usage(stats: Stats) -> Answer:
         "rss_bytes": {"value": stats.memory_rss_bytes},
         "page_faults": {"value": stats.page_faults},
         "major_page_faults": {"value": stats.major_page_faults},
+        **psi(stats, "memory"),
     }
     if limit is not None:
         answer["available_bytes"] = {"value": max(0, limit - stats.memory_used_bytes)}
     return answer
+
+
+def psi(stats: Stats, kind: str) -> Answer:
+    """The field `psi` with a PsiStats; nothing where this host counts no pressure (cgroup v1)."""
+    found = stats.pressure.get(kind)
+    if found is None:
+        return {}
+    sides = {"Some": found.some, "Full": found.full}
+    return {
+        "psi": {
+            name: {
+                "Total": side.total_us,
+                "Avg10": side.avg10,
+                "Avg60": side.avg60,
+                "Avg300": side.avg300,
+            }
+            for name, side in sides.items()
+            if side is not None
+        }
+    }
+
+
+def io_usage(stats: Stats) -> Answer:
+    """An IoUsage."""
+    return {"timestamp": stats.time_ns, **psi(stats, "io")}
 
 
 def swap_usage(stats: Stats) -> Answer:

@@ -161,8 +161,10 @@ def test_what_is_refused(cri: Cri) -> None:
         cri.start_container()
     with pytest.raises(NotFound):
         cri.container_status(container_id="nosuch")
-    with pytest.raises(Unsupported):
-        cri.checkpoint_container(container_id="x", location="/x")
+    with pytest.raises(Unsupported, match="pods"):
+        cri.checkpoint_pod(pod_sandbox_id=pod, output_path="/x")
+    with pytest.raises(Unsupported, match="pods"):
+        cri.restore_pod(checkpoint_path="/x")
     assert len(cri.list_pod_sandbox()["items"]) == 1
 
 
@@ -278,6 +280,8 @@ def test_the_log_is_written_and_reopened(cri: Cri, tmp_path: Path) -> None:
 
 def test_resources_are_changed(cri: Cri) -> None:
     container = cri.running(cri.pod(), linux={"resources": {"memory_limit_in_bytes": 64 << 20}})
+    cri.update_container_resources(container_id=container, linux={"oom_score_adj": 7})
+    assert cri.container_state(container)["resources"]["linux"].get("oom_score_adj") != 7
     cri.update_container_resources(
         container_id=container, linux={"memory_limit_in_bytes": 96 << 20, "cpu_shares": 512}
     )

@@ -148,6 +148,9 @@ def test_an_image_as_a_volume(cri: Cri, images: ImageFactory) -> None:
     container = cri.running(pod, mounts=asked)
     assert cri.sh(container, "cat /whole/stack/063") == "layer 63"
     assert cri.sh(container, "cat /part/063") == "layer 63"
+    many = cri.image_status(image={"image": "many"})["image"]["id"]
+    shown = {m["container_path"]: m["image"] for m in cri.container_state(container)["mounts"]}
+    assert (shown["/part"]["image"], shown["/part"]["image_ref"]) == ("many", many)
     assert cri.sh(container, "test ! -e /part/062; ls /single/bin/busybox") == "/single/bin/busybox"
     done = cri.exec_sync(container_id=container, cmd=["touch", "/whole/x"])
     assert b"Read-only" in done["stderr"]

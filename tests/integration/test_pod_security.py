@@ -46,8 +46,9 @@ def test_users_and_groups(cri: Cri) -> None:
         "gid": 1000,
         "supplemental_groups": [1000, 42, 43],
     }
-    with pytest.raises(InvalidArgument, match="run_as_group"):
-        cri.container(pod, **secured(run_as_group={"value": 7}))
+    for refused in (cri.container, lambda pod, **fields: cri.pod(**fields)):
+        with pytest.raises(InvalidArgument, match="run_as_group"):
+            refused(pod, **secured(run_as_group={"value": 7}))
 
 
 def bits(cri: Cri, container: str, name: str) -> int:
@@ -158,3 +159,5 @@ def test_the_stop_signal(cri: Cri) -> None:
     assert cri.container_state(container)["stop_signal"] == "SIGNAL_SIGUSR1"
     cri.stop_container(container_id=container, timeout=10)
     assert cri.container_state(container)["exit_code"] == 9
+    plain = cri.container(cri.pod())
+    assert cri.container_state(plain)["stop_signal"] == "SIGNAL_SIGTERM"

@@ -196,4 +196,10 @@ def test_images(cri: Cri, images: ImageFactory, password_registry: Registry) -> 
     with pytest.raises(PermissionDenied):
         cri.pull_image(image={"image": private})
     auth = {"username": Registry.USER, "password": Registry.PASSWORD}
+    # What is meant for another server is not shown to this one.
+    with pytest.raises(PermissionDenied):
+        cri.pull_image(
+            image={"image": private}, auth={**auth, "server_address": "https://other.example/v1/"}
+        )
+    auth["server_address"] = f"https://{password_registry.host}/v2/"
     assert cri.pull_image(image={"image": private}, auth=auth)["image_ref"] == image_id

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from fixtures.command import Scow
-from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.native.errors import InvalidArgument
 
@@ -24,9 +23,9 @@ HOST_UID, HOST_GID, COUNT = 700_000, 800_000, 65536
 
 
 @pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
+def cri(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cri]:
     made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
+    made.take_busybox(request)
     yield made
     made.remove_all()
     made.close()
@@ -64,6 +63,7 @@ def test_status_tells(cri: Cri) -> None:
     } == {True}
 
 
+@pytest.mark.guest
 def test_who_is_who(cri: Cri) -> None:
     pod = cri.pod(linux=spaces())
     container = cri.running(pod)
@@ -88,6 +88,7 @@ def test_who_is_who(cri: Cri) -> None:
     assert cri.container_state(sailor)["user"]["linux"]["uid"] == 1000
 
 
+@pytest.mark.guest
 def test_files_belong_to_root_inside_and_to_nobody_outside(cri: Cri) -> None:
     pod = cri.pod(linux=spaces())
     container = cri.running(pod)
@@ -135,18 +136,21 @@ def test_what_root_inside_may_not(cri: Cri, tmp_path: Path) -> None:
     cri.sh(container, "hostname other; ip addr add 10.9.9.9/32 dev lo; mount -t tmpfs none /var")
 
 
+@pytest.mark.guest
 def test_the_network(cri: Cri) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ports = [{"container_port": 80, "host_port": port, "host_ip": "127.0.0.1"}]
-    pod = cri.pod(linux={**spaces(), "sysctls": {"net.core.somaxconn": "77"}}, port_mappings=ports)
+    pod = cri.pod(
+        linux={**spaces(), "sysctls": {"net.ipv4.ip_default_ttl": "77"}}, port_mappings=ports
+    )
     server = cri.running(
         pod,
         ["sh", "-c", "mkdir /www; echo hello > /www/x; exec httpd -f -p 80 -h /www"],
         linux={"security_context": {"run_as_username": ""}},
     )
-    assert cri.sh(server, "cat /proc/sys/net/core/somaxconn") == "77"
+    assert cri.sh(server, "cat /proc/sys/net/ipv4/ip_default_ttl") == "77"
     assert cri.sh(server, "cat /proc/sys/net/ipv4/ping_group_range").split() == ["0", "65535"]
     assert cri.sh(server, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start") == "0"
     # Everyone may ping: a socket that is given only to groups of ping_group_range.
@@ -188,6 +192,7 @@ def test_mounts_with_their_own_maps(cri: Cri, tmp_path: Path) -> None:
     assert cri.exec_sync(container_id=container, cmd=["touch", "/plain/x"])["exit_code"] == 1
 
 
+@pytest.mark.guest
 def test_a_shared_pid_namespace_and_a_terminal(cri: Cri) -> None:
     pod = cri.pod(linux=spaces(pid="POD"))
     linux = {"security_context": {"namespace_options": {"pid": "POD"}}}

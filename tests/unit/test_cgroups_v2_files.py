@@ -16,6 +16,8 @@ from scow.cgroups import control, tree, weight
 from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cgroups.detect import Hierarchies, Mode
 from scow.cgroups.resources import BlockIO, Cpu, Memory, Pids, Resources
+from scow.cgroups.stats import Pressure
+from scow.cgroups.v2_stats import parse_pressure
 from scow.native.errors import (
     InvalidArgument,
     InvalidState,
@@ -298,3 +300,19 @@ def test_below_a_container_is_refused(kernel: FakeKernel) -> None:
     _group(kernel).create(Resources())
     with pytest.raises(ScowError, match="cgroup of a container"):
         _group(kernel, "scow/abc/inner").create(Resources())
+
+
+def test_pressure() -> None:
+    text = (
+        "some avg10=1.50 avg60=0.25 avg300=0.00 total=4711\n"
+        "full avg10=0.00 avg60=0.00 avg300=0.00 total=17\n"
+    )
+    found = parse_pressure(text)
+    assert found is not None
+    assert found.some == Pressure(4711, 1.5, 0.25, 0.0)
+    assert found.full == Pressure(17, 0.0, 0.0, 0.0)
+    some = parse_pressure(text.splitlines()[0])
+    assert some is not None
+    assert some.full is None
+    # Without CONFIG_PSI, or with psi=0, there is no such file.
+    assert parse_pressure("") is None

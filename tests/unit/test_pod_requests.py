@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scow.cri.api import requests
+from scow.cri.api import answers, requests
 from scow.cri.api.image_service import ImageService
 from scow.cri.api.message import Message
 from scow.cri.api.resources import limits_of, sum_limits, updated
@@ -146,6 +146,16 @@ def test_reserved_names_differ_where_their_parts_do() -> None:
     assert len(set(names)) == len(names)
     assert all("/" not in name and len(name) < 256 for name in names)
     assert reserved_name("x" * 300) != reserved_name("x" * 299 + "y")
+
+
+def test_every_signal_has_its_name_back() -> None:
+    names = set(schema().enums["Signal"]) - {"SIGNAL_RUNTIME_DEFAULT"}
+    numbers = {name: requests.stop_signal(name) for name in names}
+    assert None not in numbers.values()
+    for name, number in numbers.items():
+        assert number is not None
+        assert requests.stop_signal(answers.signal_name(number)) == number, name
+        assert answers.signal_name(number) in names
 
 
 def test_every_method_of_cri_is_there() -> None:
