@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from scow.cli.remote import AUTHFILE, PLAIN_HTTP, TLS_VERIFY, ask_password, warn, wire
+from scow.cli.registry_options import AUTHFILE, PLAIN_HTTP, TLS_VERIFY, ask_password, warn, wire
 from scow.cli.table import Argument, Command, UsageError, Values, flag, text
 
 MAX_PASSWORD_BYTES = 64 << 10

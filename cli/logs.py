@@ -60,7 +60,8 @@ def _duration(words: str) -> int | None:
     return int(sum(float(number) * _UNITS_NS[unit] for number, unit in parts))
 
 
-def _tail(words: str | None) -> int | None:
+def parse_tail(words: str | None) -> int | None:
+    """A number of lines; None for all of them."""
     if words in (None, "all", "-1"):
         return None
     from scow.cri.parse import parse_int
@@ -75,16 +76,17 @@ def _logs(values: Values) -> int:
     entries = service().logs(
         container_id,
         follow=values.flag("follow"),
-        tail=_tail(values.text("tail")),
+        tail=parse_tail(values.text("tail")),
         since_ns=None if since is None else parse_time("--since", since),
         until_ns=None if until is None else parse_time("--until", until),
     )
     sys.stdout.flush()
-    _write(entries, times=values.flag("timestamps"), flush=values.flag("follow"))
+    write_entries(entries, times=values.flag("timestamps"), flush=values.flag("follow"))
     return 0
 
 
-def _write(entries: Iterator[LogEntry], *, times: bool, flush: bool) -> None:
+def write_entries(entries: Iterator[LogEntry], *, times: bool, flush: bool) -> None:
+    """Write each line where it belongs."""
     # Bytes as they came: the log of a program is its own business, and text may be any encoding.
     pending: dict[int, list[bytes]] = {1: [], 2: []}
     size = 0

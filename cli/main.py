@@ -115,6 +115,8 @@ def _dispatch(words: list[str]) -> int:
         return _unknown_verb(rest)
     name, arguments = found
     command = registry.load(name)
+    if session.host is None and name not in registry.HERE:
+        session.host = os.environ.get("SCOW_HOST") or None
     from scow.cli.parser import HelpWanted, parse
 
     try:
@@ -124,10 +126,9 @@ def _dispatch(words: list[str]) -> int:
 
         return show_command(command)
     if session.host is not None and not command.uses_service:
-        raise UsageError(
-            f"{command.name}: works on this machine only, not by --host",
-            hint="'scow --host ADDRESS call METHOD' calls a service elsewhere",
-        )
+        from scow.cli import remote
+
+        return remote.run(command, values)
     _require_root(command)
     if command.needs_root:
         import_codec()

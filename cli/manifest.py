@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scow.cli.format import Row, write_rows
 from scow.cli.human import decimal_size
-from scow.cli.remote import REMOTE_OPTIONS, connection
+from scow.cli.registry_options import REMOTE_OPTIONS, connection
 from scow.cli.table import Argument, Command, UsageError, Values, flag, text
 from scow.cli.targets import each
 

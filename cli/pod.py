@@ -33,7 +33,8 @@ def _pods() -> Pods:
     return Pods(service())
 
 
-def _options(values: Values) -> PodOptions:
+def options_of(values: Values) -> PodOptions:
+    """What the command line asks for."""
     from scow.cri import parse
     from scow.cri.parse_network import parse_hostname, parse_ip
     from scow.cri.pod_records import PodMetadata, PodOptions
@@ -75,7 +76,7 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 
 
 def _create(values: Values) -> int:
-    print(_pods().run(_options(values)))
+    print(_pods().run(options_of(values)))
     return 0
 
 

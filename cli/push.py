@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scow.cli.remote import REMOTE_OPTIONS, connection
+from scow.cli.registry_options import REMOTE_OPTIONS, connection
 from scow.cli.session import service
 from scow.cli.table import Argument, Command, UsageError, Values, flag, text
 

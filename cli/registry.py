@@ -187,6 +187,9 @@ ALIASES: dict[str, str] = {
     "ls": "ps",
 }
 
+# What SCOW_HOST says nothing about: the service itself, what it starts, and what needs none.
+HERE = frozenset({"serve", "cleanup", "completion", "__complete"})
+
 GROUPS = ("container", "image", "manifest", "pod", "registry", "system")
 
 

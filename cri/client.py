@@ -118,6 +118,11 @@ class Client:
             self._tls = tls.context()
         return host, port
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the service is on this machine for certain: its files are ours."""
+        return self._path is not None
+
     # --- calls --------------------------------------------------------------------------------
 
     def call(

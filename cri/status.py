@@ -61,6 +61,9 @@ def read_status(store: RecordStore, record: Record) -> Status:
         )
     run = read_run(store, record.id)
     if run is None:
+        # It may have ended since we looked, and been cleaned up: then the record is there now.
+        if _read_exit(store, record.id) is not None:
+            return read_status(store, record)
         return Status(State.CREATED) if _never_ran(store, record.id) else _lost(0)
     if not is_process(run.monitor_pid, run.monitor_start_time):
         # It writes the record, then it goes: look once more.

@@ -158,6 +158,8 @@ class Caller:
             source = _Source(self._pools, bound, message, method)
             ends = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
             try:
+                await source.open(ends, self._stopped)
+                yield b""  # the head of the answer says that the service listens
                 while (body := await source.next(ends, self._stopped)) is not None:
                     yield _envelope(0, body, gzip)
             finally:
@@ -181,15 +183,27 @@ class _Source:
         method: Method,
     ) -> None:
         self._pools = pools
-        self._open: Callable[[], Iterator[dict[str, Any]]] = lambda: iter(bound(message))
+        self._call: Callable[[], Iterator[dict[str, Any]]] = lambda: iter(bound(message))
         self._method = method
-        self._items: Iterator[dict[str, Any]] | None = None
+        self._items: Iterator[dict[str, Any]] = iter(())
         self._running: asyncio.Future[bytes | None] | None = None
         self._closed = False
 
+    async def open(self, ends: float | None, stopped: asyncio.Future[None]) -> None:
+        """Make the call: from here on nothing is missed."""
+        await self._run(self._begin, ends, stopped)
+
     async def next(self, ends: float | None, stopped: asyncio.Future[None]) -> bytes | None:
         """The next item, encoded; None at the end."""
-        running = self._running = self._pools.submit("stream", self._step)
+        return await self._run(self._step, ends, stopped)
+
+    async def _run(
+        self,
+        work: Callable[[], bytes | None],
+        ends: float | None,
+        stopped: asyncio.Future[None],
+    ) -> bytes | None:
+        running = self._running = self._pools.submit("stream", work)
         left = None if ends is None else max(0.0, ends - asyncio.get_running_loop().time())
         # wait() cancels nothing: `close` must see whether the thread still waits.
         await asyncio.wait((running, stopped), timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -199,9 +213,12 @@ class _Source:
             raise _Stopping(f"{self._method.name}: the service stops", hint="connect again")
         raise DeadlineExceeded(f"{self._method.name}: its time is over")
 
+    def _begin(self) -> None:
+        self._items = self._call()
+        if self._closed:
+            self._close_items()
+
     def _step(self) -> bytes | None:
-        if self._items is None:
-            self._items = self._open()
         try:
             item = next(self._items, None)
         finally:

@@ -65,7 +65,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class StreamResponse:
-    """An answer in pieces. The iterator is closed when the client goes away."""
+    """An answer in pieces; its head goes with the first, which may be empty.
+
+    The iterator is closed when the client goes away.
+    """
 
     chunks: AsyncIterator[bytes]
     headers: Headers = ()
@@ -221,8 +224,7 @@ class Connection:
 
     async def _send_stream(self, answer: StreamResponse) -> None:
         head = h11.Response(status_code=200, headers=[*answer.headers, _date()])
-        await self._write(self._http.send(head))
-        sender = asyncio.ensure_future(self._send_chunks(answer.chunks))
+        sender = asyncio.ensure_future(self._send_chunks(head, answer.chunks))
         watcher = asyncio.ensure_future(self._watch())
         try:
             await asyncio.wait((sender, watcher), return_when=asyncio.FIRST_COMPLETED)
@@ -234,9 +236,12 @@ class Connection:
                 task.cancel()
             await asyncio.gather(sender, watcher, return_exceptions=True)
 
-    async def _send_chunks(self, chunks: AsyncIterator[bytes]) -> None:
+    async def _send_chunks(self, head: h11.Response, chunks: AsyncIterator[bytes]) -> None:
         async for chunk in chunks:
-            await self._write(self._http.send(h11.Data(chunk)))
+            if self._http.our_state is h11.SEND_RESPONSE:
+                await self._write(self._http.send(head))
+            if chunk:
+                await self._write(self._http.send(h11.Data(chunk)))
         await self._write(self._http.send(h11.EndOfMessage()))
 
     async def _watch(self) -> None:

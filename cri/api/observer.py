@@ -166,6 +166,9 @@ class Observer:
             return seen
         seen.ended = ended
         self._ask(seen)
+        if _signature(f"{directory}/record.json") is None:
+            self._drop(container_id)  # removed meanwhile: what was read may be of an empty place
+            return None
         return seen
 
     def _ask(self, seen: Seen) -> None:

@@ -29,7 +29,7 @@ from scow.native.idmap import IdMap
 from scow.netns.ports import PortMapping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from scow.cri.api.message import Message
 
@@ -455,3 +455,12 @@ def log_path(directory: str, path: str) -> str:
     if path.startswith("/") or not full.startswith(f"{directory.rstrip('/')}/"):
         raise InvalidArgument(f"config.log_path '{path[:256]}' leads out of the log directory")
     return full
+
+
+def refuse_own(what: str, paths: Iterable[str], places: Sequence[str]) -> None:
+    """Refuse paths that lead into our own state: a container in it could undo all others."""
+    for path in paths:
+        real = os.path.realpath(path)
+        for place in places:
+            if f"{real}/".startswith(f"{os.path.realpath(place)}/"):
+                raise InvalidArgument(f"{what} '{path[:256]}' is in scow's own directory '{place}'")

@@ -16,7 +16,13 @@ def limits_of(resources: Message | None, *, pids: int | None = None) -> Limits:
         return Limits(pids=pids)
     memory = resources.memory_limit_in_bytes or None
     swap = resources.memory_swap_limit_in_bytes or None
-    if memory is not None and memory < 0:
+    for name in ("memory_limit_in_bytes", "memory_swap_limit_in_bytes", "cpu_quota"):
+        if getattr(resources, name) < -1:
+            raise InvalidArgument(f"{name} is {getattr(resources, name)}: -1 is no limit")
+    for name in ("cpu_period", "cpu_shares"):
+        if getattr(resources, name) < 0:
+            raise InvalidArgument(f"{name} is {getattr(resources, name)}: it is a number from 0")
+    if memory == -1:
         memory = None
     if swap is not None and memory is None:
         swap = None

@@ -159,6 +159,7 @@ class RuntimeService(Measuring):
         config = requests.need(request.config, "config")
         options = requests.pod_options(config, request.runtime_handler)
         if options.log_directory:
+            requests.refuse_own("log_directory", [options.log_directory], self._own_places())
             os.makedirs(options.log_directory, mode=0o755, exist_ok=True)
         pod_id = self.pods.run(options)
         self.events.publish(pod_id, events.CREATED)
@@ -279,11 +280,16 @@ class RuntimeService(Measuring):
         options, member = requests.container_options(
             config, pod, lambda target: self._target(pod, target), self._image_id
         )
+        sources = [mount.source for mount in options.mounts if mount.kind == "bind"]
+        requests.refuse_own("mount of", sources, self._own_places())
         if member.log_path:
             os.makedirs(os.path.dirname(member.log_path), mode=0o755, exist_ok=True)
         container_id = self.service.create(image, options, member, pod.cgroup)
         self.events.publish(container_id, events.CREATED)
         return {"container_id": container_id}
+
+    def _own_places(self) -> tuple[str, str]:
+        return self.service.root, self.service.run
 
     def _target(self, pod: PodRecord, text: str) -> str:
         record, status = self.observer.container(text)

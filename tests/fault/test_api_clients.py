@@ -259,15 +259,17 @@ def race_to_start(door: Door, container: str) -> None:
     assert found == {"started": 1, "failed_precondition": 9}
 
 
-def test_a_container_that_has_ended_is_not_started_again(door: Door, service: Serving) -> None:
+def test_a_container_that_has_ended_is_not_started_again(
+    door: Door, service: Serving, tmp_path: Path
+) -> None:
     with door.client() as client:
-        pod = run_pod(client, log_directory=str(Path(door.state.run, "logs")))
+        pod = run_pod(client, log_directory=str(tmp_path))
         for n in range(5):
             name = f"c{n}"
             container = create_container(client, pod, ["echo", "once"], name=name, log_path=name)
             race_to_start(door, container)
             door.wait_exit(container)
-            assert log_lines(Path(door.state.run, "logs", name)) == ["once"]
+            assert log_lines(tmp_path / name) == ["once"]
 
 
 def test_stalled_readers(door: Door, service: Serving, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class Load:
 
 @pytest.mark.parametrize(
     ("kills", "chatty", "servers", "pause_us"),
-    [(5, 3, 1, 2000), pytest.param(100, 20, 5, 5000, marks=pytest.mark.slow)],
+    [(5, 3, 1, 2000), pytest.param(100, 50, 25, 20000, marks=pytest.mark.slow)],
 )
 def test_killed_under_load(
     door: Door, tmp_path: Path, kills: int, chatty: int, servers: int, pause_us: int

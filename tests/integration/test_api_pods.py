@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -250,3 +252,25 @@ def test_a_pod_by_the_generated_client(service: Serving, scow_run: Path, tmp_pat
         "pod": "SANDBOX_NOTREADY",
         "gone": "NotFound",
     }
+
+
+def test_a_backend_from_the_page_alone(
+    client: Client, scow_run: Path, tmp_path: Path, images: ImageFactory
+) -> None:
+    """tests/payload/backend.py knows no more than docs/api.md tells."""
+    program = Path(__file__).parents[1] / "payload/backend.py"
+    argv = [sys.executable, "-I", "-S", program, scow_run / "scow.sock", images.busybox(), tmp_path]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["version"] == "scow"
+    assert found["image"].startswith("sha256:")
+    assert found["again"] == "already_exists"
+    assert found["address"].startswith("10.")
+    assert found["exec"] == ["through", 4]
+    assert found["memory"] > 0
+    assert found["cpu"] > 0
+    assert found["end"] == ["CONTAINER_EXITED", 3, "Error"]
+    assert found["log"] == [["stdout", "F", "hello"], ["stdout", "F", "bye"]]
+    assert found["events"] == ["CREATED", "STARTED", "STOPPED", "DELETED"]
+    assert found["left"] == []

@@ -68,7 +68,7 @@ def test_serve_and_call(environment: dict[str, str], scow_run: Path) -> None:
         (["--host", "tcp://127.0.0.1:1", "call", "Version"], "needs a client certificate"),
         (["--host", "ftp://x", "call", "Version"], "is no address of a service"),
         (["--host", "http://127.0.0.1:1", "call", "Version"], "Connection refused"),
-        (["--host", "unix:///nonexistent", "ps"], "works on this machine only"),
+        (["--host", "unix:///nonexistent", "run", "x"], "works on this machine only"),
         (["--host"], "option --host needs a value: --host ADDRESS"),
     ],
 )  # fmt: skip

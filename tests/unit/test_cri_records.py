@@ -138,3 +138,18 @@ def test_a_lock_on_what_was_removed_meanwhile_is_no_lock(store: RecordStore) -> 
         store.discard(record.id, record.name)
     with pytest.raises(NotFound), store.locked(record.id):
         pass
+
+
+def test_an_end_between_two_looks_is_an_end(
+    store: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of the end is written, and the run's directory removed, after one was looked for."""
+    from scow.cri import status
+    from scow.runtime.monitor import ExitRecord
+    from scow.runtime.state import State
+
+    ended = ExitRecord(9, 0x300, 3, 0, oom_killed=False, started_at=1, finished_at=2)
+    found = iter((None, ended, ended))
+    monkeypatch.setattr(status, "_read_exit", lambda *_: next(found))
+    seen = status.read_status(store, make(store, "quick"))
+    assert (seen.state, seen.exit_code) == (State.EXITED, 3)
