@@ -126,7 +126,7 @@ def test_everything_set_up_by_certs_d(
     place = certs / tls_registry.host
     place.mkdir()
     shutil.copy(pki / "server.crt", place / "ca.crt")
-    with pytest.raises(RegistryError, match="wants a client certificate|closed the"):
+    with pytest.raises(RegistryError, match=r"wants a client certificate|closed the"):
         pull(store, reference)
     shutil.copy(pki / "client.crt", place / "client.cert")
     with pytest.raises(RegistryError, match=r"cannot use certificate .*client\.cert"):

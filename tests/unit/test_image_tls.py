@@ -15,7 +15,7 @@ from scow.image import hosts as hosts_module
 from scow.image import tls
 from scow.image.reference import parse_reference
 from scow.image.registry import Registry
-from scow.image.transport import Patience, Transport, TransportError, proxies_for
+from scow.image.transport import Patience, Transport, TransportError
 from scow.native.errors import NotFound, RegistryError
 
 QUICK = Patience(connect_s=2, idle_s=2, attempts=2, backoff_s=0.01)
@@ -133,6 +133,57 @@ def test_wrong_name(tmp_path: Path, certs_d: Path) -> None:
             get(server)
 
 
+CA_CONFIG = """
+[ca]
+default_ca = it
+[it]
+database = {directory}/database
+new_certs_dir = {directory}
+rand_serial = yes
+default_md = sha256
+policy = policy
+x509_extensions = extensions
+[policy]
+commonName = supplied
+[extensions]
+subjectAltName = IP:127.0.0.1
+"""
+
+
+def make_dated(directory: Path, start: str, end: str) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that is good between two times (YYYYMMDDHHMMSSZ)."""
+    config, key = directory / "ca.cnf", directory / "dated.key"
+    config.write_text(CA_CONFIG.format(directory=directory))
+    (directory / "database").touch()
+    request, certificate = directory / "dated.csr", directory / "dated.crt"
+    for argv in (
+        ["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-keyout", key, "-subj", "/CN=dated", "-out", request],
+        ["ca", "-batch", "-selfsign", "-config", config, "-keyfile", key, "-in", request,
+         "-startdate", start, "-enddate", end, "-notext", "-out", certificate],
+    ):  # fmt: skip
+        subprocess.run(["openssl", *argv], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "says"),
+    [
+        ("20200101000000Z", "20210101000000Z", "has expired"),
+        ("20900101000000Z", "20910101000000Z", "is not valid yet"),  # or our clock is at 1970
+    ],
+)
+def test_dates(tmp_path: Path, certs_d: Path, start: str, end: str, says: str) -> None:
+    certificate, key = make_dated(tmp_path, start, end)
+    for server in serve(certificate, key):
+        place = certs_d / host_of(server)
+        place.mkdir(parents=True)
+        (place / "ca.crt").write_bytes(certificate.read_bytes())
+        with pytest.raises(TransportError, match=says) as caught:
+            get(server)
+        assert "clock" in (caught.value.hint or "")
+
+
 def test_loopback_registry_with_tls_is_found_out(server: Server, certs_d: Path) -> None:
     # It is tried in HTTP first; what cannot be HTTP is tried in HTTPS, and then the rules hold.
     client = Registry(parse_reference(f"{host_of(server)}/a/b"), patience=QUICK)
@@ -150,12 +201,3 @@ def test_tls_failure_never_leads_to_http(server: Server, monkeypatch: pytest.Mon
         client.head_manifest("latest")
     assert client.transport.base_url.startswith("https://")
     assert server.seen == []  # type: ignore[attr-defined]  # set in serve()
-
-
-def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
-    monkeypatch.setenv("NO_PROXY", "inner.example")
-    assert proxies_for("https://quay.io/v2/")["https"] == "http://proxy.example:3128"
-    assert proxies_for("https://inner.example/v2/").get("https") is None
-    for host in ("localhost:5000", "127.0.0.1:5000", "[::1]:5000"):
-        assert proxies_for(f"https://{host}/v2/") == {}
