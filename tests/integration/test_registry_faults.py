@@ -38,7 +38,7 @@ from scow.native.errors import (
 
 QUICK = Patience(
     connect_s=5,
-    idle_s=0.6,
+    idle_s=1.5,
     stall_window_s=0.5,
     stall_bytes=10_000,
     attempts=3,

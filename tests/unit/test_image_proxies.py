@@ -86,10 +86,13 @@ def tunnel(target: str, refuse: bool = False) -> Iterator[tuple[str, list[str]]]
     ended = threading.Event()
 
     def serve(client: socket.socket) -> None:
-        with client:
+        with client, contextlib.suppress(OSError):  # either side may hang up
             head = b""
             while b"\r\n\r\n" not in head:
-                head += client.recv(4096)
+                data = client.recv(4096)
+                if not data:
+                    return
+                head += data
             asked.append(head.decode())
             if refuse:
                 client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
