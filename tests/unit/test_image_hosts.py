@@ -129,6 +129,12 @@ def test_another_server_is_a_mirror(etc: Path) -> None:
     assert (host.url, host.name, host.is_mirror) == ("https://inner.example", "inner.example", True)
 
 
+@pytest.mark.parametrize("name", ["docker.io", "index.docker.io", "registry-1.docker.io"])
+def test_docker_hub_by_any_name(etc: Path, name: str) -> None:
+    write(etc, "docker.io", f'server = "https://{name}"')
+    assert find_hosts("docker.io") == [Host("https://registry-1.docker.io", name="docker.io")]
+
+
 def test_which_file(etc: Path) -> None:
     def mirror(host: str) -> str:
         return find_hosts(host)[0].url

@@ -69,6 +69,20 @@ def test_a_bad_name_touches_nothing(
     assert not os.path.exists(store.content.root)
 
 
+def test_what_is_asked_for(store: ImageStore, registry: FakeRegistry) -> None:
+    """All four kinds of manifest, and bytes as they are."""
+    registry.add_image(b"x")
+    pull(store, registry)
+    for headers in registry.requests("/manifests/"):
+        assert set(headers["Accept"].split(", ")) == {
+            "application/vnd.oci.image.manifest.v1+json",
+            "application/vnd.oci.image.index.v1+json",
+            "application/vnd.docker.distribution.manifest.v2+json",
+            "application/vnd.docker.distribution.manifest.list.v2+json",
+        }
+    assert all(headers["Accept-Encoding"] == "identity" for _, _, headers in registry.log)
+
+
 def test_digest_beats_tag(store: ImageStore, registry: FakeRegistry) -> None:
     """C3: the tag is for show; another one there, or none, changes nothing."""
     wanted = registry.add_image(b"wanted", tag="1")["digest"]

@@ -15,6 +15,7 @@ from scow.image import hosts as hosts_module
 from scow.image import tls
 from scow.image.reference import parse_reference
 from scow.image.registry import Registry
+from scow.image.tls import TlsFiles
 from scow.image.transport import Patience, Transport, TransportError
 from scow.native.errors import NotFound, RegistryError
 
@@ -62,11 +63,19 @@ def server(certificate: tuple[Path, Path]) -> Iterator[Server]:
     yield from serve(*certificate)
 
 
-def serve(certificate: Path, key: Path) -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), Handler)
+def serve(
+    certificate: Path,
+    key: Path,
+    handler: type[Handler] = Handler,
+    client_ca: Path | None = None,
+) -> Iterator[Server]:
+    server = Server(("127.0.0.1", 0), handler)
     server.seen = []  # type: ignore[attr-defined]  # for the tests
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
+    if client_ca:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.load_verify_locations(client_ca)
     # The handshake happens in the connection's thread, or one silent client would stop the rest.
     server.socket = context.wrap_socket(
         server.socket, server_side=True, do_handshake_on_connect=False
@@ -121,6 +130,43 @@ def test_ca_of_the_administrator(
     (place / "ca.crt").write_text("garbage")
     with pytest.raises(RegistryError, match=r"cannot use certificate .*ca\.crt"):
         get(server)
+
+
+def test_client_certificates_are_for_their_host_only(
+    tmp_path: Path, certs_d: Path, certificate: tuple[Path, Path]
+) -> None:
+    """A redirect to somebody else: our CA is good there, our certificate is not shown."""
+    shown: list[tuple[int, bool]] = []
+
+    class Showing(Handler):
+        def do_GET(self) -> None:
+            port = self.server.server_address[1]
+            shown.append((port, bool(self.connection.getpeercert())))  # type: ignore[attr-defined]  # TLS
+            elsewhere = self.server.elsewhere  # type: ignore[attr-defined]  # set below
+            self.send_response(307 if elsewhere else 404)
+            if elsewhere:
+                self.send_header("Location", f"https://{elsewhere}/x")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    client = make_certificate(tmp_path, "client", "DNS:client")
+    first, second = (serve(*certificate, Showing, client[0]) for _ in range(2))
+    one, two = next(first), next(second)
+    one.elsewhere, two.elsewhere = host_of(two), ""  # type: ignore[attr-defined]  # for Showing
+    files = TlsFiles((str(certificate[0]),), ((str(client[0]), str(client[1])),))
+    transport = Transport(f"https://{host_of(one)}", patience=QUICK, tls_files=files)
+    transport.get(f"https://{host_of(one)}/x").close()
+    # A host with a directory of its own gets what is in that.
+    place = certs_d / host_of(two)
+    place.mkdir(parents=True)
+    (place / "mine.cert").write_bytes(client[0].read_bytes())
+    (place / "mine.key").write_bytes(client[1].read_bytes())
+    transport.get(f"https://{host_of(one)}/x").close()
+    transport.close()
+    ports = one.server_port, two.server_port
+    assert shown == [(ports[0], True), (ports[1], False), (ports[0], True), (ports[1], True)]
+    for server in (first, second):
+        assert list(server) == []
 
 
 def test_wrong_name(tmp_path: Path, certs_d: Path) -> None:
