@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HELPER_TIMEOUT_S = 30.0
 MAX_HELPER_BYTES = 1 << 20
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
-_HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _META_HEADER = re.compile(r"(?i:x-meta-)[A-Za-z0-9-]{1,128}")
 _META_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,1022}[\x21-\x7e])?")
 _NOT_FOUND_TEXT = "credentials not found in native keychain"
@@ -190,7 +190,7 @@ def _from_entry(entry: _AuthEntry, file_path: str) -> Credentials | None:
 
 def _ask_helper(name: str, server: str) -> Credentials | None:
     """Run `docker-credential-NAME get` (docker-credential-helpers protocol)."""
-    if not _HELPER_NAME.fullmatch(name):
+    if not HELPER_NAME.fullmatch(name):
         raise InvalidArgument(f"credential helper {quote(name)} is not a valid name")
     program = f"docker-credential-{name}"
     status, output = run_helper(program, "get", server.encode())

@@ -87,6 +87,8 @@ class Endpoint:
             response.close()
             raise self.auth.denied(
                 f"{quote(self._path)} does not exist, or needs other credentials"
+                if self._path
+                else "the user name or password is wrong"
             )
         return response
 
@@ -104,9 +106,10 @@ class Endpoint:
             if not self._upgrade():
                 raise
             return self._send(method, path, headers, authorization)
-        if response.status == 400 and not authorization and self._upgrade():
+        if response.status == 400 and not authorization and self._may_upgrade:
             # A TLS server that is spoken to in plain HTTP: Go and nginx answer 400 in clear text.
             response.close()
+            self._upgrade()  # or not: then the same answer comes again
             return self._send(method, path, headers, authorization)
         self._may_upgrade = False
         return response

@@ -68,6 +68,7 @@ class Registry:
         one line each for what goes wrong on the way to a good end, from any thread.
         """
         self.reference = reference
+        self.has_ranges = True  # until it shows that it has not
         self._scope = f"repository:{reference.path}:{self._actions}" if reference.path else ""
         self._warn = warn
         self._lock = threading.Lock()
@@ -179,17 +180,19 @@ class Registry:
             raise IntegrityError(f"{what}: the registry says digest {quote(said)}, got {digest}")
         return data, digest, self._announced_type(media_type)
 
-    def open_blob(self, descriptor: Descriptor, offset: int) -> Chunks:
+    def open_blob(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Chunks:
         """The blob from `offset` on, resuming after lost connections; who calls verifies it.
 
+        With `end` only up to there, if the registry knows ranges; `has_ranges` tells afterwards.
         `urls` of a descriptor are never followed: they would be a way to make us talk to anybody.
         """
         position = offset
+        limit = descriptor.size if end is None else end
         failures = 0
         enough = 0  # at this position failures are forgiven: some bytes a try are no progress
         while True:
             try:
-                with closing(self._blob_once(descriptor, position)) as chunks:
+                with closing(self._blob_once(descriptor, position, end)) as chunks:
                     for chunk in chunks:
                         position += len(chunk)
                         if position >= enough:
@@ -197,15 +200,15 @@ class Registry:
                         yield chunk
                         if position > descriptor.size:
                             return  # whoever verifies will say so; no need to hear the rest
-                if position >= descriptor.size:
+                if position >= limit:
                     return
                 lost = TransportError(
                     f"registry {quote(self.reference.host)} sent {position} of "
-                    f"{descriptor.size} bytes of blob {descriptor.digest}",
+                    f"{limit} bytes of blob {descriptor.digest}",
                     is_transient=True,
                 )
             except TransportError as e:
-                if position >= descriptor.size > 0:
+                if position >= limit > 0:
                     return  # more was announced than there is
                 lost = e
             if self.leave_host(f"blobs/{descriptor.digest}"):
@@ -216,20 +219,23 @@ class Registry:
                 raise lost
             self.transport.pause(failures - 1)
 
-    def _blob_once(self, descriptor: Descriptor, offset: int) -> Chunks:
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+    def _blob_once(self, descriptor: Descriptor, offset: int, end: int | None) -> Chunks:
+        last = "" if end is None else end - 1
+        headers = {"Range": f"bytes={offset}-{last}"} if offset or end is not None else {}
         with self._request("GET", f"blobs/{descriptor.digest}", headers) as response:
-            if response.status == 206 and offset:
+            if response.status == 206 and headers:
                 match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
                 if match is not None and int(match[1]) == offset:
                     yield from response.chunks()
                     return
             elif response.status == 200:
+                self.has_ranges = self.has_ranges and not headers
                 yield from _skip(response.chunks(), offset)
                 return
-            elif not (offset and response.status in (206, 416)):
+            elif not (headers and response.status in (206, 416)):
                 raise self._error(response, response.read(MAX_ERROR_BYTES), descriptor)
         # The range was refused, or is not the one asked for: take all of it and skip.
+        self.has_ranges = False
         with self._request("GET", f"blobs/{descriptor.digest}", {}) as response:
             if response.status != 200:
                 raise self._error(response, response.read(MAX_ERROR_BYTES), descriptor)

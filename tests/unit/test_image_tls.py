@@ -19,7 +19,7 @@ from scow.image.tls import TlsFiles
 from scow.image.transport import Patience, Transport, TransportError
 from scow.native.errors import NotFound, RegistryError
 
-QUICK = Patience(connect_s=2, idle_s=2, attempts=2, backoff_s=0.01)
+QUICK = Patience(connect_s=10, idle_s=10, attempts=2, backoff_s=0.01)
 
 
 class Handler(BaseHTTPRequestHandler):
