@@ -87,6 +87,8 @@ class Endpoint:
             response.close()
             raise self.auth.denied(
                 f"{quote(self._path)} does not exist, or needs other credentials"
+                if self._path
+                else "the user name or password is wrong"
             )
         return response
 

@@ -166,8 +166,11 @@ def _make_host(url: str, registry: str, table: _HostFields, path: str) -> Host:
     root = parts.path.rstrip("/")
     if not table.override_path and not root.endswith("/v2"):
         root += "/v2"
-    netloc = parts.netloc.lower()
-    name = DEFAULT_HOST if netloc in _HUB_NAMES else netloc
+    netloc = name = parts.netloc.lower()
+    if (
+        name in _HUB_NAMES
+    ):  # containerd's own example has "https://docker.io", which serves no images
+        netloc, name = DOCKER_HUB_HOST, DEFAULT_HOST
     return Host(
         f"{parts.scheme}://{netloc}",
         root,

@@ -183,8 +183,8 @@ class Registry:
     def open_blob(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Chunks:
         """The blob from `offset` on, resuming after lost connections; who calls verifies it.
 
-        With `end` only up to there, if the registry knows ranges; `has_ranges` tells afterwards. `urls`
-        of a descriptor are never followed: they would be a way to make us talk to anybody.
+        With `end` only up to there, if the registry knows ranges; `has_ranges` tells afterwards.
+        `urls` of a descriptor are never followed: they would be a way to make us talk to anybody.
         """
         position = offset
         limit = descriptor.size if end is None else end
@@ -208,7 +208,7 @@ class Registry:
                     is_transient=True,
                 )
             except TransportError as e:
-                if position >= descriptor.size > 0:
+                if position >= limit > 0:
                     return  # more was announced than there is
                 lost = e
             if self.leave_host(f"blobs/{descriptor.digest}"):

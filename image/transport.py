@@ -399,7 +399,8 @@ def explain(error: BaseException, host: str) -> TransportError:
         if isinstance(cause, http.client.HTTPException | urllib3.exceptions.InvalidHeader):
             text = " ".join(str(cause).split())
             return TransportError(f"{who} sent a malformed answer: {quote(text, 100)}")
-    return TransportError(f"cannot talk to {who}: {quote(' '.join(str(error).split()), 200)}")
+    text = " ".join(str(causes[-1]).split())  # the innermost, without what urllib3 put around it
+    return TransportError(f"cannot talk to {who}: {quote(text, 200)}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

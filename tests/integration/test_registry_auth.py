@@ -27,7 +27,7 @@ from scow.image.store import Image, ImageStore
 from scow.image.transport import Patience
 from scow.native.errors import NotFound, PermissionDenied, RegistryError
 
-QUICK = Patience(connect_s=5, idle_s=5, attempts=2, backoff_s=0.01)
+QUICK = Patience(connect_s=10, idle_s=10, attempts=2, backoff_s=0.01)
 
 
 @pytest.fixture(scope="module")

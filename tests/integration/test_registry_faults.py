@@ -37,14 +37,15 @@ from scow.native.errors import (
 )
 
 QUICK = Patience(
-    connect_s=5,
-    idle_s=0.6,
+    connect_s=10,
+    idle_s=10,
     stall_window_s=0.5,
     stall_bytes=10_000,
     attempts=3,
     backoff_s=0.01,
     retry_after_limit_s=0.5,
 )
+HASTY = replace(QUICK, idle_s=1.5)  # where silence is what is tried
 SIZE = 700_000  # of the one layer, which does not compress
 
 
@@ -139,10 +140,11 @@ def test_a_layer_comes_in_spite_of(
     fault: Fault,
     times: int,
     offsets: list[int],
+    request: pytest.FixtureRequest,
 ) -> None:
     """The blob is resumed where it stopped: negative offsets count from its end."""
     proxy.spoil(layer(blobs), fault, times=times)
-    image = pull(store, proxy, name)
+    image = pull(store, proxy, name, HASTY if "stall" in request.node.name else QUICK)
     asked = [int(h.get("Range", "bytes=0-")[6:].split("-")[0]) for h in proxy.asked(layer(blobs))]
     size = int(blobs["size"])
     assert asked == [o if o >= 0 else size + o for o in offsets]
@@ -247,11 +249,12 @@ def test_a_layer_is_refused(
     fault: Fault,
     kind: type[ScowError],
     says: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     """One clear line, no name, no layer; and once the registry is well again, so is the pull."""
     proxy.spoil(layer(blobs), fault)
     with pytest.raises(kind) as caught:
-        pull(store, proxy, name)
+        pull(store, proxy, name, HASTY if "stall" in request.node.name else QUICK)
     assert says in caught.value.message
     assert len(caught.value.message) < 600
     assert store.list() == []
@@ -325,7 +328,7 @@ def test_a_tls_server_that_says_nothing(store: ImageStore, tmp_path: Path) -> No
     with socket.create_server(("127.0.0.1", 0)) as silent:
         reference = f"127.0.0.1:{silent.getsockname()[1]}/a"
         with pytest.raises(RegistryError, match=r"stopped answering \(timeout\)"):
-            pull_image(store, reference, patience=replace(QUICK, connect_s=0.5))
+            pull_image(store, reference, patience=replace(HASTY, connect_s=0.5))
 
 
 def test_garbage_instead_of_http(store: ImageStore) -> None:

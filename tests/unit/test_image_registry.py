@@ -15,6 +15,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,16 @@ def pull(store: ImageStore, registry: FakeRegistry, name: str = "", **options: A
 
 
 def refused(
-    store: ImageStore, registry: FakeRegistry, kind: type[ScowError], says: str, name: str = ""
+    store: ImageStore,
+    registry: FakeRegistry,
+    kind: type[ScowError],
+    says: str,
+    name: str = "",
+    **options: Any,
 ) -> ScowError:
     """A pull fails in this way and leaves neither a name nor a piece."""
     with pytest.raises(kind) as caught:
-        pull(store, registry, name)
+        pull(store, registry, name, **options)
     assert says in caught.value.message, caught.value.message
     assert len(caught.value.message) < 500
     assert store.list() == []
@@ -529,7 +535,8 @@ def test_stall_and_slow_loris(store: ImageStore, registry: FakeRegistry) -> None
         return True
 
     blob_hook(registry, digest, stall)
-    refused(store, registry, RegistryError, "stopped answering")
+    hasty = replace(QUICK, idle_s=0.5)
+    refused(store, registry, RegistryError, "stopped answering", patience=hasty)
     registry.hooks.clear()
 
     def drip(handler: Handler, data: bytes, count: int) -> bool:

@@ -15,10 +15,11 @@ from scow.image import hosts as hosts_module
 from scow.image import tls
 from scow.image.reference import parse_reference
 from scow.image.registry import Registry
-from scow.image.transport import Patience, Transport, TransportError, proxies_for
+from scow.image.tls import TlsFiles
+from scow.image.transport import Patience, Transport, TransportError
 from scow.native.errors import NotFound, RegistryError
 
-QUICK = Patience(connect_s=2, idle_s=2, attempts=2, backoff_s=0.01)
+QUICK = Patience(connect_s=10, idle_s=10, attempts=2, backoff_s=0.01)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -62,11 +63,19 @@ def server(certificate: tuple[Path, Path]) -> Iterator[Server]:
     yield from serve(*certificate)
 
 
-def serve(certificate: Path, key: Path) -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), Handler)
+def serve(
+    certificate: Path,
+    key: Path,
+    handler: type[Handler] = Handler,
+    client_ca: Path | None = None,
+) -> Iterator[Server]:
+    server = Server(("127.0.0.1", 0), handler)
     server.seen = []  # type: ignore[attr-defined]  # for the tests
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
+    if client_ca:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.load_verify_locations(client_ca)
     # The handshake happens in the connection's thread, or one silent client would stop the rest.
     server.socket = context.wrap_socket(
         server.socket, server_side=True, do_handshake_on_connect=False
@@ -123,6 +132,43 @@ def test_ca_of_the_administrator(
         get(server)
 
 
+def test_client_certificates_are_for_their_host_only(
+    tmp_path: Path, certs_d: Path, certificate: tuple[Path, Path]
+) -> None:
+    """A redirect to somebody else: our CA is good there, our certificate is not shown."""
+    shown: list[tuple[int, bool]] = []
+
+    class Showing(Handler):
+        def do_GET(self) -> None:
+            port = self.server.server_address[1]
+            shown.append((port, bool(self.connection.getpeercert())))  # type: ignore[attr-defined]  # TLS
+            elsewhere = self.server.elsewhere  # type: ignore[attr-defined]  # set below
+            self.send_response(307 if elsewhere else 404)
+            if elsewhere:
+                self.send_header("Location", f"https://{elsewhere}/x")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    client = make_certificate(tmp_path, "client", "DNS:client")
+    first, second = (serve(*certificate, Showing, client[0]) for _ in range(2))
+    one, two = next(first), next(second)
+    one.elsewhere, two.elsewhere = host_of(two), ""  # type: ignore[attr-defined]  # for Showing
+    files = TlsFiles((str(certificate[0]),), ((str(client[0]), str(client[1])),))
+    transport = Transport(f"https://{host_of(one)}", patience=QUICK, tls_files=files)
+    transport.get(f"https://{host_of(one)}/x").close()
+    # A host with a directory of its own gets what is in that.
+    place = certs_d / host_of(two)
+    place.mkdir(parents=True)
+    (place / "mine.cert").write_bytes(client[0].read_bytes())
+    (place / "mine.key").write_bytes(client[1].read_bytes())
+    transport.get(f"https://{host_of(one)}/x").close()
+    transport.close()
+    ports = one.server_port, two.server_port
+    assert shown == [(ports[0], True), (ports[1], False), (ports[0], True), (ports[1], True)]
+    for server in (first, second):
+        assert list(server) == []
+
+
 def test_wrong_name(tmp_path: Path, certs_d: Path) -> None:
     certificate, key = make_certificate(tmp_path, "other", "DNS:other.example")
     for server in serve(certificate, key):
@@ -131,6 +177,57 @@ def test_wrong_name(tmp_path: Path, certs_d: Path) -> None:
         (place / "ca.crt").write_bytes(certificate.read_bytes())
         with pytest.raises(TransportError, match="is for another"):
             get(server)
+
+
+CA_CONFIG = """
+[ca]
+default_ca = it
+[it]
+database = {directory}/database
+new_certs_dir = {directory}
+rand_serial = yes
+default_md = sha256
+policy = policy
+x509_extensions = extensions
+[policy]
+commonName = supplied
+[extensions]
+subjectAltName = IP:127.0.0.1
+"""
+
+
+def make_dated(directory: Path, start: str, end: str) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that is good between two times (YYYYMMDDHHMMSSZ)."""
+    config, key = directory / "ca.cnf", directory / "dated.key"
+    config.write_text(CA_CONFIG.format(directory=directory))
+    (directory / "database").touch()
+    request, certificate = directory / "dated.csr", directory / "dated.crt"
+    for argv in (
+        ["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-keyout", key, "-subj", "/CN=dated", "-out", request],
+        ["ca", "-batch", "-selfsign", "-config", config, "-keyfile", key, "-in", request,
+         "-startdate", start, "-enddate", end, "-notext", "-out", certificate],
+    ):  # fmt: skip
+        subprocess.run(["openssl", *argv], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "says"),
+    [
+        ("20200101000000Z", "20210101000000Z", "has expired"),
+        ("20900101000000Z", "20910101000000Z", "is not valid yet"),  # or our clock is at 1970
+    ],
+)
+def test_dates(tmp_path: Path, certs_d: Path, start: str, end: str, says: str) -> None:
+    certificate, key = make_dated(tmp_path, start, end)
+    for server in serve(certificate, key):
+        place = certs_d / host_of(server)
+        place.mkdir(parents=True)
+        (place / "ca.crt").write_bytes(certificate.read_bytes())
+        with pytest.raises(TransportError, match=says) as caught:
+            get(server)
+        assert "clock" in (caught.value.hint or "")
 
 
 def test_loopback_registry_with_tls_is_found_out(server: Server, certs_d: Path) -> None:
@@ -150,12 +247,3 @@ def test_tls_failure_never_leads_to_http(server: Server, monkeypatch: pytest.Mon
         client.head_manifest("latest")
     assert client.transport.base_url.startswith("https://")
     assert server.seen == []  # type: ignore[attr-defined]  # set in serve()
-
-
-def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
-    monkeypatch.setenv("NO_PROXY", "inner.example")
-    assert proxies_for("https://quay.io/v2/")["https"] == "http://proxy.example:3128"
-    assert proxies_for("https://inner.example/v2/").get("https") is None
-    for host in ("localhost:5000", "127.0.0.1:5000", "[::1]:5000"):
-        assert proxies_for(f"https://{host}/v2/") == {}
