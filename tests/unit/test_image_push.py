@@ -27,7 +27,7 @@ from scow.image.progress import SilentProgress
 from scow.image.push import Pushed, SilentPush, push_image
 from scow.image.reference import parse_reference
 from scow.image.registry_list import RegistryLists
-from scow.image.registry_write import RegistryWriter
+from scow.image.registry_write import RegistryWriter, Session
 from scow.image.store import ImageStore
 from scow.image.transport import Patience
 from scow.native.errors import (
@@ -407,6 +407,52 @@ def test_another_host_gets_no_credentials(server: PushServer, store: ImageStore)
         assert all("key=1&digest=sha256" in path for _, path, _ in other.log)
     finally:
         other.close()
+
+
+def test_a_token_that_ends_in_the_middle(server: PushServer, store: ImageStore, name: str) -> None:
+    """The registry asks for another login when a blob is on its way."""
+    asked: list[str] = []
+
+    def demand(handler: Handler) -> bool:
+        if handler.command != "PUT" or handler.headers.get("Authorization"):
+            return False
+        asked.append(handler.path)
+        handler.refuse(401, headers={"WWW-Authenticate": 'Basic realm="here"'})
+        return True
+
+    server.hooks.append(demand)
+    pushed = push(store, name, credentials=Credentials("sailor", "secret"))
+    assert asked
+    assert_pushed(server, store, name, pushed.digest)
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        (
+            "/v2/a/b/blobs/uploads/1?x=%2F",
+            "https://reg.example.com:5000/v2/a/b/blobs/uploads/1?x=%2F",
+        ),
+        # A registry behind a proxy that ends TLS: the same host is never spoken to less safely.
+        ("http://reg.example.com:5000/u?a=b", "https://reg.example.com:5000/u?a=b"),
+        ("http://reg.example.com/u", None),
+        ("http://other.example.com/u", None),
+        ("https://127.0.0.1/u", None),
+    ],
+)
+def test_uploads_never_leave_tls(location: str, url: str | None) -> None:
+    with RegistryWriter(parse_reference("reg.example.com:5000/a/b")) as registry:
+        answer: Any = SimpleNamespace(
+            headers={"Location": location}, url="https://reg.example.com:5000/v2/a/b/blobs/uploads/"
+        )
+        session = Session("")
+        if url is None:
+            with pytest.raises(RegistryError, match="leads"):
+                registry.move(session, answer)
+        else:
+            registry.move(session, answer)
+            assert session.url == url
+            assert session.with_digest(Digest("sha256:x")) == f"{url}&digest=sha256%3Ax"
 
 
 @pytest.mark.parametrize(
