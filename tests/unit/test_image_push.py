@@ -479,6 +479,29 @@ def test_what_cannot_be_pushed(server: PushServer, store: ImageStore, name: str)
     assert "by/id/latest" in server.manifests
 
 
+def test_one_image_in_place_of_a_list_is_said(
+    server: PushServer, store: ImageStore, name: str
+) -> None:
+    told: list[str] = []
+
+    class Sink(SilentPush):
+        def warning(self, message: str) -> None:
+            told.append(message)
+
+    repository = name.rpartition(":")[0]
+    with store.content.locked():
+        entries = store.content.read_index()
+        changed = [e.annotated(repo_digest=f"{repository}@sha256:{'1' * 64}") for e in entries]
+        store.content.write_index(changed)
+    push(store, name, destination=f"{server.host}/other:1", progress=Sink())
+    assert told == []
+    push(store, name, progress=Sink())
+    assert len(told) == 1
+    assert "several platforms" in told[0]
+    push(store, name, progress=Sink())  # the tag is this very image now
+    assert len(told) == 1
+
+
 def test_progress_is_told_in_order(server: PushServer, store: ImageStore, name: str) -> None:
     events: list[tuple[str, str, int]] = []
 
