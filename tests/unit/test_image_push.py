@@ -364,6 +364,20 @@ def test_a_blob_that_the_registry_lost_meanwhile(
         push(store, name)
 
 
+def test_a_registry_that_stored_something_else(
+    server: PushServer, store: ImageStore, name: str
+) -> None:
+    digest = "sha256:" + "0" * 64
+    server.hooks.append(
+        lambda h: (
+            "/manifests/" in h.path and not h.refuse(201, headers={"Docker-Content-Digest": digest})
+        )
+    )
+    with pytest.raises(IntegrityError, match=f"the registry has '{digest}'"):
+        push(store, name)
+    assert store.get(name).digests == ()
+
+
 def test_a_damaged_blob_is_our_own_fault(server: PushServer, store: ImageStore, name: str) -> None:
     path = store.content.blob_path(Digest(sha(BIG)))
     with open(path, "r+b") as file:
