@@ -44,10 +44,10 @@ def _inspect(values: Values) -> int:
 
 
 def _local(name: str) -> bytes:
-    from scow.cli.session import service
+    from scow.cli.session import session
     from scow.image.document import MAX_DOCUMENT_BYTES
 
-    images = service().images
+    images = session.images()
     return images.content.read_blob(images.get(name).manifest_digest, MAX_DOCUMENT_BYTES)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scow.cli.registry_options import REMOTE_OPTIONS, connection
-from scow.cli.session import service
+from scow.cli.session import session
 from scow.cli.table import Argument, Command, UsageError, Values, flag, text
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def _push(values: Values) -> int:
     names = [name]
     compression = _compression(values)
     how = connection("push", values)
-    images = service().images
+    images = session.images()
     if values.flag("all-tags"):
         if destination or "@" in name or ":" in name.rpartition("/")[2]:
             raise UsageError("push: --all-tags takes a name without a tag, and nothing else")

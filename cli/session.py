@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scow.cri.client import Client
     from scow.cri.service import Service
+    from scow.image.store import ImageStore
 
 
 class Session:
@@ -27,6 +28,17 @@ class Session:
 
             self._service = Service(root=self.root, run=self.run)
         return self._service
+
+    def images(self) -> ImageStore:
+        """The images alone: the rest of the service takes longer to import than a push needs."""
+        if self._service is not None:
+            return self._service.images
+        import os
+
+        from scow.cri.records import DEFAULT_ROOT
+        from scow.image.store import ImageStore
+
+        return ImageStore(self.root or os.environ.get("SCOW_ROOT") or DEFAULT_ROOT)
 
     def client(self) -> Client:
         """A client of the service that --host or SCOW_HOST names, by default the local one.

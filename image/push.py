@@ -122,6 +122,11 @@ def push_image(
     entry, reference = _what_to_push(store, name, destination)
     sink = progress or SilentPush()
     sink.begin(reference.repository)
+    if _came_from_index(entry, reference):
+        sink.warning(
+            f"{quote(name)} came from a list of images for several platforms; "
+            "what is pushed is the one that is here"
+        )
     registry = RegistryWriter(
         reference,
         plain_http=plain_http,
@@ -182,6 +187,14 @@ def _what_to_push(
             hint="leave the digest away; the registry works it out from the content",
         )
     return entry, reference
+
+
+def _came_from_index(entry: IndexEntry, reference: Reference) -> bool:
+    """Whether the push puts one image where there was a list of them."""
+    if not entry.repo_digest:
+        return False
+    known = parse_reference(entry.repo_digest)
+    return known.repository == reference.repository and known.digest != entry.digest
 
 
 def _remember(store: ImageStore, entry: IndexEntry, repo_digest: str) -> None:

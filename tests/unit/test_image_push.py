@@ -27,7 +27,7 @@ from scow.image.progress import SilentProgress
 from scow.image.push import Pushed, SilentPush, push_image
 from scow.image.reference import parse_reference
 from scow.image.registry_list import RegistryLists
-from scow.image.registry_write import RegistryWriter
+from scow.image.registry_write import RegistryWriter, Session
 from scow.image.store import ImageStore
 from scow.image.transport import Patience
 from scow.native.errors import (
@@ -364,6 +364,20 @@ def test_a_blob_that_the_registry_lost_meanwhile(
         push(store, name)
 
 
+def test_a_registry_that_stored_something_else(
+    server: PushServer, store: ImageStore, name: str
+) -> None:
+    digest = "sha256:" + "0" * 64
+    server.hooks.append(
+        lambda h: (
+            "/manifests/" in h.path and not h.refuse(201, headers={"Docker-Content-Digest": digest})
+        )
+    )
+    with pytest.raises(IntegrityError, match=f"the registry has '{digest}'"):
+        push(store, name)
+    assert store.get(name).digests == ()
+
+
 def test_a_damaged_blob_is_our_own_fault(server: PushServer, store: ImageStore, name: str) -> None:
     path = store.content.blob_path(Digest(sha(BIG)))
     with open(path, "r+b") as file:
@@ -409,6 +423,52 @@ def test_another_host_gets_no_credentials(server: PushServer, store: ImageStore)
         other.close()
 
 
+def test_a_token_that_ends_in_the_middle(server: PushServer, store: ImageStore, name: str) -> None:
+    """The registry asks for another login when a blob is on its way."""
+    asked: list[str] = []
+
+    def demand(handler: Handler) -> bool:
+        if handler.command != "PUT" or handler.headers.get("Authorization"):
+            return False
+        asked.append(handler.path)
+        handler.refuse(401, headers={"WWW-Authenticate": 'Basic realm="here"'})
+        return True
+
+    server.hooks.append(demand)
+    pushed = push(store, name, credentials=Credentials("sailor", "secret"))
+    assert asked
+    assert_pushed(server, store, name, pushed.digest)
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        (
+            "/v2/a/b/blobs/uploads/1?x=%2F",
+            "https://reg.example.com:5000/v2/a/b/blobs/uploads/1?x=%2F",
+        ),
+        # A registry behind a proxy that ends TLS: the same host is never spoken to less safely.
+        ("http://reg.example.com:5000/u?a=b", "https://reg.example.com:5000/u?a=b"),
+        ("http://reg.example.com/u", None),
+        ("http://other.example.com/u", None),
+        ("https://127.0.0.1/u", None),
+    ],
+)
+def test_uploads_never_leave_tls(location: str, url: str | None) -> None:
+    with RegistryWriter(parse_reference("reg.example.com:5000/a/b")) as registry:
+        answer: Any = SimpleNamespace(
+            headers={"Location": location}, url="https://reg.example.com:5000/v2/a/b/blobs/uploads/"
+        )
+        session = Session("")
+        if url is None:
+            with pytest.raises(RegistryError, match="leads"):
+                registry.move(session, answer)
+        else:
+            registry.move(session, answer)
+            assert session.url == url
+            assert session.with_digest(Digest("sha256:x")) == f"{url}&digest=sha256%3Ax"
+
+
 @pytest.mark.parametrize(
     "location", ["http://169.254.169.254{path}", "file:///etc/passwd", "http://[::1", "//", ""]
 )
@@ -431,6 +491,29 @@ def test_what_cannot_be_pushed(server: PushServer, store: ImageStore, name: str)
         push(store, f"{server.host}/nobody:1")
     push(store, image.id[7:19], destination=f"{server.host}/by/id")
     assert "by/id/latest" in server.manifests
+
+
+def test_one_image_in_place_of_a_list_is_said(
+    server: PushServer, store: ImageStore, name: str
+) -> None:
+    told: list[str] = []
+
+    class Sink(SilentPush):
+        def warning(self, message: str) -> None:
+            told.append(message)
+
+    repository = name.rpartition(":")[0]
+    with store.content.locked():
+        entries = store.content.read_index()
+        changed = [e.annotated(repo_digest=f"{repository}@sha256:{'1' * 64}") for e in entries]
+        store.content.write_index(changed)
+    push(store, name, destination=f"{server.host}/other:1", progress=Sink())
+    assert told == []
+    push(store, name, progress=Sink())
+    assert len(told) == 1
+    assert "several platforms" in told[0]
+    push(store, name, progress=Sink())  # the tag is this very image now
+    assert len(told) == 1
 
 
 def test_progress_is_told_in_order(server: PushServer, store: ImageStore, name: str) -> None:
