@@ -7,6 +7,7 @@
 #   make test-vm   the part that needs a cgroup v2 host, in a QEMU guest
 #   make bench     scow beside the other runtimes that are installed
 #   make bench-oci scow-oci beside runc, crun, and crun as Debian's unstable has it
+#   make bench-images  pulls and pushes beside podman, docker, ctr and skopeo
 #   make bench-service  scow serve beside containerd, podman and docker
 #   make venv      .venv with scow (editable) and everything a developer needs
 #   make lint      ruff, mypy, pyright
@@ -23,7 +24,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=SCOW_CI,SCOW_TEST_C
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test stress fuzz test-vm bench bench-oci bench-service venv types hello lint clean packages-run packages-test packages-vm packages-bench
+.PHONY: demo test stress fuzz test-vm bench bench-oci bench-images bench-service venv types hello lint clean packages-run packages-test packages-vm packages-bench
 
 demo: $(VENV)/.stamp-run $(HELLO)
 	@[ -e /usr/local/bin/scow ] || { $(SUDO) ln -sfn $(abspath $(BIN))/scow /usr/local/bin/scow && \
@@ -52,6 +53,9 @@ bench: packages-bench venv
 
 bench-oci: packages-bench venv
 	$(SUDO) $(BIN)/python bench/oci.py $(ARGS)
+
+bench-images: packages-bench venv
+	$(SUDO) $(BIN)/python bench/images.py $(ARGS)
 
 bench-service: packages-bench venv
 	$(SUDO) $(BIN)/python bench/service.py $(ARGS)

@@ -2,7 +2,7 @@
 
 It is small, so that starting a command from it costs little, and it can be put into another mount
 namespace or another interpreter: with `service` it times the service in its own process, with `client`
-it drives a service as an orchestrator does. It is run by that interpreter as a script, so it may
+it drives a service as an orchestrator does, with `pull` it pulls in its own process. It is run by that interpreter as a script, so it may
 import nothing of bench/ but what needs nothing else of it.
 """
 
@@ -135,11 +135,27 @@ def service_handler(root: str, run: str) -> Callable[[Request], Request]:
     return lifecycle
 
 
+def pull_handler(root: str, run: str) -> Callable[[Request], Request]:
+    """Pull an image as the service does, in this process."""
+    from scow.cri.service import Service
+
+    service = Service(root, run)
+
+    def pull(request: Request) -> Request:
+        start = time.perf_counter_ns()
+        service.images.pull(request["reference"])
+        return {"ns": time.perf_counter_ns() - start}
+
+    return pull
+
+
 def main() -> None:
     """Answer each request with the time it took, or with what went wrong."""
     handle = command
     if sys.argv[1:2] == ["service"]:
         handle = service_handler(*sys.argv[2:4])
+    elif sys.argv[1:2] == ["pull"]:
+        handle = pull_handler(*sys.argv[2:4])
     elif sys.argv[1:2] == ["client"]:
         from service_client import Orchestrator
 

@@ -15,18 +15,32 @@ from typing import TextIO
 from scow.cli.human import decimal_size, short_id
 
 REDRAW_S = 0.1
-BAR_WIDTH = 40
+RATE_S = 0.5  # over which a rate is taken
+BAR_WIDTH = 28
 
 
 class _Layer:
-    __slots__ = ("fetched", "is_done", "is_here", "size", "unpacked")
-
     def __init__(self, size: int, *, is_here: bool = False) -> None:
         self.size = size
         self.fetched = 0
         self.unpacked = 0
         self.is_here = is_here
         self.is_done = is_here
+        self.rate = 0.0  # bytes a second, smoothed
+        self._marked = (time.monotonic(), 0)
+
+    def restart(self) -> None:
+        """From 0 again."""
+        self.fetched = self.unpacked = 0
+        self.rate, self._marked = 0.0, (time.monotonic(), 0)
+
+    def measure(self, now: float) -> None:
+        """Bring the rate up to date."""
+        then, count = self._marked
+        if now - then >= RATE_S:
+            rate = (self.fetched - count) / (now - then)
+            self.rate = 0.6 * self.rate + 0.4 * rate if self.rate else rate
+            self._marked = (now, self.fetched)
 
 
 class PullProgress:
@@ -95,7 +109,7 @@ class PullProgress:
     def restarted(self, layer: str) -> None:
         """Both counts start again."""
         with self._lock:
-            self._layers[layer].fetched = self._layers[layer].unpacked = 0
+            self._layers[layer].restart()
             self._tell(layer, "Retrying")
 
     def done(self, layer: str) -> None:
@@ -159,13 +173,26 @@ class PullProgress:
             return lead + "Pull complete"
         if not layer.fetched and not layer.unpacked:
             return lead + "Waiting"
-        is_fetching = layer.fetched < layer.size
-        count = layer.fetched if is_fetching else layer.unpacked
-        share = min(1.0, count / layer.size) if layer.size else 1.0
-        bar = "=" * max(0, int(share * BAR_WIDTH) - 1) + ">"
-        word = "Downloading" if is_fetching else "Extracting "
-        size = f"{decimal_size(min(count, layer.size))}/{decimal_size(layer.size)}"
-        return f"{lead}{word} [{bar:<{BAR_WIDTH}}] {size:>15}"
+        fetched, unpacked = min(layer.fetched, layer.size), min(layer.unpacked, layer.size)
+        if unpacked == layer.size:
+            return lead + "Writing to disk"
+        # One bar for both: '#' is on the disk already, '=' is fetched.
+        ends = [BAR_WIDTH * count // layer.size for count in (unpacked, fetched)]
+        bar = "#" * ends[0] + "=" * (ends[1] - ends[0])
+        bar += ">" if ends[1] < BAR_WIDTH else ""
+        text = f"{lead}[{bar:<{BAR_WIDTH}}] {decimal_size(fetched)}/{decimal_size(layer.size)}"
+        layer.measure(time.monotonic())
+        if not layer.rate or fetched == layer.size:
+            return text
+        left_s = round((layer.size - fetched) / layer.rate)
+        return f"{text}  {decimal_size(layer.rate)}/s  {_clock(left_s)} left"
+
+
+def _clock(seconds: int) -> str:
+    """`0:07`, `12:34`, `1:02:03`."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class PullOnDemand(PullProgress):

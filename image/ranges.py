@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from scow.image.digest import Digest
 from scow.image.manifest import Descriptor
 from scow.native.errors import ScowError
 
@@ -74,6 +75,11 @@ class Fetcher:
         if position < descriptor.size or not descriptor.size:
             with closing(source.open_blob(descriptor, position)) as chunks:
                 yield from chunks
+
+    def distrust(self, digest: Digest) -> bool:
+        """Whether a blob that was wrong is worth another read: a source with mirrors decides."""
+        distrust = getattr(self._source, "distrust", None)
+        return distrust is not None and bool(distrust(digest))
 
     def _parts(
         self, source: RangedSource, descriptor: Descriptor, position: int

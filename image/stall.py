@@ -32,7 +32,7 @@ class StallWatch:
         """Raise DeadlineExceeded if nothing has moved for STALL_S."""
         if is_syncing():  # a disk may take its time
             self.touch()
-        if time.monotonic() - self._moved > STALL_S:
+        elif time.monotonic() - self._moved > STALL_S:
             raise DeadlineExceeded(
                 f"the pull made no progress for {STALL_S:.0f} s: nothing was fetched or unpacked",
                 hint="what is here stays; pull again to go on. If another pull of this image runs, "

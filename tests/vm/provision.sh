@@ -25,7 +25,7 @@ TEST="docker-registry skopeo umoci buildah mmdebstrap zstd ruby curl strace clan
 # What these would start, now and at each boot; the tests start their own.
 SERVICES="docker-registry.service docker.service docker.socket containerd.service podman.service podman.socket"
 # To load a server. The runtimes to compare with are the user's choice: none is installed.
-BENCH="wrk"
+BENCH="isal wrk"
 # To boot the guest with cgroup v2.
 VM="qemu-system-x86 mmdebstrap e2fsprogs busybox-static"
 
