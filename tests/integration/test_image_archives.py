@@ -30,6 +30,11 @@ from scow.image.layers import LayerStore
 from scow.image.store import Image, ImageStore
 from scow.native.errors import ScowError
 
+CHANGES = """
+echo new > /new; echo more >> /etc/passwd; rm /etc/group; mkdir -p /made/deep; echo x > /made/deep/x
+rm -r /var; mkdir /var; echo y > /var/y; chmod 700 /root; ln -s /new /link; mkdir /tmp/t; rmdir /tmp/t
+ln /new /second; rm -r /home; touch /home; chown 7:8 /bin/busybox; cat /etc/passwd; rm /link; mkdir /link
+"""
 NAME, OTHER = "docker.io/library/busybox:latest", "localhost/other:1"
 
 
@@ -268,13 +273,24 @@ def test_docker_both_ways(
         for form in ("{{.CreatedBy}} {{.Comment}}", "{{.ID}}"):
             words = ("history", "--no-trunc", "--format", form, NAME)
             assert docker.ok(*words) == scow.ok(*words)
+        both = ("--name", "c1", "--network", "none", NAME, "sh", "-ec", CHANGES)
+        docker.ok("run", *both)
+        scow.ok("run", *both)
+        assert sorted(docker.ok("diff", "c1").splitlines()) == sorted(
+            scow.ok("diff", "c1").splitlines()
+        )
+        scow.remove_all()
+        docker.ok("commit", "-c", "CMD cat /new", "c1", "theirs:1")
         docker.ok("save", "-o", str(tmp_path / "theirs.tar"), NAME, OTHER)
+        docker.ok("save", "-o", str(tmp_path / "commit.tar"), "theirs:1")
     fresh.ok("load", "-i", str(tmp_path / "theirs.tar"))
     back = loaded(fresh)
     assert {name: image.diff_ids for name, image in back.items()} == {
         image.names[0]: image.diff_ids for image in images.values()
     }
     assert {image.id for image in back.values()} == {image.id for image in images.values()}
+    fresh.ok("load", "-i", str(tmp_path / "commit.tar"))
+    assert fresh.ok("run", "--rm", "--network", "none", "theirs:1") == "new"
 
 
 # --- all the ways in which an archive may come -------------------------------------------------------
