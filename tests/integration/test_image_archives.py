@@ -241,6 +241,32 @@ def test_from_podman(
         assert (image.id, image.diff_ids) == (images[name].id, images[name].diff_ids)
 
 
+@pytest.mark.parametrize("program", ["skopeo", "podman"])
+def test_a_bare_directory(
+    scow: Scow,
+    fresh: Scow,
+    images: dict[str, Image],
+    podman: Callable[..., str],
+    tmp_path: Path,
+    program: str,
+) -> None:
+    """skopeo's `dir:`, podman's docker-dir: one image without a name."""
+    path, archive = tmp_path / "theirs", tmp_path / "s.tar"
+    scow.ok("save", "--format", "oci-archive", "-o", str(archive), OTHER)
+    if program == "skopeo":
+        tool("skopeo", "copy", "-q", f"oci-archive:{archive}", f"dir:{path}")
+    else:
+        podman("load", "-q", "-i", archive)
+        podman("save", "-q", "--format", "docker-dir", "-o", path, OTHER)
+    fresh.ok("load", "-i", str(path))
+    store = ImageStore(fresh.env["SCOW_ROOT"])
+    (found,) = store.list()
+    assert store.get(found.id).diff_ids == images[OTHER].diff_ids
+    assert (
+        program == "podman" or store.get(found.id).manifest_digest == images[OTHER].manifest_digest
+    )
+
+
 def test_from_umoci(fresh: Scow, images: dict[str, Image]) -> None:
     """A layout as it lies; umoci's tag is no name of an image."""
     out = fresh.ok("load", "-i", str(ensure("busybox")))
