@@ -80,7 +80,7 @@ COMMIT = Command(
             "-p",
             "--pause",
             default=True,
-            help="Freeze the container while its files are read; --pause=false does not",
+            help="Freeze the container while its files are read",
         ),
     ),
     examples=(

@@ -11,7 +11,7 @@ from scow.cli.table import Argument, Command, UsageError, Values, flag
 
 
 def _cp(values: Values) -> int:
-    from scow.cri import copy
+    from scow.cri import copying
 
     source, target = values.word("SOURCE"), values.word("TARGET")
     archive, follow = values.flag("archive"), values.flag("follow-link")
@@ -25,20 +25,20 @@ def _cp(values: Values) -> int:
         container_id = service().find(ours[0])
         if target == "-":
             with archive_output("cp", None, f"scow cp {source} - | tar -t") as output:
-                copy.pack_out(service(), container_id, ours[1], output.write, follow=follow)
+                copying.pack_out(service(), container_id, ours[1], output.write, follow=follow)
             return 0
-        left_out = copy.copy_out(
+        left_out = copying.copy_out(
             service(), container_id, ours[1], target, archive=archive, follow=follow
         )
     else:
         assert theirs is not None
         container_id = service().find(theirs[0])
         if source == "-":
-            left_out = copy.unpack_in(
+            left_out = copying.unpack_in(
                 service(), sys.stdin.buffer, container_id, theirs[1], archive=archive
             )
         else:
-            left_out = copy.copy_in(
+            left_out = copying.copy_in(
                 service(), source, container_id, theirs[1], archive=archive, follow=follow
             )
     if left_out and not values.flag("quiet"):

@@ -64,9 +64,7 @@ HISTORY = Command(
     arguments=(Argument("IMAGE", "Name or id", complete="images"),),
     options=(
         text("--format", metavar="FORMAT", help="'table', 'json', or a Go template"),
-        flag(
-            "-H", "--human", default=True, help="Sizes and dates for people; --human=false: exact"
-        ),
+        flag("-H", "--human", default=True, help="Sizes and dates for people, not exact ones"),
         flag("--no-trunc", help="Show whole ids and commands"),
         flag("-q", "--quiet", help="Show ids only"),
     ),

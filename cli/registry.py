@@ -183,6 +183,7 @@ ALIASES: dict[str, str] = {
     "image import": "import",
     "image untag": "untag",
     "image history": "history",
+    "image diff": "diff",
     "system info": "info",
     "ls": "ps",
 }

@@ -13,11 +13,12 @@ import msgspec
 
 from scow.image.archive_files import ArchiveFiles, DirectoryFiles, TarFiles, seekable_tar
 from scow.image.content import REF_NAME
-from scow.image.digest import quote
+from scow.image.digest import digest_bytes, hex_of, quote
 from scow.image.docker_archive import load_docker_images
 from scow.image.document import MAX_DOCUMENT_BYTES, decode_document
 from scow.image.install import (
     BlobSource,
+    Chunks,
     install_image,
     read_image_document,
     read_small_blob,
@@ -78,6 +79,8 @@ def _load(
         # A `docker save` of today is both kinds in one; its layout is the half with digests.
         if files.has("index.json") and files.has("oci-layout"):
             loaded = [_install(store, files, entry, lease, asked, sink) for entry in _named(files)]
+        elif files.has("version") and files.has("manifest.json"):
+            loaded = [_install_flat(store, files, lease, asked, sink)]
         elif files.has("manifest.json"):
             loaded = load_docker_images(store, files, lease, asked, sink)
         else:
@@ -157,6 +160,33 @@ def _install(
     document = read_image_document(data, manifest.digest, manifest.media_type, what)
     new = install_image(store, files, document, lease, what=what, platform=asked, progress=sink)
     return Loaded(new, [name] if name else [])
+
+
+class _FlatFiles:
+    """The blobs of one image in one directory, by the digits of their digests."""
+
+    def __init__(self, files: ArchiveFiles) -> None:
+        self._files = files
+
+    def open_blob(self, descriptor: Descriptor, offset: int) -> Chunks:
+        return self._files.open(hex_of(descriptor.digest), offset)
+
+
+def _install_flat(
+    store: ImageStore,
+    files: ArchiveFiles,
+    lease: Lease,
+    asked: Platform | None,
+    sink: ProgressSink,
+) -> Loaded:
+    """What skopeo calls `dir:` and podman docker-dir: a manifest and its blobs, without a name."""
+    data = files.read("manifest.json", MAX_DOCUMENT_BYTES)
+    document = read_image_document(data, digest_bytes(data), None, "'manifest.json'")
+    source = _FlatFiles(files)
+    entry = install_image(
+        store, source, document, lease, what="the image", platform=asked, progress=sink
+    )
+    return Loaded(entry, [])
 
 
 def _choose(

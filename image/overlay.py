@@ -23,6 +23,9 @@ _MAX_VALUE = 255
 # mount(2) takes one page of options.
 _MAX_OPTIONS = 4095
 _OPTIONS_LOWERS = 200  # of /proc/self/fd/NNNN: on that page
+# Some distributions turn these on: a renamed directory or a changed mode would then be a mere note in
+# the upper directory, which no layer can tell (`commit`), instead of the files themselves.
+_WHOLE_UPPER = [("redirect_dir", "off"), ("metacopy", "off")]
 
 
 def mount_overlay(
@@ -62,6 +65,7 @@ def _mount(lowers: Sequence[str], upper: str | None, work: str | None, attribute
         options = [("lowerdir+", _short(path, stack)) for path in lowers]
         if upper is not None and work is not None:
             options += [("upperdir", _short(upper, stack)), ("workdir", _short(work, stack))]
+            options += _WHOLE_UPPER
         try:
             return _mount_by_context(options, attributes)
         except OSError as error:
@@ -184,6 +188,7 @@ def _mount_by_options(
         data = f"lowerdir={names}"
         if upper is not None and work is not None:
             data += f",upperdir={_fd_name(upper, stack)},workdir={_fd_name(work, stack)}"
+            data += "".join(f",{key}={value}" for key, value in _WHOLE_UPPER)
         if len(data) > _MAX_OPTIONS:
             raise ResourceExhausted(
                 f"cannot mount an overlay of {len(lowers)} layers: this kernel takes {_OPTIONS_LOWERS}",

@@ -30,6 +30,11 @@ from scow.image.layers import LayerStore
 from scow.image.store import Image, ImageStore
 from scow.native.errors import ScowError
 
+CHANGES = """
+echo new > /new; echo more >> /etc/passwd; rm /etc/group; mkdir -p /made/deep; echo x > /made/deep/x
+rm -r /var; mkdir /var; echo y > /var/y; chmod 700 /root; ln -s /new /link; mkdir /tmp/t; rmdir /tmp/t
+ln /new /second; rm -r /home; touch /home; chown 7:8 /bin/busybox; cat /etc/passwd; rm /link; mkdir /link
+"""
 NAME, OTHER = "docker.io/library/busybox:latest", "localhost/other:1"
 
 
@@ -236,6 +241,32 @@ def test_from_podman(
         assert (image.id, image.diff_ids) == (images[name].id, images[name].diff_ids)
 
 
+@pytest.mark.parametrize("program", ["skopeo", "podman"])
+def test_a_bare_directory(
+    scow: Scow,
+    fresh: Scow,
+    images: dict[str, Image],
+    podman: Callable[..., str],
+    tmp_path: Path,
+    program: str,
+) -> None:
+    """skopeo's `dir:`, podman's docker-dir: one image without a name."""
+    path, archive = tmp_path / "theirs", tmp_path / "s.tar"
+    scow.ok("save", "--format", "oci-archive", "-o", str(archive), OTHER)
+    if program == "skopeo":
+        tool("skopeo", "copy", "-q", f"oci-archive:{archive}", f"dir:{path}")
+    else:
+        podman("load", "-q", "-i", archive)
+        podman("save", "-q", "--format", "docker-dir", "-o", path, OTHER)
+    fresh.ok("load", "-i", str(path))
+    store = ImageStore(fresh.env["SCOW_ROOT"])
+    (found,) = store.list()
+    assert store.get(found.id).diff_ids == images[OTHER].diff_ids
+    assert (
+        program == "podman" or store.get(found.id).manifest_digest == images[OTHER].manifest_digest
+    )
+
+
 def test_from_umoci(fresh: Scow, images: dict[str, Image]) -> None:
     """A layout as it lies; umoci's tag is no name of an image."""
     out = fresh.ok("load", "-i", str(ensure("busybox")))
@@ -268,13 +299,24 @@ def test_docker_both_ways(
         for form in ("{{.CreatedBy}} {{.Comment}}", "{{.ID}}"):
             words = ("history", "--no-trunc", "--format", form, NAME)
             assert docker.ok(*words) == scow.ok(*words)
+        both = ("--name", "c1", "--network", "none", NAME, "sh", "-ec", CHANGES)
+        docker.ok("run", *both)
+        scow.ok("run", *both)
+        assert sorted(docker.ok("diff", "c1").splitlines()) == sorted(
+            scow.ok("diff", "c1").splitlines()
+        )
+        scow.remove_all()
+        docker.ok("commit", "-c", "CMD cat /new", "c1", "theirs:1")
         docker.ok("save", "-o", str(tmp_path / "theirs.tar"), NAME, OTHER)
+        docker.ok("save", "-o", str(tmp_path / "commit.tar"), "theirs:1")
     fresh.ok("load", "-i", str(tmp_path / "theirs.tar"))
     back = loaded(fresh)
     assert {name: image.diff_ids for name, image in back.items()} == {
         image.names[0]: image.diff_ids for image in images.values()
     }
     assert {image.id for image in back.values()} == {image.id for image in images.values()}
+    fresh.ok("load", "-i", str(tmp_path / "commit.tar"))
+    assert fresh.ok("run", "--rm", "--network", "none", "theirs:1") == "new"
 
 
 # --- all the ways in which an archive may come -------------------------------------------------------

@@ -175,7 +175,7 @@ def test_export_is_what_the_kernel_shows(scow: Scow, tmp_path: Path) -> None:
 
 def test_export_of_a_running_container(scow: Scow) -> None:
     scow.ok(
-        *("run", "-d", "--name", "c", "-v", "/data", "busybox", "sh", "-c"),
+        *("run", "-d", "--name", "c", "--network", "none", "-v", "/data", "busybox", "sh", "-c"),
         "echo in > /data/x; echo out > /out; exec sleep 1000",
     )
     scow.ok("exec", "c", "sh", "-c", "while ! [ -e /out ]; do sleep 0.01; done")
@@ -203,7 +203,7 @@ def test_import_of_what_was_exported(scow: Scow, tmp_path: Path) -> None:
     created(scow, CHANGES)
     changes = ["-c", 'CMD ["cat", "/new"]', "--change", "ENV A=1 PATH=/bin", "-m", "flat"]
     image_id = scow.ok("import", *changes, "-", "flat:1", stdin=gzip.compress(export(scow), 1))
-    assert scow.ok("run", "--rm", "flat:1") == "new"
+    assert scow.ok("run", "--rm", "--network", "none", "flat:1") == "new"
     (found,) = json.loads(scow.ok("image", "inspect", "flat:1"))
     assert (found["Id"], found["Comment"], len(found["RootFS"]["Layers"])) == (image_id, "flat", 1)
     assert found["Config"]["Env"] == ["A=1", "PATH=/bin"]
@@ -255,7 +255,7 @@ def test_commit_run_diff(scow: Scow, tmp_path: Path, compression: str) -> None:
     created(scow, CHANGES, "-e", "A=1", "-l", "crew=7", "-v", "/data")
     options = ("-a", "Ada", "-m", "why", "-c", 'CMD ["cat","/new"]', "--compression", compression)
     image_id = scow.ok("commit", *options, "c", "changed:1")
-    assert scow.ok("run", "--rm", "changed:1") == "new"
+    assert scow.ok("run", "--rm", "--network", "none", "changed:1") == "new"
     store = ImageStore(scow.env["SCOW_ROOT"])
     image, old = store.get("changed:1"), store.get("busybox")
     assert image.id == image_id
