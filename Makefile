@@ -5,6 +5,7 @@
 #   make stress    the long loops: races, kills, many clients
 #   make fuzz      the parsers and compilers under fuzzers, for as long as SECONDS says (each)
 #   make test-vm   the part that needs a cgroup v2 host, in a QEMU guest
+#   make test-power  cut the power of that guest in the middle of pulls (CYCLES=30), and look what is left
 #   make bench     scow beside the other runtimes that are installed
 #   make bench-oci scow-oci beside runc, crun, and crun as Debian's unstable has it
 #   make bench-images  pulls and pushes beside podman, docker, ctr and skopeo
@@ -24,7 +25,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=SCOW_CI,SCOW_TEST_C
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test stress fuzz test-vm bench bench-oci bench-images bench-service venv types hello lint clean packages-run packages-test packages-vm packages-bench
+.PHONY: demo test stress fuzz test-vm test-power bench bench-oci bench-images bench-service venv types hello lint clean packages-run packages-test packages-vm packages-bench
 
 demo: $(VENV)/.stamp-run $(HELLO)
 	@[ -e /usr/local/bin/scow ] || { $(SUDO) ln -sfn $(abspath $(BIN))/scow /usr/local/bin/scow && \
@@ -47,6 +48,10 @@ fuzz: packages-test venv types
 
 test-vm: packages-vm venv
 	$(SUDO) $(BIN)/python tests/vm/run.py $(ARGS)
+
+CYCLES ?= 30
+test-power: packages-vm venv
+	$(SUDO) $(BIN)/python tests/vm/power.py --cycles $(CYCLES) $(ARGS)
 
 bench: packages-bench venv
 	$(SUDO) $(BIN)/python bench/run.py $(ARGS)

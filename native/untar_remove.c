@@ -32,39 +32,51 @@ static int remove_name(int dir_fd, const char *name)
     return errno == ENOTEMPTY || errno == EEXIST ? 1 : -errno;
 }
 
-/* Unlink all names of a directory. Stops with 1 and the descriptor of a child that is not empty. */
-static int sweep(int dir_fd, int *ret_child)
+/* Unlink all names of a directory from `*at` on. Stops with 1, the descriptor of a child that is not empty, and
+ * `*at` before it. */
+static int sweep(int dir_fd, off_t *at, int *ret_child)
 {
     _Alignas(8) char buf[8192];
     long n;
 
-    if (lseek(dir_fd, 0, SEEK_SET) < 0)
+    if (lseek(dir_fd, *at, SEEK_SET) < 0)
         return -errno;
     while ((n = syscall(SYS_getdents64, dir_fd, buf, sizeof(buf))) > 0) {
-        for (long at = 0; at < n;) {
-            struct dirent64_head *entry = (struct dirent64_head *)(void *)(buf + at);
-            at += entry->reclen;
-            if (is_dots(entry->name))
-                continue;
-            int r = remove_name(dir_fd, entry->name);
+        for (long i = 0; i < n;) {
+            struct dirent64_head *entry = (struct dirent64_head *)(void *)(buf + i);
+            i += entry->reclen;
+            int r = is_dots(entry->name) ? 0 : remove_name(dir_fd, entry->name);
             if (r < 0)
                 return r;
-            if (r == 0)
-                continue;
-            *ret_child = openat(dir_fd, entry->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-            return *ret_child < 0 ? -errno : 1;
+            if (r == 1) {
+                *ret_child = openat(dir_fd, entry->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+                return *ret_child < 0 ? -errno : 1;
+            }
+            *at = entry->off;
         }
     }
     return n < 0 ? -errno : 0;
 }
 
+/* Where a directory that has been left for a child was: to begin again would look at all that was removed, for
+ * each child. */
+enum { PLACES = 256 };
+struct place {
+    int depth;
+    off_t at;
+};
+
 /* Empty a directory of any depth with two descriptors and no recursion. Takes over `fd`. */
 static int empty(int fd)
 {
+    struct place places[PLACES] = { 0 };
     int depth = 0, next, r;
 
     for (;;) {
-        r = sweep(fd, &next);
+        struct place *here = &places[depth % PLACES];
+        if (here->depth != depth)
+            *here = (struct place){ .depth = depth }; /* one far below took the room */
+        r = sweep(fd, &here->at, &next);
         if (r < 0 || (r == 0 && depth == 0))
             break;
         if (r == 0) {
@@ -75,6 +87,8 @@ static int empty(int fd)
             }
         }
         depth += r == 1 ? 1 : -1;
+        if (r == 1)
+            places[depth % PLACES] = (struct place){ .depth = depth };
         (void)close(fd);
         fd = next;
     }

@@ -1,10 +1,12 @@
-"""docs/security.md and the tests that it names: no known attack on a runtime is without its test."""
+"""docs/security.md and the tests that it names: no known attack on a runtime or by an image is without its test."""
 
 from __future__ import annotations
 
 import ast
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Every weakness of the field that concerns a low-level runtime, by the id it is known by.
@@ -24,18 +26,42 @@ CVE-2020-14370 CVE-2021-21334 CVE-2020-27534 CVE-2019-13509 CVE-2014-3499 CVE-20
 CVE-2024-25621 CVE-2023-2431 CVE-2026-31431 CVE-2022-0185 CVE-2024-1086 CVE-2022-1015 CVE-2020-14386 CVE-2017-7308
 CVE-2014-8989 CVE-2016-0728 CVE-2022-23222 shocker
 """.split()  # noqa: SIM905
+# The same for images, and the checklist of bad inputs: E layers, D documents and archives.
+CONCERNS_IMAGES = """
+unpacker-confined CVE-2014-6407 CVE-2014-9356 CVE-2014-9357 CVE-2026-41567 CVE-2019-14271-images CVE-2021-29136
+CVE-2021-32760 CVE-2025-47290 CVE-2017-14992 CVE-2025-58183 CVE-2020-1702 CVE-2023-25153 CVE-2026-41684 CVE-2021-20291
+slow-removal CVE-2021-3493 CVE-2023-0386 CVE-2023-2640 CVE-2023-32629 CVE-2007-4559 CVE-2024-12718 CVE-2025-4138
+CVE-2025-4330 CVE-2025-4435 CVE-2025-4517 CVE-2025-8194 CVE-2026-4360 CVE-2014-9358 CVE-2014-8178 CVE-2014-8179
+CVE-2014-6408 CVE-2024-3727 CVE-2026-48769 CVE-2021-41190 CVE-2021-21285 CVE-2020-15157 CVE-2026-12566 CVE-2019-10214
+CVE-2014-5277 CVE-2018-12608 CVE-2021-41092 CVE-2025-13836 CVE-2025-66471 CVE-2026-21441 name-and-digest
+CVE-2026-50195 CVE-2026-53488-images CVE-2026-55887 CVE-2026-57231-images CVE-2022-23648 CVE-2020-1726
+CVE-2024-9676-images CVE-2026-47262-images user-namespace
+""".split()  # noqa: SIM905
+CHECKLIST = [f"E{n}" for n in range(1, 41)] + [f"D{n}" for n in range(1, 12)]
 FILES = [
     *(ROOT / "tests/conformance").glob("test_oci_*.py"),
     ROOT / "tests/integration/test_oci_lifecycle.py",
     ROOT / "tests/fuzz/test_native.py",
     Path(__file__),
 ]
+IMAGE_FILES = [
+    *(ROOT / "tests/conformance").glob("test_hostile_*.py"),
+    *(ROOT / "tests/conformance").glob("test_idmapped_*.py"),
+    *(ROOT / "tests/integration").glob("test_layers_*.py"),
+    *(ROOT / "tests/unit").glob("test_layers_*.py"),
+    *(ROOT / "tests/unit").glob("test_image_*.py"),
+    ROOT / "tests/fuzz/test_image_documents.py",
+    Path(__file__),
+]
 
 
-def rows() -> list[tuple[list[str], list[str], list[str]]]:
-    """Ids, tests and twins of each row."""
+def rows(section: int) -> list[tuple[list[str], list[str], list[str]]]:
+    """Ids, tests and twins of each row; section 0 is of the runtime, 1 of images."""
     found: list[tuple[list[str], list[str], list[str]]] = []
-    for line in (ROOT / "docs/security.md").read_text().splitlines():
+    text = re.split(r"^## .*$", (ROOT / "docs/security.md").read_text(), flags=re.MULTILINE)[
+        section
+    ]
+    for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and len(cells) == 4 and cells[0] not in ("ids", "---"):
             found.append(
@@ -48,25 +74,65 @@ def rows() -> list[tuple[list[str], list[str], list[str]]]:
     return found
 
 
-def runnable() -> set[str]:
-    """The tests that every run has: not those that are marked slow as a whole."""
-    found: set[str] = set()
-    for path in FILES:
-        for node in ast.parse(path.read_text()).body:
+def runnable(files: list[Path]) -> dict[str, set[str]]:
+    """The tests that every run has (not those that are slow as a whole), and the rows that each names.
+
+    By what it says of itself, or in the ids of the tables that its file is driven by.
+    """
+    found: dict[str, set[str]] = {}
+    for path in files:
+        body = ast.parse(path.read_text()).body
+        tables = {
+            word
+            for node in body
+            if not isinstance(node, ast.FunctionDef | ast.Expr)
+            for word in named(node)
+        }
+        for node in body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 marks = " ".join(ast.unparse(mark) for mark in node.decorator_list)
                 if not re.search(r"mark\.(slow|skip)\b", marks):
-                    found.add(node.name)
+                    own = named(node) | (tables if "parametrize" in marks else set())
+                    found.setdefault(node.name, set()).update(own)
     return found
 
 
-def test_every_row_has_its_tests() -> None:
-    there = runnable()
-    named = [name for _, tests, twins in rows() for name in (*tests, *twins)]
-    assert [name for name in named if name not in there] == []
-    assert all(tests != [""] for _, tests, _ in rows())
+def named(node: ast.AST) -> set[str]:
+    """Rows of the checklist at the start of a string, or anywhere in what a test says of itself."""
+    found: set[str] = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+            found.update(re.findall(r"^[DE]\d+\b", inner.value))
+    if isinstance(node, ast.FunctionDef):
+        found.update(re.findall(r"\b[DE]\d+\b", ast.get_docstring(node) or ""))
+    return found
+
+
+@pytest.mark.parametrize(("section", "files"), [(0, FILES), (1, IMAGE_FILES)])
+def test_every_row_has_its_tests(section: int, files: list[Path]) -> None:
+    there = runnable(files)
+    names = [name for _, tests, twins in rows(section) for name in (*tests, *twins)]
+    assert [name for name in names if name not in there] == []
+    assert all(tests != [""] for _, tests, _ in rows(section))
 
 
 def test_no_known_attack_is_without_a_row() -> None:
-    listed = [name for ids, _, _ in rows() for name in ids]
-    assert sorted(set(CONCERNS_US)) == sorted(listed)
+    for section, concerns in ((0, CONCERNS_US), (1, [*CONCERNS_IMAGES, *CHECKLIST])):
+        listed = [name for ids, _, _ in rows(section) for name in ids]
+        assert sorted(set(concerns)) == sorted(listed)
+
+
+def test_each_row_of_the_checklist_is_named_by_a_test_of_its_own() -> None:
+    there = runnable(IMAGE_FILES)
+    for ids, tests, twins in rows(1):
+        told = set[str]().union(*(there[name] for name in (*tests, *twins)))
+        assert {row for row in ids if row in CHECKLIST} <= told
+
+
+def test_tarfile_only_writes() -> None:
+    """Its reader takes headers of any size into memory, and its filters have been passed by before."""
+    rooms = [path.parent for path in ROOT.glob("*/py.typed")]
+    sources = {path: path.read_text() for room in rooms for path in room.rglob("*.py")}
+    assert [path for path, text in sources.items() if "tarfile" in text], "save.py writes with it"
+    wrong = re.compile(r"\.extract(all|file)?\(|tarfile\.open\([^)]*[\"']r|\bgetmembers\(")
+    assert [str(path) for path, text in sources.items() if wrong.search(text)] == []
