@@ -43,10 +43,10 @@ disabled_plugins = [
 def enter() -> None:
     """Be in new namespaces, with lo up; this process and all that it starts, to its end."""
     kernel.unshare(kernel.CLONE_NEWNET | kernel.CLONE_NEWNS)
-    run = ("mount", "--make-rprivate", "/"), ("ip", "link", "set", "lo", "up")
-    for argv in (*run, *(("mount", "-t", "tmpfs", "bench", place) for place in HIDDEN)):
-        if argv[-1] not in HIDDEN or os.path.isdir(argv[-1]):
-            subprocess.run(argv, check=True)
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    for place in filter(os.path.isdir, HIDDEN):
+        subprocess.run(["mount", "-t", "tmpfs", "bench", place], check=True)
 
 
 def _daemon(yard: peers.Yard, argv: list[str], log: Path) -> subprocess.Popen[bytes]:

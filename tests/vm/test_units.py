@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fixtures.door import OWN_PID, log_lines, run_container, run_pod
+from scow.cri.client import Client, Unavailable
 
 pytestmark = [pytest.mark.cgroup_v2, pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -28,9 +28,10 @@ def run(*argv: str | Path) -> str:
     return done.stdout.strip()
 
 
-def call(method: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(run("scow", "call", method, json.dumps(request or {})))
-    return answer
+def call(method: str, request: dict[str, Any] | None = None) -> Any:
+    """By the client in this process: each start of a command takes the guest a second."""
+    with Client() as client:
+        return client.call(method, request)
 
 
 def shown(name: str) -> str:
@@ -75,90 +76,80 @@ def units() -> Iterator[None]:
 def test_the_units(tmp_path: Path) -> None:
     run("systemctl", "start", "scow.socket")
     assert shown("ActiveState") == "inactive"
-    assert call("Version")["runtimeName"] == "scow"
-    assert (shown("ActiveState"), shown("Delegate")) == ("active", "yes")
+    assert call("Version").runtime_name == "scow"
+    wait_until(lambda: shown("ActiveState") == "active", "the service to say that it is ready")
+    assert shown("Delegate") == "yes"
 
-    metadata = {"name": "p", "uid": "u", "namespace": "n"}
-    security = {"securityContext": {"namespaceOptions": {"pid": "CONTAINER"}}}
-    config = {"metadata": metadata, "logDirectory": str(tmp_path), "linux": security}
-    pod = call("RunPodSandbox", {"config": config})["podSandboxId"]
-    container = {
-        "metadata": {"name": "c"},
-        "image": {"image": "busybox"},
-        "command": ["sh", "-c", COUNT],
-        "logPath": "c.log",
-    }
-    asked = {"podSandboxId": pod, "config": container}
-    one = {"containerId": call("CreateContainer", asked)["containerId"]}
-    call("StartContainer", one)
-    begun = call("ContainerStatus", one)["status"]["startedAt"]
-    pid = run("scow", "inspect", "-f", "{{.State.Pid}}", one["containerId"])
+    with Client() as client:
+        security = {"security_context": OWN_PID}
+        pod = run_pod(client, log_directory=str(tmp_path), linux=security)
+        argv = ["sh", "-c", COUNT]
+        container = run_container(client, pod, argv, log_path="c.log", linux=security)
+    one = {"container_id": container}
+    begun = call("ContainerStatus", one).status.started_at
+    pid = run("scow", "inspect", "-f", "{{.State.Pid}}", container)
     # The service's own value is for the service alone.
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "0\n"
-    cgroups = Path(f"/proc/{pid}/cgroup").read_text()
-    assert "scow.service" not in cgroups
+    assert "scow.service" not in Path(f"/proc/{pid}/cgroup").read_text()
 
     def still_runs() -> None:
-        status = call("ContainerStatus", one)["status"]
-        assert (status["state"], status["startedAt"]) == ("CONTAINER_RUNNING", begun)
+        status = call("ContainerStatus", one).status
+        assert (status.state, status.started_at) == ("CONTAINER_RUNNING", begun)
         assert Path(f"/proc/{pid}").exists()
 
-    # A client that comes in between waits: systemd holds the socket.
-    waited: list[int] = []
-
-    def ask() -> None:
-        argv = (sys.executable, "-c", ASK)
-        waited.append(subprocess.run(argv, check=False, timeout=60).returncode)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    run("systemctl", "restart", "scow.service")
-    asking.join()
-    assert waited == [0]
+    restart_while_asked()
     still_runs()
-
     main = shown("MainPID")
     run("kill", "-9", main)
     wait_until(lambda: shown("MainPID") not in (main, "0"), "the service to be started again")
     still_runs()
 
-    # In order: a call that runs gets its answer.
-    slow = {**one, "cmd": ["sh", "-c", "touch /here; sleep 2; echo done"]}
-    answers: list[dict[str, Any]] = []
-    calling = threading.Thread(target=lambda: answers.append(call("ExecSync", slow)))
-    calling.start()
-    root = Path(f"/proc/{pid}/root/here")
-    wait_until(root.exists, "the command to begin")
-    run("systemctl", "stop", *UNITS)
-    calling.join()
-    assert answers[0]["stdout"] == "ZG9uZQo="
-    assert (shown("ActiveState"), shown("Result")) == ("inactive", "success")
-    assert not Path("/run/scow/scow.sock").exists()
+    stop_while_asked(one, Path(f"/proc/{pid}/root/here"))
     assert Path(f"/proc/{pid}").exists()
 
-    before = len((tmp_path / "c.log").read_text().splitlines())
-    wait_until(
-        lambda: len((tmp_path / "c.log").read_text().splitlines()) > before + 2, "more lines"
-    )
+    log = tmp_path / "c.log"
+    before = len(log_lines(log))
+    wait_until(lambda: len(log_lines(log)) > before + 2, "more lines")
     run("systemctl", "start", "scow.socket")
     still_runs()
     call("StopContainer", {**one, "timeout": 0})
-    assert call("ContainerStatus", one)["status"]["exitCode"] == 137
-    lines = [int(line.split()[3]) for line in (tmp_path / "c.log").read_text().splitlines()]
-    assert all(line == n for line, n in zip(lines, itertools.count(1), strict=False))
+    assert call("ContainerStatus", one).status.exit_code == 137
+    lines = [int(text) for text in log_lines(log)]
+    assert lines == list(range(1, len(lines) + 1))
     assert len(lines) > 20
 
 
-ASK = """
-import time
-from scow.cri.client import Client
-end = time.monotonic() + 4
-with Client() as client:
-    while time.monotonic() < end:
-        try:
-            client.call("Version")
-        except Exception as error:
-            # An answer that was cut off, at most: a connection is never refused.
-            assert "cannot reach" not in str(error), error
-        time.sleep(0.02)
-"""
+def restart_while_asked() -> None:
+    """A client that comes in between waits: systemd holds the socket."""
+    refused: list[str] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            try:
+                call("Version")
+            except Unavailable as error:  # an answer that was cut off, at most
+                if "cannot reach" in str(error):
+                    refused.append(str(error))
+            time.sleep(0.02)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    run("systemctl", "restart", "scow.service")
+    done.set()
+    asking.join()
+    assert not refused
+
+
+def stop_while_asked(one: dict[str, Any], mark: Path) -> None:
+    """In order: a call that runs gets its answer."""
+    slow = {**one, "cmd": ["sh", "-c", "touch /here; sleep 2; echo done"]}
+    answers: list[Any] = []
+    calling = threading.Thread(target=lambda: answers.append(call("ExecSync", slow)))
+    calling.start()
+    wait_until(mark.exists, "the command to begin")
+    run("systemctl", "stop", *UNITS)
+    calling.join()
+    assert answers[0].stdout == b"done\n"
+    assert (shown("ActiveState"), shown("Result")) == ("inactive", "success")
+    assert not Path("/run/scow/scow.sock").exists()
