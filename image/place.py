@@ -53,9 +53,11 @@ class Source:
         self.contents_only = path.endswith("/.") or path in (".", "/")
         self.path = _final(root, path) if follow or path.endswith(("/", "/.")) else _plain(path)
         above, self.name = _split(self.path)
-        with root.open(self.path, os.O_PATH | os.O_NOFOLLOW) as found:
-            self.status = os.fstat(found.fileno())
-        self._above = root.open(above, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.status = root.stat(self.path, follow=False)
+            self._above = root.open(above, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound(f"cannot copy {quote(path)}: no such file or directory") from error
         self.stack = Stack([self._above.fileno()], crossing=True)
         self.is_directory = stat.S_ISDIR(self.status.st_mode)
         if path.endswith("/") and not self.is_directory:

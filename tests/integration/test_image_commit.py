@@ -70,9 +70,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Scow:
 def scow(base: Scow) -> Iterator[Scow]:
     yield base
     base.remove_all()
-    for name in base.ok("images", "-q", "--no-trunc", "--filter", "since=busybox").split():
-        base.ok("rmi", "-f", name)
-    assert base.ok("images", "-q").count("\n") == 0
+    store = ImageStore(base.env["SCOW_ROOT"])
+    for image in store.list():
+        if "busybox:latest" not in image.names:
+            store.remove(image.id, force=True)
+    assert [image.names for image in store.list()] == [("busybox:latest",)]
 
 
 def service(scow: Scow) -> Service:
