@@ -331,9 +331,18 @@ def start(
                 connection.watch()
             connection.start()
         wait_for(connection, Started, prepared.plan, prepared.root, verb="start the container")
+        _check_label(record, ready.pid, prepared.generated.spec.process)
         undo.pop_all()
         pidfd.close()
     return connection
+
+
+def _check_label(record: Record, pid: int, process: Process | None) -> None:
+    # An init of ours is no program: what it starts is under the profile.
+    if process is not None and process.apparmor_profile and not record.options.init:
+        from scow.runtime.oci_labels import check_applied
+
+        check_applied(pid, process)
 
 
 # Monitors are our children as long as we live; what has ended is a zombie until somebody asks.

@@ -128,8 +128,15 @@ def build_process(record: Record, user: User) -> Process:
         capabilities=build_capabilities(held, security.cap_ambient),
         rlimits=_rlimits(record),
         no_new_privileges=security.no_new_privileges,
+        apparmor_profile=apparmor_profile(record),
         oom_score_adj=options.oom_score_adj,
     )
+
+
+def apparmor_profile(record: Record) -> str:
+    """The profile that the container's programs are put under; "" for none."""
+    security = record.options.security
+    return "" if security.apparmor in (None, "unconfined") else security.apparmor
 
 
 def build_capabilities(held: frozenset[str], ambient: tuple[str, ...] = ()) -> Capabilities:
