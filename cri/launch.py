@@ -197,15 +197,16 @@ def _special_trees(
     mounts = [mount for mount in record.options.mounts if mount.kind == "image" or mount.uid_map]
     if not mounts and ids is None:
         return {}
-    from scow.cri.trees import open_device, open_mapped, open_tree_of
+    from scow.cri.trees import Trees
 
-    found = {mount.target: hold(open_tree_of(mount, around.image_layers, ids)) for mount in mounts}
+    trees = Trees(hold, ids)
+    found = {mount.target: trees.open_mount(mount, around.image_layers) for mount in mounts}
     if ids is not None:
         # What is scow's own has the ids of an image on the disk; what is the host's is shown as it is.
         for use in record.volumes:
-            found[use.target] = hold(open_mapped(around.volume_dir(use.name), use.target, ids))
+            found[use.target] = trees.open_own(around.volume_dir(use.name), use.target)
         for device in record.options.devices:
-            found[device.container_path] = hold(open_device(device.host_path))
+            found[device.container_path] = trees.open_device(device.host_path)
     return found
 
 
