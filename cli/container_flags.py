@@ -84,7 +84,7 @@ SECURITY: tuple[Option, ...] = (
     many("--cap-add", metavar="CAP", help="Give a capability, such as NET_ADMIN, or ALL", section=_SECURITY, complete="capabilities"),
     many("--cap-drop", metavar="CAP", help="Take one away, or ALL", section=_SECURITY, complete="capabilities"),
     flag("--privileged", help="Take isolation away: every capability and device. It can take over the host", section=_SECURITY),
-    many("--security-opt", metavar="OPTION", help="no-new-privileges, seccomp=FILE|unconfined, apparmor=unconfined, systempaths=unconfined", section=_SECURITY),
+    many("--security-opt", metavar="OPTION", help="no-new-privileges, seccomp=FILE|unconfined, apparmor=PROFILE|unconfined, systempaths=unconfined", section=_SECURITY),
     text("--pid", metavar="MODE", help="Process ids: host or container:NAME instead of its own", section=_SECURITY),
     text("--ipc", metavar="MODE", help="Shared memory: private, shareable, none, host or container:NAME", section=_SECURITY),
     text("--userns", metavar="MODE", help="User ids: 'auto' gives it 65536 ids of its own; its root is nobody on the host", section=_SECURITY),

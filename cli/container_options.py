@@ -179,9 +179,9 @@ def _security_option(text: str) -> tuple[str, str | bool]:
         return "seccomp", os.path.abspath(value)
     if name == "apparmor" and value:
         if value != "unconfined":
-            raise Unsupported(
-                f"invalid --security-opt {parse.quote(text)}: scow does not set AppArmor profiles"
-            )
+            from scow.runtime.oci_labels import check_profile
+
+            check_profile(value)
         return "apparmor", value
     if name == "label" and value:
         if value == "disable" or not os.path.exists("/sys/fs/selinux/enforce"):
@@ -196,8 +196,8 @@ def _security_option(text: str) -> tuple[str, str | bool]:
     raise parse.invalid(
         "--security-opt",
         text,
-        "one of no-new-privileges, seccomp=FILE, seccomp=unconfined, apparmor=unconfined, "
-        "systempaths=unconfined",
+        "one of no-new-privileges, seccomp=FILE, seccomp=unconfined, apparmor=PROFILE, "
+        "apparmor=unconfined, systempaths=unconfined",
     )
 
 

@@ -191,6 +191,7 @@ def _process(record: Record, root: Root, options: ExecOptions) -> Process:
         rlimits=base.rlimits,
         no_new_privileges=base.no_new_privileges,
         oom_score_adj=base.oom_score_adj,
+        apparmor_profile="" if options.privileged else base.apparmor_profile,
     )
 
 

@@ -9,6 +9,7 @@ from scow.cri.records import Record, RecordStore
 from scow.cri.status import Status
 from scow.cri.views import view
 from scow.cri.volumes import VolumeStore
+from scow.native.idmap import IdMap
 from scow.runtime.state import State
 
 _NEVER = "0001-01-01T00:00:00Z"
@@ -83,6 +84,8 @@ def _host_config(record: Record) -> dict[str, Any]:
         "ExtraHosts": [f"{e.name}:{e.address}" for e in options.network.extra_hosts],
         "GroupAdd": [str(group) for group in options.group_add],
         "IpcMode": str(options.ipc),
+        "UsernsMode": "" if options.ids is None else "private",
+        "IDMappings": _id_mappings(options.ids),
         "PidMode": str(options.pid),
         "UTSMode": str(options.uts),
         "Privileged": security.privileged,
@@ -112,6 +115,16 @@ def _host_config(record: Record) -> dict[str, Any]:
                 "max-file": str(options.log.max_files),
             },
         },
+    }
+
+
+def _id_mappings(ids: IdMap | None) -> dict[str, list[str]] | None:
+    """As podman has it."""
+    if ids is None:
+        return None
+    return {
+        name: [":".join(map(str, line)) for line in lines]
+        for name, lines in (("UidMap", ids.uid), ("GidMap", ids.gid))
     }
 
 

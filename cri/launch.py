@@ -197,15 +197,16 @@ def _special_trees(
     mounts = [mount for mount in record.options.mounts if mount.kind == "image" or mount.uid_map]
     if not mounts and ids is None:
         return {}
-    from scow.cri.trees import open_device, open_mapped, open_tree_of
+    from scow.cri.trees import Trees
 
-    found = {mount.target: hold(open_tree_of(mount, around.image_layers, ids)) for mount in mounts}
+    trees = Trees(hold, ids)
+    found = {mount.target: trees.open_mount(mount, around.image_layers) for mount in mounts}
     if ids is not None:
         # What is scow's own has the ids of an image on the disk; what is the host's is shown as it is.
         for use in record.volumes:
-            found[use.target] = hold(open_mapped(around.volume_dir(use.name), use.target, ids))
+            found[use.target] = trees.open_own(around.volume_dir(use.name), use.target)
         for device in record.options.devices:
-            found[device.container_path] = hold(open_device(device.host_path))
+            found[device.container_path] = trees.open_device(device.host_path)
     return found
 
 
@@ -331,9 +332,18 @@ def start(
                 connection.watch()
             connection.start()
         wait_for(connection, Started, prepared.plan, prepared.root, verb="start the container")
+        _check_label(record, ready.pid, prepared.generated.spec.process)
         undo.pop_all()
         pidfd.close()
     return connection
+
+
+def _check_label(record: Record, pid: int, process: Process | None) -> None:
+    # An init of ours is no program: what it starts is under the profile.
+    if process is not None and process.apparmor_profile and not record.options.init:
+        from scow.runtime.oci_labels import check_applied
+
+        check_applied(pid, process)
 
 
 # Monitors are our children as long as we live; what has ended is a zombie until somebody asks.

@@ -308,6 +308,12 @@ class ObjectStore(Generic[R]):
             self.release_name(name, object_id)
         self.empty_trash(object_id)
 
+    def sweep_trash(self) -> None:
+        """Delete the objects whose removal was cut short; what else is being made there stays."""
+        for name in os.listdir(self._trash):
+            if len(name) == ID_LENGTH:
+                self.empty_trash(name)
+
     def empty_trash(self, entry: str | None = None) -> None:
         """Delete what lies in the trash; what cannot be deleted now stays for the next time."""
         try:

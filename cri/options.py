@@ -152,7 +152,8 @@ class Security(msgspec.Struct, frozen=True):
     """What the process may do.
 
     Capabilities are "CAP_NET_ADMIN" or "ALL". `seccomp` is None (scow's profile), "unconfined" or
-    the absolute path of a profile. `unmask`: leave /proc and /sys paths uncovered
+    the absolute path of a profile. `apparmor` is None, "unconfined" or the name of a loaded profile.
+    `unmask`: leave /proc and /sys paths uncovered
     (systempaths=unconfined). `masked_paths` and `readonly_paths` stand in for scow's own lists.
     """
 

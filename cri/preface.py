@@ -22,6 +22,7 @@ def preface(record: Record, prepared: Prepared, around: Surroundings) -> Steps:
     """Give (call, why) for each step before the monitor is started."""
     return [
         *_network(prepared, around),
+        *_user_namespace(record),
         _overlay(record, around),
         *_cgroup(record, prepared),
         (
@@ -30,6 +31,15 @@ def preface(record: Record, prepared: Prepared, around: Surroundings) -> Steps:
             "and the log, and outlives this command",
         ),
     ]
+
+
+def _user_namespace(record: Record) -> Steps:
+    ids = record.options.ids
+    if ids is None:
+        return []
+    lines = ", ".join(" ".join(map(str, line)) for line in ids.uid)
+    call = f"unshare(CLONE_NEWUSER); write(/proc/PID/uid_map, {lines})"
+    return [(call, "a user namespace: its root is nobody on the host")]
 
 
 def _network(prepared: Prepared, around: Surroundings) -> Steps:

@@ -128,6 +128,7 @@ def build_process(record: Record, user: User) -> Process:
         capabilities=build_capabilities(held, security.cap_ambient),
         rlimits=_rlimits(record),
         no_new_privileges=security.no_new_privileges,
+        apparmor_profile=apparmor_profile(record),
         oom_score_adj=_oom_score_adj(options.oom_score_adj),
     )
 
@@ -138,6 +139,12 @@ def _oom_score_adj(wanted: int | None) -> int | None:
         with open("/proc/self/oom_score_adj", encoding="ascii") as file:
             return 0 if file.read(1) == "-" else None
     return wanted
+
+
+def apparmor_profile(record: Record) -> str:
+    """The profile that the container's programs are put under; "" for none."""
+    security = record.options.security
+    return "" if security.apparmor in (None, "unconfined") else security.apparmor
 
 
 def build_capabilities(held: frozenset[str], ambient: tuple[str, ...] = ()) -> Capabilities:

@@ -19,69 +19,56 @@ from scow.native.idmap import IdMap, open_user_namespace
 from scow.runtime.mounts import open_bind_source
 
 
-def open_tree_of(
-    mount: Mount, image_layers: Callable[[str], list[str]], ids: IdMap | None
-) -> OwnedFd:
-    """Open the source of a mount of kind "image", or of a bind mount with id maps.
+class Trees:
+    """The trees of one launch. Making a user namespace forks us: one for each map, not for each mount."""
 
-    `ids` are those of the container, by which an image's files are seen.
-    """
-    if mount.kind == "image":
-        return _open_image(mount, image_layers(mount.source), ids)
-    tree = open_bind_source(mount.source, recursive=mount.recursive)
-    return _map_ids(tree, IdMap(mount.uid_map, mount.gid_map), mount.target)
+    def __init__(self, hold: Callable[[OwnedFd], int], ids: IdMap | None) -> None:
+        """`hold` keeps descriptors until the launch; `ids` are those of the container."""
+        self._hold = hold
+        self._ids = ids
+        self._namespaces: dict[IdMap, int] = {}
 
+    def open_mount(self, mount: Mount, image_layers: Callable[[str], list[str]]) -> int:
+        """Open the source of a mount of kind "image", or of a bind mount with id maps."""
+        if mount.kind == "image":
+            return self._open_image(mount, image_layers(mount.source))
+        tree = self._hold(open_bind_source(mount.source, recursive=mount.recursive))
+        return self._map_ids(tree, IdMap(mount.uid_map, mount.gid_map), mount.target)
 
-def open_mapped(path: str, target: str, ids: IdMap) -> OwnedFd:
-    """Open a directory of scow's own as a container with these ids sees it."""
-    return _map_ids(open_bind_source(path, recursive=False), ids, target)
+    def open_own(self, path: str, target: str) -> int:
+        """Open a directory of scow's own, as the container sees it."""
+        tree = self._hold(open_bind_source(path, recursive=False))
+        return tree if self._ids is None else self._map_ids(tree, self._ids, target)
 
+    def open_device(self, path: str) -> int:
+        """Open a device node of the host to be bound: no user namespace may make one."""
+        return self._hold(open_bind_source(path, recursive=False))
 
-def open_device(path: str) -> OwnedFd:
-    """Open a device node of the host to be bound: no user namespace may make one."""
-    return open_bind_source(path, recursive=False)
+    def _open_image(self, mount: Mount, layers: list[str]) -> int:
+        """Stack the layers, read-only; one layer alone is its directory (overlayfs wants two)."""
+        if len(layers) == 1:
+            whole = self.open_own(layers[0], mount.target)
+        else:
+            whole = self._hold(mount_overlay(layers, None, None, idmap=self._ids))
+        return self._hold(_open_sub_path(mount, Root(whole))) if mount.sub_path else whole
 
-
-def _map_ids(tree: OwnedFd, ids: IdMap, target: str) -> OwnedFd:
-    try:
-        _set_id_map(tree, ids, target)
-    except BaseException:
-        tree.close()
-        raise
-    return tree
-
-
-def _set_id_map(tree: OwnedFd, ids: IdMap, target: str) -> None:
-    with open_user_namespace(ids) as namespace:
+    def _map_ids(self, tree: int, ids: IdMap, target: str) -> int:
+        if ids not in self._namespaces:
+            self._namespaces[ids] = self._hold(open_user_namespace(ids))
         try:
             kernel.mount_setattr(
-                tree.fileno(),
+                tree,
                 "",
                 kernel.AT_EMPTY_PATH | kernel.AT_RECURSIVE,
                 kernel.MOUNT_ATTR_IDMAP,
-                0,
-                0,
-                namespace.fileno(),
+                userns_fd=self._namespaces[ids],
             )
         except OSError as error:
             raise Unsupported(
                 f"cannot map the ids of the mount on '{target}': {error.strerror}",
                 hint="the file system of its source may not support it",
             ) from error
-
-
-def _open_image(mount: Mount, layers: list[str], ids: IdMap | None) -> OwnedFd:
-    """Stack the layers, read-only; one layer alone is its directory (overlayfs wants two)."""
-    if len(layers) == 1:
-        whole = open_bind_source(layers[0], recursive=False)
-        if ids is not None:
-            whole = _map_ids(whole, ids, mount.target)
-    else:
-        whole = mount_overlay(layers, None, None, idmap=ids)
-    if not mount.sub_path:
-        return whole
-    with whole:
-        return _open_sub_path(mount, Root(whole.fileno()))
+        return tree
 
 
 def _open_sub_path(mount: Mount, root: Root) -> OwnedFd:

@@ -102,6 +102,7 @@ def compile_run(spec: Spec, handles: Handles, monitor: p.MonitorConfig) -> p.Pla
     ops += name_operations(spec)
     if holder is None:
         ops.append(_stdio(process, handles.ids))
+    ops += _labels(process)
     ops.append(p.PivotRoot(why="from here on the host's files are out of reach"))
     if spec.root.readonly:
         ops.append(p.RemountRootReadOnly(why="--read-only"))
@@ -158,6 +159,7 @@ def compile_exec(
         ops.append(p.JoinCgroups(handles.cgroup_tasks, why="be under the container's limits"))
     if handles.ids and process.oom_score_adj is not None:
         ops.append(p.SetOomScoreAdj(process.oom_score_adj, why="lowered from outside only"))
+    ops += _labels(process)  # by a procfs that no container has touched
     ops += joins
     if handles.ids:
         ops.append(p.BecomeRoot(why="be somebody in the user namespace"))
@@ -263,6 +265,14 @@ def enter_pid_namespace(
             kept, why="be one of its processes only now: nothing of the host is open any more"
         ),
     ]
+
+
+def _labels(process: Process) -> list[p.Operation]:
+    if not process.apparmor_profile:
+        return []
+    from scow.runtime.oci_labels import label_operations
+
+    return label_operations(process, keyring=False)
 
 
 def _in_user_namespace(process: Process) -> Process:

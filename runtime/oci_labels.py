@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 
 from scow.native import plan as p
-from scow.native.errors import ScowError
+from scow.native.errors import InvalidArgument, ScowError, Unsupported
 from scow.runtime.spec import Process
 
 _APPARMOR = "/sys/module/apparmor/parameters/enabled"  # there also where securityfs is not mounted
+_PROFILES = "/sys/kernel/security/apparmor/profiles"
 _SELINUX = "/sys/fs/selinux"  # the kernel makes it when SELinux was enabled at boot
 
 
@@ -35,6 +36,25 @@ def has_apparmor() -> bool:
             return file.read(1) == "Y"
     except OSError:
         return False
+
+
+def check_profile(name: str) -> None:
+    """Refuse an AppArmor profile that no program could be put under."""
+    if not name or not name.isprintable() or len(name) > 255:
+        raise InvalidArgument(f"'{name[:64]}' is not the name of an AppArmor profile")
+    if not has_apparmor():
+        raise Unsupported(
+            f"cannot apply AppArmor profile '{name}': AppArmor is not enabled on this host"
+        )
+    try:
+        with open(_PROFILES, encoding="utf-8", errors="replace") as file:
+            loaded = {line.rpartition(" (")[0] for line in file}
+    except OSError:
+        return  # securityfs is not mounted: the kernel will say it
+    if name not in loaded:
+        raise InvalidArgument(
+            f"AppArmor profile '{name}' is not loaded", hint="load it: apparmor_parser -r FILE"
+        )
 
 
 def _apparmor_file(name: str) -> str:

@@ -102,6 +102,10 @@ class Events:
         self._epoll.close()
         os.close(self._end_fd)
 
+    def aside(self, work: Callable[[], None]) -> None:
+        """Do something that nobody waits for; `close` does."""
+        self._pool.submit(work)
+
     # --- watching -----------------------------------------------------------------------------
 
     def started(self, container_id: str, connection: MonitorConnection) -> None:

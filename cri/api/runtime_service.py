@@ -78,6 +78,7 @@ class RuntimeService(Measuring):
     def recover(self) -> None:
         """Mend what was left when a service before this one ended, and watch what runs."""
         self.pods.recover()
+        self.events.aside(self.service.store.sweep_trash)
         for record, status in self.observer.containers():
             if status.state in RUNNING:
                 self.events.adopt(record)

@@ -58,7 +58,7 @@ def container_security(security: Message | None, pod: PodOptions) -> Security:
             f"cannot make a privileged container in pod '{pod.metadata.name}': it is not privileged",
             hint="make the pod with linux.security_context.privileged",
         )
-    _check_labels(security)
+    _refuse_selinux(security.selinux_options)
     if privileged:
         # All there is: what is asked for besides changes nothing.
         return Security(privileged=True, no_new_privileges=security.no_new_privs)
@@ -71,6 +71,7 @@ def container_security(security: Message | None, pod: PodOptions) -> Security:
         else (),
         no_new_privileges=security.no_new_privs,
         seccomp=_seccomp(security),
+        apparmor=_apparmor(security),
         masked_paths=tuple(map(_path, security.masked_paths)) or None,
         readonly_paths=tuple(map(_path, security.readonly_paths)) or None,
     )
@@ -85,9 +86,7 @@ def check_sandbox(security: Message | None) -> None:
         return
     if security.run_as_group is not None and security.run_as_user is None:
         raise InvalidArgument("run_as_group is given without run_as_user")
-    options = security.selinux_options
-    if options is not None and any((options.user, options.role, options.type, options.level)):
-        raise Unsupported("cannot apply SELinux labels: SELinux is not supported")
+    _refuse_selinux(security.selinux_options)
 
 
 def _names(given: Iterable[str]) -> tuple[str, ...]:
@@ -125,15 +124,26 @@ def _profile_file(path: str) -> str:
     return path
 
 
-def _check_labels(security: Message) -> None:
-    """Refuse labels that nobody would enforce: a limit that is not taken is an error."""
+def _apparmor(security: Message) -> str | None:
+    """The name of a profile; None also for RuntimeDefault, for scow has none of its own."""
     profile = security.apparmor
-    name = profile.localhost_ref if profile is not None else security.apparmor_profile
-    wanted = profile.profile_type == "Localhost" if profile is not None else False
-    if wanted or name.startswith("localhost/"):
-        raise Unsupported(
-            f"cannot apply AppArmor profile '{name[:128]}': AppArmor is not supported"
-        )
-    options = security.selinux_options
+    if profile is not None:
+        name = profile.localhost_ref if profile.profile_type == "Localhost" else ""
+    else:
+        text: str = security.apparmor_profile
+        name = text if text.startswith("localhost/") else ""
+        if text not in ("", "runtime/default", "unconfined") and not name:
+            raise InvalidArgument(f"invalid AppArmor profile '{text[:256]}'")
+    if not name and not (profile is not None and profile.profile_type == "Localhost"):
+        return None
+    from scow.runtime.oci_labels import check_profile
+
+    name = name.removeprefix("localhost/")
+    check_profile(name)
+    return name
+
+
+def _refuse_selinux(options: Message | None) -> None:
+    """A label that nobody would enforce is an error."""
     if options is not None and any((options.user, options.role, options.type, options.level)):
         raise Unsupported("cannot apply SELinux labels: SELinux is not supported")

@@ -108,6 +108,20 @@ def test_the_limit_of_a_command_is_kept_without_the_service(places: tuple[str, s
     cri.close()
 
 
+def test_a_removal_that_was_cut_short_is_finished(places: tuple[str, str]) -> None:
+    left = Path(places[0]) / "trash" / ("ab" * 32)
+    left.mkdir()
+    (left / "upper").mkdir()
+    # What `base_layer` makes there is not a removal.
+    made = Path(places[0]) / "trash" / "base.0123456789abcdef"
+    made.mkdir()
+    cri = Cri(*places)
+    cri.close()
+    assert not left.exists()
+    assert made.exists()
+    made.rmdir()
+
+
 def pid_of(cri: Cri, container: str) -> int:
     return int(cri.service.status(cri.service.store.read(container)).pid)
 

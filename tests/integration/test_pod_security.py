@@ -139,6 +139,10 @@ def test_what_cannot_be_enforced_is_refused(cri: Cri) -> None:
     profile = {"profile_type": "Localhost", "localhost_ref": "mine"}
     with pytest.raises(Unsupported, match="AppArmor"):
         cri.container(pod, **secured(apparmor=profile))
+    with pytest.raises(Unsupported, match="AppArmor"):
+        cri.container(pod, **secured(apparmor_profile="localhost/mine"))
+    with pytest.raises(InvalidArgument, match="AppArmor"):
+        cri.container(pod, **secured(apparmor_profile="mine"))
     with pytest.raises(Unsupported, match="SELinux"):
         cri.container(pod, **secured(selinux_options={"type": "x_t"}))
     with pytest.raises(Unsupported, match="CDI"):

@@ -283,6 +283,9 @@ def test_run_with_a_range_of_its_own(scow: Scow, tmp_path: Path) -> None:
     one, two = (scow.ok("run", "-d", *command, "sleep", "1000").strip() for _ in range(2))
     first, second = (scow.ok("exec", c, "cat", "/proc/self/uid_map").split()[1] for c in (one, two))
     assert first != second
+    host = scow.inspect(one)["HostConfig"]
+    assert host["UsernsMode"] == "private"
+    assert host["IDMappings"]["UidMap"] == [f"0:{first}:{COUNT}"]
     assert ranges(tmp_path) == {first, second}
     scow.ok("rm", "-f", one)
     assert ranges(tmp_path) == {second}

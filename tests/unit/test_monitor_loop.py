@@ -531,3 +531,16 @@ def test_nonsense_from_a_client(launch: Launch, tmp_path: Path) -> None:
             os.write(client.fileno(), message)
             client.attach()
     assert isinstance(running.finish()[-1], Exited)
+
+
+def test_the_time_that_a_process_has(launch: Launch) -> None:
+    late = launch("sleep", "60", limit=200)
+    late.connection.start()
+    ended = late.finish()[-1]
+    assert isinstance(ended, Exited)
+    assert (ended.timed_out, ended.signal) == (True, 9)
+    early = launch("sh", "-c", "exit 3", limit=60_000)
+    early.connection.start()
+    ended = early.finish()[-1]
+    assert isinstance(ended, Exited)
+    assert (ended.timed_out, ended.exit_code) == (False, 3)

@@ -147,6 +147,7 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[i], "die")) die = 1;
         if (!strcmp(argv[i], "oom")) plan.oom_fd = open(value, O_RDONLY | O_CLOEXEC);
         if (!strcmp(argv[i], "baseline")) plan.oom_baseline = strtoull(value, NULL, 10);
+        if (!strcmp(argv[i], "limit")) plan.time_limit_ms = strtoull(value, NULL, 10);
         if (!strcmp(argv[i], "cleanup")) cleanup[0] = "/bin/touch", cleanup[1] = value;
     }
     if (cleanup[0]) plan.cleanup_argv = cleanup;
