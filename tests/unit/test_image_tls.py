@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import subprocess
 import threading
@@ -82,10 +83,12 @@ def serve(
     )
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def host_of(server: Server) -> str:
@@ -150,23 +153,24 @@ def test_client_certificates_are_for_their_host_only(
             self.end_headers()
 
     client = make_certificate(tmp_path, "client", "DNS:client")
-    first, second = (serve(*certificate, Showing, client[0]) for _ in range(2))
-    one, two = next(first), next(second)
-    one.elsewhere, two.elsewhere = host_of(two), ""  # type: ignore[attr-defined]  # for Showing
-    files = TlsFiles((str(certificate[0]),), ((str(client[0]), str(client[1])),))
-    transport = Transport(f"https://{host_of(one)}", patience=QUICK, tls_files=files)
-    transport.get(f"https://{host_of(one)}/x").close()
-    # A host with a directory of its own gets what is in that.
-    place = certs_d / host_of(two)
-    place.mkdir(parents=True)
-    (place / "mine.cert").write_bytes(client[0].read_bytes())
-    (place / "mine.key").write_bytes(client[1].read_bytes())
-    transport.get(f"https://{host_of(one)}/x").close()
-    transport.close()
-    ports = one.server_port, two.server_port
-    assert shown == [(ports[0], True), (ports[1], False), (ports[0], True), (ports[1], True)]
-    for server in (first, second):
-        assert list(server) == []
+    with contextlib.ExitStack() as stack:
+        one, two = (
+            stack.enter_context(contextlib.contextmanager(serve)(*certificate, Showing, client[0]))
+            for _ in range(2)
+        )
+        one.elsewhere, two.elsewhere = host_of(two), ""  # type: ignore[attr-defined]  # for Showing
+        files = TlsFiles((str(certificate[0]),), ((str(client[0]), str(client[1])),))
+        transport = Transport(f"https://{host_of(one)}", patience=QUICK, tls_files=files)
+        transport.get(f"https://{host_of(one)}/x").close()
+        # A host with a directory of its own gets what is in that.
+        place = certs_d / host_of(two)
+        place.mkdir(parents=True)
+        (place / "mine.cert").write_bytes(client[0].read_bytes())
+        (place / "mine.key").write_bytes(client[1].read_bytes())
+        transport.get(f"https://{host_of(one)}/x").close()
+        transport.close()
+        ports = one.server_port, two.server_port
+        assert shown == [(ports[0], True), (ports[1], False), (ports[0], True), (ports[1], True)]
 
 
 def test_wrong_name(tmp_path: Path, certs_d: Path) -> None:
