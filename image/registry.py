@@ -137,7 +137,8 @@ class Registry:
     def open_blob(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Chunks:
         """The blob from `offset` on, resuming after lost connections; who calls verifies it.
 
-        With `end` only up to there, if the registry knows ranges; `has_ranges` tells afterwards. `urls` of a descriptor are never followed: they would be a way to make us talk to anybody.
+        With `end` only up to there, if the registry knows ranges; `has_ranges` tells afterwards.
+        `urls` of a descriptor are never followed: they would be a way to make us talk to anybody.
         """
         position = offset
         limit = descriptor.size if end is None else end
