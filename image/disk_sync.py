@@ -112,11 +112,8 @@ def is_syncing() -> bool:
 
 
 @contextmanager
-def disk_of(fd: int, *, durable: bool) -> Iterator[DiskSync]:
-    """The disk that `fd` is on; at the end of the block all that was written is there, or it raises.
-
-    Not so without `durable`: of something that nobody will look for after a power cut.
-    """
+def disk_of(fd: int) -> Iterator[DiskSync]:
+    """The disk that `fd` is on; at the end of the block all that was written is there, or it raises."""
     with _lock:
         device = os.fstat(fd).st_dev
         disk = _disks.get(device)
@@ -125,8 +122,7 @@ def disk_of(fd: int, *, durable: bool) -> Iterator[DiskSync]:
         known = disk.join()
     try:
         yield disk
-        if durable:
-            disk.sync()
-            disk.check(known)
+        disk.sync()
+        disk.check(known)
     finally:
         disk.release()

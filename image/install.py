@@ -126,9 +126,8 @@ def install_image(
         )
     _check_platform(config, platform, what, progress)
     lease.hold(layers=list(config.diff_ids))
-    _install_layers(store, source, _layer_jobs(manifest, config, what), progress)
-    store.content.write_blob(config_data, manifest.config.digest)
-    store.content.write_blob(document.data, document.digest)
+    documents = [(config_data, manifest.config.digest), (document.data, document.digest)]
+    _install_blobs(store, source, documents, _layer_jobs(manifest, config, what), progress)
     _write_summary(store, _summarise(store, document, config))
     return IndexEntry(
         media_type=document.media_type,
@@ -217,8 +216,12 @@ def _layer_jobs(manifest: Manifest, config: ConfigDocument, what: str) -> list[_
     return sorted(jobs.values(), key=lambda job: -job.descriptor.size)
 
 
-def _install_layers(
-    store: ImageStore, source: BlobSource, jobs: list[_LayerJob], progress: ProgressSink
+def _install_blobs(
+    store: ImageStore,
+    source: BlobSource,
+    documents: list[tuple[bytes, Digest]],
+    jobs: list[_LayerJob],
+    progress: ProgressSink,
 ) -> None:
     from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
@@ -231,7 +234,11 @@ def _install_layers(
         Fetcher(source, stop) as fetcher,
         ThreadPoolExecutor(PARALLEL_LAYERS, thread_name_prefix="scow-layer") as pool,
     ):
-        waiting = {pool.submit(_LayerInstall(store, fetcher, job, watch, stop).run) for job in jobs}
+        # The documents beside the layers, not after them: their fsyncs cost nothing then.
+        waiting = {pool.submit(store.content.write_blob, *document) for document in documents}
+        waiting |= {
+            pool.submit(_LayerInstall(store, fetcher, job, watch, stop).run) for job in jobs
+        }
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=LOOK_S, return_when=FIRST_COMPLETED)

@@ -41,7 +41,7 @@ class RegistryLists(Registry):
     def _base_url(self) -> str:
         """What the paths of requests follow."""
         path = self.reference.path
-        return f"{self.transport.base_url}/v2/" + (f"{path}/" if path else "")
+        return self.origin.api_url + (f"{path}/" if path else "")
 
     def ping(self) -> None:
         """Raise unless this is a registry that lets us in."""

@@ -14,6 +14,7 @@ import queue
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 
 import msgspec
 
@@ -70,7 +71,7 @@ class _Failure(msgspec.Struct, frozen=True):
 class _PipeWriter(threading.Thread):
     """Hashes batches and writes them to the pipe; after a failure it only drains its queue."""
 
-    def __init__(self, pipe: OwnedFd, algorithm: str, disk: DiskSync) -> None:
+    def __init__(self, pipe: OwnedFd, algorithm: str, disk: DiskSync | None) -> None:
         super().__init__(name="scow-layer-writer", daemon=True)
         self._pipe = pipe
         self._disk = disk
@@ -97,7 +98,8 @@ class _PipeWriter(threading.Thread):
                 write_all(self._pipe.fileno(), piece)
         except OSError as error:  # EPIPE: the applet gave up, and its report says why
             self.failure = error
-        self._disk.wrote(sum(map(len, batch)))
+        if self._disk is not None:
+            self._disk.wrote(sum(map(len, batch)))
 
     def digest(self) -> str:
         """Of all that was written, after the end."""
@@ -115,8 +117,8 @@ def unpack(
 ) -> Unpacked:
     """Unpack the layer `diff_id` from compressed `chunks` into the empty directory `layer_fd`.
 
-    On return every file is on the disk (syncfs, if `durable`) and the digest was right. `keep_fds`
-    stay open in the applet (a lock). Raises what `chunks` raises, IntegrityError for a bad layer,
+    On return every file is on the disk (if `durable`) and the digest was right. `keep_fds` stay open in
+    the applet (a lock). Raises what `chunks` raises, IntegrityError for a bad layer,
     ResourceExhausted for a limit or a full disk; the directory then holds rubbish.
     """
     algorithm = algorithm_of(diff_id)
@@ -130,7 +132,7 @@ def unpack(
             except BaseException:
                 write_end.close()
                 raise
-        with pidfd, disk_of(layer_fd, durable=durable) as disk:
+        with pidfd, disk_of(layer_fd) if durable else nullcontext() as disk:
             writer = _PipeWriter(write_end, algorithm, disk)
             status = _feed(writer, chunks, pid, pidfd)
             return _judge(diff_id, f"{algorithm}:{writer.digest()}", status, _read_report(report))

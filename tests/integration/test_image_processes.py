@@ -18,8 +18,10 @@ import pytest
 import zstandard
 
 from fixtures.fake_registry import FakeRegistry, Handler
+from scow.image.digest import parse_diff_id
 from scow.image.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from scow.image.store import ImageStore
+from scow.image.unpack import unpack
 
 pytestmark = pytest.mark.root
 
@@ -174,3 +176,20 @@ def test_a_bomb_is_unpacked_in_little_memory(
     registry.add_manifest(document, tag="latest")
     assert len(packed.getvalue()) * 100 < BOMB_BYTES
     assert finish(start(scow_root, registry)) < ROOM_KB
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_layer_is_synced_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("scow.native.sys.syncfs", synced.append)
+    tar = layer_tar({"file": b"x"})
+    diff_id = parse_diff_id("sha256:" + hashlib.sha256(tar).hexdigest())
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        unpack(diff_id, [tar], fd, durable=durable)
+    finally:
+        os.close(fd)
+    assert len(synced) == durable
+    assert (tmp_path / "file").read_bytes() == b"x"

@@ -306,11 +306,11 @@ def test_what_another_process_fetches_counts(
     )
     with ThreadPoolExecutor(1) as pool:
         pulling = pool.submit(pull, store, registry)
-        for _ in range(5):  # 1000 s in all
+        for _ in range(10):  # 1000 s in all; one step may pass between a touch and its word of it
             moved.clear()
             held.write(b"x")
             assert moved.wait(20)
-            now += 200
+            now += 100
             assert not pulling.done()
         os.unlink(held.name)  # it gave up: this pull's turn
         held.close()
