@@ -63,12 +63,18 @@ def _row(found: Found, *, full: bool) -> Row:
 
 
 def _tags(values: Values, how: Connection) -> int:
-    from scow.image.search import list_tags
+    from itertools import islice
+
+    from scow.image.reference import Reference, parse_reference
+    from scow.image.registry_list import RegistryLists
 
     if values.many("filter"):
         raise UsageError("search: --list-tags and --filter exclude each other")
-    repository, tags = list_tags(values.word("TERM"), _limit(values, MAX_TAGS, MAX_TAGS), **how)
-    rows: list[Row] = [{"Name": repository, "Tag": tag} for tag in tags]
+    limit = _limit(values, MAX_TAGS, MAX_TAGS)
+    named = parse_reference(values.word("TERM"))
+    with RegistryLists(Reference(named.host, named.path, None, None), **how) as registry:
+        tags = list(islice(registry.tags(), limit))
+    rows: list[Row] = [{"Name": named.repository, "Tag": tag} for tag in tags]
     columns = ["Name", "Tag"]
     write_rows(rows, columns=columns, headings=TAG_HEADINGS, form=values.text("format"))
     return 0

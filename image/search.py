@@ -98,28 +98,6 @@ def search(
     ]
 
 
-def list_tags(
-    name: str,
-    limit: int,
-    *,
-    plain_http: bool = False,
-    tls_verify: bool = True,
-    credentials: Credentials | None = None,
-    patience: Patience | None = None,
-) -> tuple[str, list[str]]:
-    """The repository that `name` means, and its first tags in the registry's order."""
-    reference = parse_reference(name)
-    registry = RegistryLists(
-        Reference(reference.host, reference.path, None, None),
-        plain_http=plain_http,
-        tls_verify=tls_verify,
-        credentials=credentials,
-        patience=patience,
-    )
-    with registry:
-        return reference.repository, list(islice(registry.tags(), limit))
-
-
 def _split(term: str) -> tuple[str, str]:
     """`HOST/TERM` as (host, term). TERM is free text, or nothing: then everything fits."""
     first, slash, rest = term.partition("/")

@@ -17,10 +17,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from fixtures.push_server import Handler, PushServer, sha
+from scow.image import push as push_module
 from scow.image import registry_list, upload
 from scow.image.credentials import Credentials
 from scow.image.digest import DiffID, Digest
-from scow.image.install import install_image, read_image_document
+from scow.image.install import Cancelled, install_image, read_image_document
 from scow.image.manifest import Descriptor
 from scow.image.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from scow.image.progress import SilentProgress
@@ -252,9 +253,17 @@ def test_a_lost_upload_begins_again(server: PushServer, store: ImageStore, name:
 def test_a_registry_that_loses_everything_ends(
     server: PushServer, store: ImageStore, name: str
 ) -> None:
-    """Each time half arrives and is kept, then the rest and what was kept are lost."""
+    """Each time some of it arrives and is kept, and then all of it is lost."""
+
+    def lose(handler: Handler) -> bool:
+        if handler.command != "PATCH":
+            return False
+        server.uploads[int(urlsplit(handler.path).path.rpartition("/")[2])] = None
+        handler.refuse(404)
+        return True
+
     server.hooks.append(lambda h: is_big(h, "PUT") and not h.cut(1 << 20))
-    server.hooks.append(lambda h: h.command == "PATCH" and not h.refuse(416))
+    server.hooks.append(lose)
     with pytest.raises(RegistryError):
         push(store, name)
     assert server.methods().count("PUT") < 20
@@ -349,6 +358,33 @@ def test_a_failure_cancels_the_other_uploads(
     assert "DELETE" in server.methods("/uploads/")
     assert server.manifests == {}
     assert os.listdir(store.content.ingest_dir) == []
+
+
+def test_a_failure_ends_what_is_on_its_way(
+    server: PushServer, store: ImageStore, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works: list[Any] = []
+    make = vars(push_module)["_BlobPush"]
+    monkeypatch.setattr(
+        push_module, "_BlobPush", lambda *args: works.append(make(*args)) or works[-1]
+    )
+    server.hooks.append(lambda h: h.command == "PUT" and not h.refuse(403))
+    with pytest.raises(PermissionDenied):
+        push(store, name)
+    assert works[0].stop.is_set()
+    with (
+        open(store.content.blob_path(Digest(sha(BIG))), "rb") as file,
+        RegistryWriter(parse_reference(name), patience=QUICK) as registry,
+    ):
+        blob = upload.BlobFile(file.fileno(), Digest(sha(BIG)), len(BIG))
+        session = registry.begin_upload()
+        assert server.open_uploads() == 1
+        other = upload.BlobUpload(
+            registry, blob, session, SilentPush(), layer="any", stop=works[0].stop
+        )
+        with pytest.raises(Cancelled):
+            other.run()
+    assert server.open_uploads() == 0
 
 
 def test_a_blob_that_the_registry_lost_meanwhile(
