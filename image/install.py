@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -152,7 +152,8 @@ def rebuild_summary(store: ImageStore, digest: Digest, media_type: str) -> Summa
     document = read_image_document(data, digest, media_type, f"manifest {digest}")
     config_data = store.content.read_blob(document.manifest.config.digest, MAX_DOCUMENT_BYTES)
     summary = _summarise(store, document, parse_config(config_data))
-    _write_summary(store, summary)
+    with suppress(ScowError):  # a disk that is full or read-only: then it is made each time
+        _write_summary(store, summary)
     return summary
 
 

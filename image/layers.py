@@ -15,10 +15,9 @@ must not: tar (native/untar*.c), the pipeline (unpack.py), images. Layout below 
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -29,7 +28,6 @@ from scow.native.errors import IntegrityError, NotFound
 from scow.native.failpoint import failpoint
 from scow.native.fd import OwnedFd
 
-MOST_DIFFERENCES = 5  # told of one layer
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -174,9 +172,9 @@ class LayerStore:
 
     def is_sealed(self, diff_id: DiffID) -> bool:
         """Whether the layer is, to the last byte, as it was when it was compared with its blob."""
-        name = hex_of(diff_id)
-        seal = self._read(name, "seal")
-        return seal is not None and seal == self._measure_seal(name)
+        from scow.image.seal import is_sealed
+
+        return is_sealed(self._file(hex_of(diff_id)))
 
     def compare(
         self, diff_id: DiffID, chunks: Iterable[bytes], *, mend: bool, keep_old: bool = False
@@ -186,6 +184,8 @@ class LayerStore:
         With `mend` the new one takes its place then; `keep_old` says that a container runs on the
         old one. A layer that is right gets its seal, so that the next look needs no unpacking.
         """
+        from scow.image.seal import write_seal
+
         self._prepare()
         name = hex_of(diff_id)
         with self._locked(name) as lock, self._staged(name) as (staging, staging_fd):
@@ -194,13 +194,15 @@ class LayerStore:
             if found and mend:
                 self._commit(staging, staging_fd, name, info, keep_old=keep_old)
             if mend or not found:
-                self._write_seal(name)
+                write_seal(self._file(name))
             return found
 
     def damaged_completions(self) -> Paths:
         """The thin layers that are not as they were made."""
+        from scow.image.seal import is_sealed
+
         chains = [name for name in self._names() if name.startswith("chain-")]
-        return [n for n in chains if self._read(n, "seal") != self._measure_seal(n)]
+        return [name for name in chains if not is_sealed(self._file(name))]
 
     def drop_completion(self, name: str, *, keep_old: bool) -> None:
         """Take a thin layer away: `stack` makes it again where it is needed."""
@@ -235,44 +237,14 @@ class LayerStore:
         return found
 
     def _differences(self, name: str, staging_fd: int, info: LayerInfo) -> Paths:
-        from scow.image.tree import differences
+        from scow.image.seal import differing
 
         try:
             if self._read_info(name) != info:
                 return ["layer.json"]
         except (NotFound, IntegrityError):
             return ["layer.json"]
-        needs = None
-        with suppress(FileNotFoundError), open("needs-lower", "rb", opener=_at(staging_fd)) as file:
-            needs = file.read()
-        if self._read(name, "needs-lower") != needs:
-            return ["needs-lower"]
-        try:
-            there = OwnedFd(os.open(self._file(name, "diff"), _DIR))
-        except OSError:
-            return ["diff"]
-        with there, OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as anew:
-            return [*itertools.islice(differences(there.fileno(), anew.fileno()), MOST_DIFFERENCES)]
-
-    def _measure_seal(self, name: str) -> bytes | None:
-        from scow.image.digest import new_hasher
-        from scow.image.tree import tree_digest
-
-        hasher = new_hasher()
-        for file in ("layer.json", "needs-lower"):
-            hasher.update((self._read(name, file) or b"") + b"\0")
-        try:
-            with OwnedFd(os.open(self._file(name, "diff"), _DIR)) as diff:
-                hasher.update(tree_digest(diff.fileno()))
-        except OSError:
-            return None
-        return hasher.hexdigest().encode()
-
-    def _write_seal(self, name: str) -> None:
-        seal = self._measure_seal(name)
-        if seal is not None:
-            with suppress(OSError):  # a full or read-only disk: then the next check takes longer
-                fs.write_atomic(self._file(name), "seal", seal, durable=False)
+        return differing(self._file(name), staging_fd)
 
     # -- one stack's completion --------------------------------------------------------------
 
@@ -297,8 +269,7 @@ class LayerStore:
                                 diff.fileno(), needs, [*paths], [*below], self._file(".empty")
                             )
                         info = LayerInfo(stack[-1], 0, 0, made, stack=stack)
-                        self._commit(staging, staging_fd, name, info)
-                    self._write_seal(name)
+                        self._commit(staging, staging_fd, name, info, sealed=True)
         return [self._file(name, "diff")] if self._read_info(name).entries else []
 
     def _completes(self, name: str, diff_id: DiffID) -> bool:
@@ -360,11 +331,22 @@ class LayerStore:
             self._throw_away(parent, name)
 
     def _commit(
-        self, staging: str, staging_fd: int, name: str, info: LayerInfo, *, keep_old: bool = False
+        self,
+        staging: str,
+        staging_fd: int,
+        name: str,
+        info: LayerInfo,
+        *,
+        keep_old: bool = False,
+        sealed: bool = False,
     ) -> None:
         """The order of truth: data (synced), then layer.json, then the name."""
+        from scow.image.seal import write_seal
+
         failpoint("layer.json")
         fs.write_atomic(staging_fd, "layer.json", msgspec.json.encode(info))
+        if sealed:  # nothing but the seal says what is right in a layer that has no blob
+            write_seal(staging, durable=True)
         if os.path.lexists(self._file(name)):  # without a layer.json, or damaged
             if keep_old:
                 self._set_aside(name)
@@ -476,10 +458,6 @@ def _fill(
     if done.needs:
         fs.write_atomic(staging_fd, "needs-lower", _encode_needs(done.needs))
     return _describe(diff_id, done)
-
-
-def _at(dir_fd: int) -> Callable[[str, int], int]:
-    return lambda name, flags: os.open(name, flags | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
 def _encode_needs(needs: LowerNeeds) -> bytes:

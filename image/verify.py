@@ -98,12 +98,15 @@ class _Check:
             if not self.quick:
                 self._layers()
                 self._summaries()
-        self._left_over()
-        if self.repair and self.is_index_good:
-            collect(self.store)
-            self.content.keep_reserve()
-        if self.is_index_good:
-            self._unnamed()
+        try:
+            self._left_over()
+            if self.repair and self.is_index_good:
+                collect(self.store)
+                self.content.keep_reserve()
+            if self.is_index_good:
+                self._unnamed()
+        except OSError as e:  # a read-only disk has no lock to take: the rest is said all the same
+            self.found(f"cannot look for what is left over: {e}", mended=False)
         return self.faults
 
     def clear(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,13 +22,15 @@ NAME = "example.com/app:1"
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
+def disk() -> Iterator[Disk]:
+    """In memory: a remount syncs, and would wait for whatever else this machine writes."""
     victim.preload()
-    disk = Disk(tmp_path)
-    try:
-        yield disk
-    finally:
-        disk.close()
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="scow-disk-") as base:
+        disk = Disk(Path(base))
+        try:
+            yield disk
+        finally:
+            disk.close()
 
 
 @pytest.fixture
@@ -91,6 +94,9 @@ def test_what_needs_room_says_so(disk: Disk, state: State, kind: str, tmp_path: 
 
 def test_a_read_only_disk(disk: Disk, state: State, archive: str) -> None:
     """What only looks works; the rest says in one line what it could not write."""
+    assert state.ok("system", "check") == CLEAN
+    for seal in (disk.path / "root/layers").glob("*/seal"):
+        seal.unlink()  # so that it would have to unpack again
     subprocess.run(["mount", "-o", "remount,ro", disk.path], check=True)
     assert NAME.partition(":")[0] in state.ok("images")
     for words in (
@@ -105,9 +111,9 @@ def test_a_read_only_disk(disk: Disk, state: State, archive: str) -> None:
         assert "read-only file system" in line.lower(), line
         assert str(disk.path) in line, line
         assert "Traceback" not in done.output
-    checked = state.forked("system", "check")
-    assert "Traceback" not in checked.output
-    assert "internal error" not in checked.output
+    checked = state.forked("system", "check").output
+    assert "cannot be checked" in checked
+    assert "scow: " not in checked
     subprocess.run(["mount", "-o", "remount,rw", disk.path], check=True)
     assert state.ok("system", "check") == CLEAN
     state.ok("rmi", NAME)

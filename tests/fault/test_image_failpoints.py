@@ -129,7 +129,7 @@ LEAST_POINTS = {"pull": 18, "load": 18, "rmi": 9, "tag": 6, "prune": 9, "check":
 def test_some_points(bench: Bench, verb: str) -> None:
     points = bench.prepare(verb)
     assert len(points) >= LEAST_POINTS[verb], points
-    for point in random.sample(points, min(3, len(points))):
+    for point in random.sample(points, 2):
         bench.attempt(verb, point, random.choice(ACTIONS))
 
 

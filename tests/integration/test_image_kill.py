@@ -47,8 +47,9 @@ def test_killed_pull(
     store = ImageStore(str(scow_root))
     image = store.pull(reference)
     assert store.get(reference) == image
-    store.verify(repair=True)
-    assert store.verify() == []
+    # To the last byte once: that unpacks all layers anew.
+    store.verify(repair=True, quick=events != 30)
+    assert store.verify(quick=events != 30) == []
     assert os.listdir(store.content.ingest_dir) == []
     assert store.get(reference) == image
     store.remove(reference)

@@ -418,3 +418,21 @@ def test_deep_layer_is_taken_away(store: LayerStore) -> None:
     assert store.remove(deep)
     store.empty_trash()
     assert os.path.exists("/etc/passwd")
+
+
+def test_a_thin_layer_is_sealed_when_it_is_made(store: LayerStore) -> None:
+    """It has no blob to be compared with: without its seal nothing could tell that it is damaged."""
+    lower = add(store, ("dir/file", "lower"))
+    upper = add(store, ("other", link("dir/file")))
+    (thin, *_) = store.stack([lower, upper])
+    name = Path(thin).parent.name
+    assert name.startswith("chain-")
+    assert store.damaged_completions() == []
+    (path,) = (p for p in Path(thin).rglob("*") if p.is_file())
+    path.write_text("LOWER")
+    assert store.damaged_completions() == [name]
+    store.drop_completion(name, keep_old=False)
+    assert store.stack([lower, upper])[0] == thin
+    assert store.damaged_completions() == []
+    assert path.read_text() == "lower"
+    store.empty_trash()
