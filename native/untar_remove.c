@@ -70,7 +70,7 @@ struct place {
 static int empty(int fd)
 {
     struct place places[PLACES] = { 0 };
-    int depth = 0, next, r;
+    int depth = 0, next = -1, r;
 
     for (;;) {
         struct place *here = &places[depth % PLACES];

@@ -60,7 +60,7 @@ def plans() -> Iterator[bytes]:
 
 
 def archives() -> Iterator[bytes]:
-    """One archive of each format, with each kind of entry."""
+    """One archive of each format, with each kind of entry; and the corpora of hostile ones."""
     for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w", format=kind) as tar:
@@ -70,6 +70,14 @@ def archives() -> Iterator[bytes]:
                 info.size = 5 if entry == b"0" else 0
                 tar.addfile(info, io.BytesIO(b"12345"))
         yield out.getvalue()
+    sys.path.insert(0, str(ROOT / "tests"))
+    from conformance.test_hostile_layers import ACCEPTED, REFUSED
+    from integration.test_layers_corpus import REFUSED as ALONE
+
+    for tars, _ in (*REFUSED.values(), *ACCEPTED.values()):
+        yield from tars
+    for tar, _ in ALONE.values():
+        yield tar
 
 
 def lines() -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.layertar import END, entry
+from scow.cri.info import _landlock
 from scow.native import spawn
 from scow.native import sys as native
 from scow.native.fd import OwnedFd
@@ -182,6 +183,14 @@ def test_one_who_takes_it_over(attempts: Attempts, what: str) -> None:
     ):
         wall = 0
     assert attempts("confined", what) == ((wall, "") if wall < 0 else (0, str(wall)))
+
+
+def test_info_tells_of_a_kernel_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for abi, shown in ((0, "no"), (1, "yes (ABI 1)"), (2, "yes (ABI 2)")):
+        monkeypatch.setattr(native, "landlock_abi", lambda abi=abi: abi)
+        fact = _landlock()
+        assert (fact.value, fact.is_well) == (shown, abi >= 2)
+        assert "one wall less" in fact.hint
 
 
 def test_landlock_by_what_the_kernel_has(attempts: Attempts) -> None:
