@@ -52,6 +52,7 @@ class Load:
             pod = run_pod(client, f"server-{n}")
             self.servers.append(run_container(client, pod, SERVER, name="server"))
             status = client.call("PodSandboxStatus", {"pod_sandbox_id": pod}).status
+            wait_until_it_listens(status.network.ip)
             self._run(self._ask_server, status.network.ip)
         for container in (*self.chatty, *self.servers):
             self.pids[container] = self.pid_of(client, container)
@@ -130,10 +131,10 @@ class Load:
             return False
         return True
 
-    def check(self, client: Client) -> None:
+    def check(self) -> None:
         """After each start of the service: what runs is what ran."""
-        running = {"state": {"state": "CONTAINER_RUNNING"}}
-        listed = {c.id for c in client.call("ListContainers", {"filter": running}).containers}
+        asked = {"filter": {"state": {"state": "CONTAINER_RUNNING"}}}
+        listed = {c.id for c in self.door.patient("ListContainers", asked).containers}
         lost = set(self.pids) - listed
         assert not lost, [one[:12] for one in lost]
 
@@ -168,6 +169,17 @@ class Load:
             self.lines += len(numbers)
 
 
+def wait_until_it_listens(address: str) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection((address, 8080), timeout=10).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
 @pytest.mark.parametrize(
     ("kills", "chatty", "servers", "pause_us"),
     [(5, 3, 1, 2000), pytest.param(100, 50, 25, 20000, marks=pytest.mark.slow)],
@@ -184,7 +196,7 @@ def test_killed_under_load(
                 ready.append(time.monotonic() - begun)
                 if turn == 0:
                     load.begin(client, chatty, servers, pause_us)
-                load.check(client)
+                load.check()
                 if turn < kills:
                     time.sleep(load.dice.uniform(0, 1.5))
                     running.process.kill()

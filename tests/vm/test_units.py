@@ -15,7 +15,7 @@ import pytest
 from fixtures.door import OWN_PID, log_lines, run_container, run_pod
 from scow.cri.client import Client, Unavailable
 
-pytestmark = [pytest.mark.cgroup_v2, pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cgroup_v2, pytest.mark.root, pytest.mark.timeout(600)]
 
 UNITS = ("scow.socket", "scow.service")
 PLACE = Path("/run/systemd/system")  # for this boot
