@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -250,6 +251,7 @@ def main() -> None:
         os.environ[APART] = "1"
         again = [sys.executable, os.path.abspath(__file__), *sys.argv[1:]]
         os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", *again])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and clean up
     results: list[Result] = []
     with ExitStack() as stack:
         enter = stack.enter_context
