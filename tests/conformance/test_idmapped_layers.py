@@ -23,7 +23,7 @@ from scow.native.errors import InvalidArgument, ScowError, SetupError, Unsupport
 from scow.native.fd import OwnedFd
 from scow.native.idmap import IdMap, open_user_namespace
 
-pytestmark = [pytest.mark.root, pytest.mark.guest]
+pytestmark = pytest.mark.root
 
 MAP = IdMap(((0, 100000, 65536),), ((0, 200000, 65536),))
 OTHER = IdMap(((0, 300000, 65536),), ((0, 300000, 65536),))
@@ -119,6 +119,7 @@ def stack(world: World, probe: Path) -> Stack:
     return Stack(world.base / "stack", fill(world.base / "layer", probe))
 
 
+@pytest.mark.guest
 @pytest.mark.usefixtures("way")
 def test_ids_of_the_image_are_those_inside(world: World, stack: Stack) -> None:
     before = disk(stack.layer)
@@ -148,6 +149,7 @@ def test_ids_of_the_image_are_those_inside(world: World, stack: Stack) -> None:
     assert disk(stack.layer) == before
 
 
+@pytest.mark.guest
 @pytest.mark.usefixtures("way")
 def test_suid_and_file_capabilities_hold_inside(world: World, stack: Stack) -> None:
     with stack.mount(MAP) as tree, Stage(world) as stage:
@@ -177,7 +179,7 @@ def test_one_layer_below_a_plain_container_and_two_mapped_ones(world: World, sta
         trees = {"plain": (plain, None), "one": (one, MAP), "two": (two, OTHER)}
         boxes = [stage.bundle(name, tree, ids) for name, (tree, ids) in trees.items()]
         for box, tree, uid in zip(boxes, (plain, one, two), (0, 100000, 300000), strict=True):
-            box.process["args"] = ["sleep", "60"]
+            box.process["args"] = ["sleep", "1000"]
             world.start(box)
             seen = os.stat(f"/proc/self/fd/{tree.fileno()}/plain")
             assert (seen.st_uid, seen.st_size) == (uid, (stack.layer / "plain").stat().st_size)

@@ -20,7 +20,7 @@ from scow.native import spawn
 from scow.native import sys as native
 from scow.native.fd import OwnedFd
 
-pytestmark = [pytest.mark.root, pytest.mark.guest]
+pytestmark = pytest.mark.root
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +71,7 @@ def applet(layer: Path) -> Iterator[Applet]:
     assert running.finish() == 0
 
 
+@pytest.mark.guest
 def test_the_reader(applet: Applet, layer: Path) -> None:
     seen = status(applet.pid)
     for kind in ("CapEff", "CapPrm"):
@@ -93,6 +94,7 @@ def check_limits(pid: int) -> None:
         assert resource.prlimit(pid, kind) == (most, most)
 
 
+@pytest.mark.guest
 def test_its_memory_is_nobodys(applet: Applet) -> None:
     """Not even root's, without the right to trace: it is not dumpable, as any other program is."""
     look = ["setpriv", "--bounding-set=-sys_ptrace", "readlink"]
@@ -106,6 +108,7 @@ def test_its_memory_is_nobodys(applet: Applet) -> None:
         plain.wait()
 
 
+@pytest.mark.guest
 def test_its_servers(applet: Applet) -> None:
     """One may write trusted.overlay.opaque, one nothing; neither holds the stream or a lock."""
     children = Path(f"/proc/{applet.pid}/task/{applet.pid}/children").read_text().split()
