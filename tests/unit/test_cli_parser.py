@@ -138,7 +138,7 @@ def test_examples_parse() -> None:
 
     for name in registry.COMMANDS:
         for line, _ in registry.load(name).examples:
-            words = shlex.split(re.split(" [|>] ", re.sub(r"\$\(.*\)", "x", line))[0])
+            words = shlex.split(re.split(" [|<>] ", re.sub(r"\$\(.*\)", "x", line))[0])
             if words[0] != "scow":
                 continue
             found = registry.find(words[1:])
