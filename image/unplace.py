@@ -1,7 +1,7 @@
 """A tar from anywhere, unpacked below a directory that may be a container's.
 
 What belongs here: headers -> Placer. tarfile reads the headers only (CVE-2025-4517 and its family are
-in its extraction); each name is checked and made through descriptors.
+in its extraction), and none that is long; each name is checked and made through descriptors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import IO, cast
 
 from scow.image.digest import quote
 from scow.image.place import Placer, Thing, open_directory
+from scow.image.tarindex import MAX_HEADER_DATA
+from scow.image.tarwriter import COPY_BYTES
 from scow.native.errors import IntegrityError, InvalidArgument
 from scow.native.fs import Root
 
@@ -25,13 +27,29 @@ _KINDS = {
 }
 
 
+class _Bounded:
+    """The archive, as long as nobody wants much of it at once: tarfile takes a whole header into memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > max(MAX_HEADER_DATA, COPY_BYTES):
+            raise IntegrityError(
+                f"cannot read the tar archive: a header of {size} bytes is too long"
+            )
+        return self._file.read(size)
+
+
 def unpack_tar(fd: int, root: Root, path: str, *, archive: bool) -> list[str]:
     """Unpack the tar in the file `fd` into the directory `path`; returns what was left out."""
     with open_directory(root, path) as directory, open(os.dup(fd), "rb") as file:
         placer = Placer(directory.fileno(), archive=archive)
         file.seek(0)
         try:
-            with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
+            bounded = cast("IO[bytes]", _Bounded(file))
+            with tarfile.open(fileobj=bounded, mode="r:", errors="surrogateescape") as tar:
                 for member in tar:
                     _place(placer, tar, member)
                     # It would keep every header to the end.

@@ -87,6 +87,15 @@ def test_out_by_dockers_rules(scow: Scow, tmp_path: Path) -> None:
         assert (done.code, done.out) == (125, ""), (source, target)
         assert says in done.err.lower()
         assert "internal error" not in done.err
+    done = scow("cp", "-", "c:/dest", stdin=long_header())
+    assert "a header of 3145728 bytes is too long" in done.err
+
+
+def long_header() -> bytes:
+    """A PAX header of 3 MiB before a file."""
+    info = tarfile.TarInfo("long")
+    info.pax_headers = {"comment": "x" * ((3 << 20) - 100)}
+    return info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
 
 
 def test_in_by_dockers_rules(scow: Scow, tmp_path: Path) -> None:
