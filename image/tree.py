@@ -120,9 +120,10 @@ def _attributes(info: os.stat_result) -> bytes:
     # A directory that the tar does not list has the time of its unpacking.
     is_dir = stat.S_ISDIR(info.st_mode)
     size, mtime, links = (0, 0, 0) if is_dir else (info.st_size, info.st_mtime_ns, info.st_nlink)
-    return struct.pack(
-        "<IIIqqqQ", info.st_mode, info.st_uid, info.st_gid, size, mtime, links, info.st_rdev
-    )
+    # Nanoseconds of the year 2446, ext4's last, are more than 64 bits hold.
+    seconds, rest = divmod(mtime, 10**9)
+    numbers = (info.st_mode, info.st_uid, info.st_gid, size, seconds, rest, links, info.st_rdev)
+    return struct.pack("<IIIqqIqQ", *numbers)
 
 
 def _fingerprint(dir_fd: int, name: str, info: os.stat_result, cold: bool) -> bytes:

@@ -203,7 +203,9 @@ class BridgeNetwork:
             if not alive(owner)
         ]
         if self._records.networks() and not self._rules_are_in_place():
-            found.append("the firewall table is missing or was changed")
+            with self._locked():  # was it just being written?
+                if not self._rules_are_in_place():
+                    found.append("the firewall table is missing or was changed")
         mine = any(record.network == self.name for record in self._records.attachments())
         if mine and self._bridge_index() is None:
             found.append(f"the bridge '{self.name}' is missing or was changed")

@@ -13,6 +13,7 @@ import pytest
 from fixtures import victim
 from fixtures.disk import Disk
 from fixtures.handmade import Archive, busybox_layer, file, pack
+from fixtures.hostile import until
 from fixtures.state import State, expect_refusal
 
 pytestmark = pytest.mark.root
@@ -97,7 +98,8 @@ def test_a_read_only_disk(disk: Disk, state: State, archive: str) -> None:
     assert state.ok("system", "check") == CLEAN
     for seal in (disk.path / "root/layers").glob("*/seal"):
         seal.unlink()  # so that it would have to unpack again
-    subprocess.run(["mount", "-o", "remount,ro", disk.path], check=True)
+    remount = ["mount", "-o", "remount,ro", disk.path]
+    until(lambda: subprocess.run(remount, check=False).returncode == 0)  # EBUSY: a file is just being deleted
     assert NAME.partition(":")[0] in state.ok("images")
     for words in (
         ("rmi", NAME),
