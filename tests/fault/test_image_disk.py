@@ -99,7 +99,9 @@ def test_a_read_only_disk(disk: Disk, state: State, archive: str) -> None:
     for seal in (disk.path / "root/layers").glob("*/seal"):
         seal.unlink()  # so that it would have to unpack again
     remount = ["mount", "-o", "remount,ro", disk.path]
-    until(lambda: subprocess.run(remount, check=False).returncode == 0)  # EBUSY: a file is just being deleted
+    until(
+        lambda: subprocess.run(remount, check=False).returncode == 0
+    )  # EBUSY: a file is just being deleted
     assert NAME.partition(":")[0] in state.ok("images")
     for words in (
         ("rmi", NAME),
