@@ -144,6 +144,13 @@ class _Adapter(HTTPAdapter):
         self._context = context
         super().__init__(pool_connections=4, pool_maxsize=MAX_CONNECTIONS)
 
+    def close(self) -> None:
+        """Close idle connections now: urllib3 (2.x) would do so when the pools are collected."""
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118  # it is no dict, and refuses iteration
+                manager.pools[key].close()
+        super().close()
+
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
 
