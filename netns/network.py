@@ -202,11 +202,13 @@ class BridgeNetwork:
             for address, owner in self._leases.all().items()
             if not alive(owner)
         ]
-        if self._records.networks() and not self._rules_are_in_place():
+        attachments = self._records.attachments()
+        # Without a container the table may go: another run directory's scow takes it for stale.
+        if attachments and not self._rules_are_in_place():
             with self._locked():  # was it just being written?
                 if not self._rules_are_in_place():
                     found.append("the firewall table is missing or was changed")
-        mine = any(record.network == self.name for record in self._records.attachments())
+        mine = any(record.network == self.name for record in attachments)
         if mine and self._bridge_index() is None:
             found.append(f"the bridge '{self.name}' is missing or was changed")
         return found
