@@ -1,26 +1,16 @@
 """How much of the disk a container's own files take.
 
-The tree is the container's and hostile: it is walked by descriptors only, over no link and no mount, and
-a directory whose path is longer than the kernel takes is left out.
+The tree is the container's and hostile: it is walked by native/fs.py only.
 """
 
 from __future__ import annotations
 
-import os
 import time
 
 import msgspec
 
-from scow.native import sys as kernel
-from scow.native.fd import OwnedFd
+from scow.native.fs import scan_tree
 
-_BELOW = (
-    kernel.RESOLVE_BENEATH
-    | kernel.RESOLVE_NO_SYMLINKS
-    | kernel.RESOLVE_NO_XDEV
-    | kernel.RESOLVE_NO_MAGICLINKS
-)
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # Walking costs the disk; kubelets ask every ten seconds.
 FRESH_S = 10.0
 
@@ -36,23 +26,9 @@ class Usage(msgspec.Struct, frozen=True):
 def measure_tree(path: str) -> Usage:
     """Walk a tree; what vanishes meanwhile is not counted."""
     used = inodes = 0
-    with OwnedFd(os.open(path, _DIRECTORY | os.O_CLOEXEC)) as top:
-        pending = ["."]
-        while pending:
-            here = pending.pop()
-            try:
-                with (
-                    OwnedFd(kernel.openat2(top.fileno(), here, _DIRECTORY, 0, _BELOW)) as fd,
-                    os.scandir(fd.fileno()) as entries,
-                ):
-                    for entry in entries:
-                        info = entry.stat(follow_symlinks=False)
-                        used += info.st_blocks * 512
-                        inodes += 1
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(f"{here}/{entry.name}")
-            except OSError:
-                continue
+    for info in scan_tree(path):
+        used += info.st_blocks * 512
+        inodes += 1
     return Usage(time.time_ns(), used, inodes)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from scow.image.digest import new_hasher
 from scow.native import sys
 from scow.native.fd import OwnedFd
+from scow.native.fs import scan_tree
 
 _BLOCK = 1 << 20
 _ZEROS = bytes(_BLOCK)
@@ -40,23 +41,8 @@ def disk_bytes(path: str, seen: set[Inode] | None = None) -> int:
     except (FileNotFoundError, NotADirectoryError):
         return 0
     total = _blocks(info, seen)
-    if not stat.S_ISDIR(info.st_mode):
-        return total
-    with OwnedFd(os.open(path, _DIRECTORY | os.O_CLOEXEC)) as top:
-        pending = ["."]
-        while pending:
-            here = pending.pop()
-            try:
-                with (
-                    OwnedFd(sys.openat2(top.fileno(), here, _DIRECTORY, 0, _BELOW)) as fd,
-                    os.scandir(fd.fileno()) as entries,
-                ):
-                    for entry in entries:
-                        total += _blocks(entry.stat(follow_symlinks=False), seen)
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(f"{here}/{entry.name}")
-            except OSError:
-                continue  # gone meanwhile, a mount, or deeper than a path may be long
+    if stat.S_ISDIR(info.st_mode):
+        total += sum(_blocks(below, seen) for below in scan_tree(path))
     return total
 
 

@@ -11,12 +11,14 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Final
 
 from scow.native import sys
 from scow.native.fd import OwnedFd
 
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _IN_ROOT: Final = sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS
 _CHILD: Final = (
     sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_XDEV | sys.RESOLVE_NO_MAGICLINKS
@@ -307,3 +309,26 @@ def write_atomic(
             raise
         if durable:
             os.fsync(directory)
+
+
+def scan_tree(path: str) -> Iterator[os.stat_result]:
+    """What lies below a directory that may be hostile: of every name what lstat(2) says, over no mount.
+
+    One directory is open at a time. What vanishes meanwhile is left out, and a directory whose path is
+    longer than the kernel takes. OSError is about `path` itself.
+    """
+    with OwnedFd(os.open(path, _DIRECTORY | os.O_CLOEXEC)) as top:
+        pending = ["."]
+        while pending:
+            here = pending.pop()
+            try:
+                with (
+                    OwnedFd(sys.openat2(top.fileno(), here, _DIRECTORY, 0, _CHILD)) as fd,
+                    os.scandir(fd.fileno()) as entries,
+                ):
+                    for entry in entries:
+                        yield entry.stat(follow_symlinks=False)
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(f"{here}/{entry.name}")
+            except OSError:
+                continue
