@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _FREEZE_TIMEOUT_S = 10.0
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# What a file of a cgroup says that was removed: to open(2), and to who has it open already.
+_GONE = (errno.ENOENT, errno.ENODEV)
 # Enabled for a cgroup's children, these leave room for processes in itself (cgroup-v2.rst "Threads").
 _THREADED = frozenset(("cpu", "cpuset", "perf_event", "pids"))
 # Enabled for every container where the host has them, so that `stats` has numbers; others only
@@ -347,18 +349,24 @@ class V2Cgroup:
         try:
             with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
                 control.write_file(fd.fileno(), "cgroup.kill", "1")
-        except FileNotFoundError:
-            self._kill_round()  # before Linux 5.14
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            self._kill_round()  # before Linux 5.14, or removed meanwhile
         processes.wait_until_empty(self.pids, what=self.path, again=self._kill_round)
 
     def _kill_round(self) -> None:
-        with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
-            # Held still, a fork bomb cannot outrun the list; v2 lets SIGKILL through a freeze.
-            control.write_file(fd.fileno(), "cgroup.freeze", "1")
-            try:
-                processes.signal_all(self.pids)
-            finally:
-                control.write_file(fd.fileno(), "cgroup.freeze", "0")
+        try:
+            with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
+                # Held still, a fork bomb cannot outrun the list; v2 lets SIGKILL through a freeze.
+                control.write_file(fd.fileno(), "cgroup.freeze", "1")
+                try:
+                    processes.signal_all(self.pids)
+                finally:
+                    control.write_file(fd.fileno(), "cgroup.freeze", "0")
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise  # who watches the container may have removed it: that is what was asked
 
     # --- what happened ------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.engines import wait_until
 from fixtures.layertar import END, entry
 from scow.cri.info import _landlock
 from scow.native import spawn
@@ -100,6 +101,8 @@ def test_its_memory_is_nobodys(applet: Applet) -> None:
     look = ["setpriv", "--bounding-set=-sys_ptrace", "readlink"]
     plain = subprocess.Popen([*look[:2], "sleep", "60"])
     try:
+        # Until setpriv(1) has become sleep(1), it holds more than who looks at it.
+        wait_until(lambda: "sleep" in Path(f"/proc/{plain.pid}/comm").read_text(), "sleep")
         for pid, code in ((plain.pid, 0), (applet.pid, 1)):
             done = subprocess.run([*look, f"/proc/{pid}/exe"], capture_output=True, check=False)
             assert done.returncode == code, done

@@ -296,6 +296,24 @@ def test_freeze_and_kill_write_their_files(kernel: FakeKernel) -> None:
     ]
 
 
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENODEV])
+def test_killing_what_its_monitor_removes_meanwhile(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The last process is slow to end, so it is killed again; by then the cgroup has gone."""
+    group = _group(kernel)
+    group.create(Resources())
+    kernel.refuse["cgroup.freeze"] = code
+    seen = [[999_999_999]] * 12
+    monkeypatch.setattr(tree, "list_pids", lambda _: seen.pop() if seen else [])
+    group.kill()
+    assert not seen
+    kernel.refuse["cgroup.freeze"] = errno.EACCES
+    seen = [[999_999_999]] * 12
+    with pytest.raises(PermissionError):
+        group.kill()
+
+
 def test_below_a_container_is_refused(kernel: FakeKernel) -> None:
     _group(kernel).create(Resources())
     with pytest.raises(ScowError, match="cgroup of a container"):
