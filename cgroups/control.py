@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from scow.native.errors import (
     InvalidArgument,
     InvalidState,
+    NotFound,
     PermissionDenied,
     ScowError,
     Unsupported,
@@ -71,6 +74,21 @@ def read_or(directory_fd: int, name: str, default: str) -> str:
         if error.errno in (errno.EOPNOTSUPP, errno.ENODEV, errno.EINVAL):
             return default
         raise
+
+
+# What a file of a cgroup says that was removed: to open(2), and to who has it open already.
+GONE = (errno.ENOENT, errno.ENODEV)
+
+
+@contextmanager
+def gone_is_not_found(path: str) -> Iterator[None]:
+    """Who watches a container may remove its cgroup between any two calls of ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        raise NotFound(f"cgroup '{path}' does not exist") from None
 
 
 def keyed_values(text: str) -> dict[str, int]:

@@ -346,7 +346,10 @@ class V1Cgroup:
         return directory
 
     def _set_freezer(self, value: str) -> str:
-        with OwnedFd(os.open(self._freezer(), _DIRECTORY)) as fd:
+        with (
+            control.gone_is_not_found(self.path),
+            OwnedFd(os.open(self._freezer(), _DIRECTORY)) as fd,
+        ):
             control.write_file(fd.fileno(), "freezer.state", value)
             return control.read_file(fd.fileno(), "freezer.state").strip()
 
@@ -375,7 +378,10 @@ class V1Cgroup:
     def is_frozen(self) -> bool:
         """See `cgroup.Cgroup`."""
         self._require()
-        with OwnedFd(os.open(self._freezer(), _DIRECTORY)) as fd:
+        with (
+            control.gone_is_not_found(self.path),
+            OwnedFd(os.open(self._freezer(), _DIRECTORY)) as fd,
+        ):
             return control.read_file(fd.fileno(), "freezer.state").strip() != "THAWED"
 
     def kill(self) -> None:
@@ -384,7 +390,7 @@ class V1Cgroup:
             return
         is_told = self._kill_unified()
         # v1 keeps even SIGKILL waiting while a process is frozen.
-        with contextlib.suppress(OSError, Unsupported):
+        with contextlib.suppress(OSError, NotFound, Unsupported):
             self._set_freezer("THAWED")
             self._thaw_pods()
         if not is_told and self.pids():
@@ -407,20 +413,19 @@ class V1Cgroup:
             with OwnedFd(os.open(self._unified, _DIRECTORY)) as fd:
                 control.write_file(fd.fileno(), "cgroup.kill", "1")
         except OSError as error:
-            # ENODEV: removed between the open and the write.
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
+            if error.errno not in control.GONE:
                 raise
             return False
         return True
 
     def _kill_round(self) -> None:
         """Freeze what can be frozen at once, so that a fork bomb holds still, and signal all."""
-        with contextlib.suppress(OSError, Unsupported):
+        with contextlib.suppress(OSError, NotFound, Unsupported):
             self._set_freezer("FROZEN")
         try:
             processes.signal_all(self.pids)
         finally:
-            with contextlib.suppress(OSError, Unsupported):
+            with contextlib.suppress(OSError, NotFound, Unsupported):
                 self._set_freezer("THAWED")
 
     # --- what happened ------------------------------------------------------------------------

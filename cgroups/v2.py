@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _FREEZE_TIMEOUT_S = 10.0
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# What a file of a cgroup says that was removed: to open(2), and to who has it open already.
-_GONE = (errno.ENOENT, errno.ENODEV)
 # Enabled for a cgroup's children, these leave room for processes in itself (cgroup-v2.rst "Threads").
 _THREADED = frozenset(("cpu", "cpuset", "perf_event", "pids"))
 # Enabled for every container where the host has them, so that `stats` has numbers; others only
@@ -307,14 +305,21 @@ class V2Cgroup:
 
     def _set_frozen(self, *, frozen: bool) -> None:
         self._require()
-        with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
+        with (
+            control.gone_is_not_found(self.path),
+            OwnedFd(os.open(self._directory, _DIRECTORY)) as fd,
+        ):
             control.write_file(fd.fileno(), "cgroup.freeze", "1" if frozen else "0")
 
     def freeze(self) -> None:
         """See `cgroup.Cgroup`."""
         self._set_frozen(frozen=True)
         deadline = time.monotonic() + _FREEZE_TIMEOUT_S
-        with OwnedFd(os.open(f"{self._directory}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        events = f"{self._directory}/cgroup.events"
+        with (
+            control.gone_is_not_found(self.path),
+            OwnedFd(os.open(events, os.O_RDONLY | os.O_CLOEXEC)) as fd,
+        ):
             poll = select.poll()
             # kernfs tells a change of the file by POLLPRI, once it has been read.
             poll.register(fd.fileno(), select.POLLPRI)
@@ -339,7 +344,10 @@ class V2Cgroup:
     def is_frozen(self) -> bool:
         """See `cgroup.Cgroup`."""
         self._require()
-        with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
+        with (
+            control.gone_is_not_found(self.path),
+            OwnedFd(os.open(self._directory, _DIRECTORY)) as fd,
+        ):
             return control.read_file(fd.fileno(), "cgroup.freeze").strip() == "1"
 
     def kill(self) -> None:
@@ -350,7 +358,7 @@ class V2Cgroup:
             with OwnedFd(os.open(self._directory, _DIRECTORY)) as fd:
                 control.write_file(fd.fileno(), "cgroup.kill", "1")
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in control.GONE:
                 raise
             self._kill_round()  # before Linux 5.14, or removed meanwhile
         processes.wait_until_empty(self.pids, what=self.path, again=self._kill_round)
@@ -365,7 +373,7 @@ class V2Cgroup:
                 finally:
                     control.write_file(fd.fileno(), "cgroup.freeze", "0")
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in control.GONE:
                 raise  # who watches the container may have removed it: that is what was asked
 
     # --- what happened ------------------------------------------------------------------------

@@ -68,6 +68,12 @@ def container_cgroup(record: Record) -> Cgroup:
     return open_cgroup(record.cgroup)
 
 
+def thaw_what_is_there(record: Record) -> None:
+    """Let the processes go on that are left; who watches the container may have ended it."""
+    with suppress(NotFound):
+        container_cgroup(record).thaw()
+
+
 def mount_root(record: Record, around: Surroundings, *, ids: IdMap | None = None) -> OwnedFd:
     """Stack the image's layers under the container's own, as a mount attached nowhere.
 

@@ -272,7 +272,7 @@ class Service:
             raise InvalidState(f"cannot kill container '{record.name}': it is exited")
         if state is State.PAUSED and number == signal.SIGKILL:
             # A frozen process dies when it is thawed, not before (v1 freezer).
-            launching.container_cgroup(record).thaw()
+            launching.thaw_what_is_there(record)
 
     def stop(
         self, container_id: str, timeout_s: int | None = None, number: int | None = None
@@ -295,7 +295,7 @@ class Service:
             asked = signal.SIGKILL if timeout_s == 0 else number or record.stop_signal
             state_of.send_signal(run, asked)
             if state is State.PAUSED:
-                launching.container_cgroup(record).thaw()
+                launching.thaw_what_is_there(record)
             if not self._wait_ended(record, watcher, timeout_s):
                 launching.container_cgroup(record).kill()
                 state_of.send_signal(run, signal.SIGKILL)

@@ -7,7 +7,6 @@ means that the run is over; a status file with a living monitor means that it go
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import time
@@ -72,10 +71,6 @@ def read_status(store: RecordStore, record: Record) -> Status:
     try:
         paused = container_cgroup(record).is_frozen()
     except NotFound:
-        paused = False
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENODEV):
-            raise
         paused = False  # it ends at this moment
     return Status(State.PAUSED if paused else State.RUNNING, pid=run.pid, started_ns=run.created_at)
 
