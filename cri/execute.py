@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
@@ -63,9 +64,13 @@ def _is_of_the_end(error: SetupError) -> bool:
 def start_exec(
     record: Record, run: StatusRecord | None, around: Surroundings, options: ExecOptions
 ) -> MonitorConnection:
-    """Start a process in the container that `run` tells of; returns when it runs."""
+    """Start a process in the container that `run` tells of; returns when it runs.
+
+    TimeoutError when it does not run in its own time: a container that was frozen meanwhile holds it.
+    """
     if run is None:
         raise _ended(record)
+    until = time.monotonic() + options.timeout_s if options.timeout_s else None
     with ExitStack() as held:
 
         def hold(fd: OwnedFd) -> int:
@@ -102,10 +107,10 @@ def start_exec(
                     connection.attach(
                         stdout=True, stderr=True, stdin=options.open_stdin, lossless=True
                     )
-            wait_for(connection, Ready, plan, root, verb="execute")
+            wait_for(connection, Ready, plan, root, verb="execute", until=until)
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.start()
-            wait_for(connection, Started, plan, root, verb="execute")
+            wait_for(connection, Started, plan, root, verb="execute", until=until)
         except SetupError as error:
             connection.close()
             if _is_of_the_end(error) or not is_process(run.pid, run.start_time):

@@ -386,11 +386,20 @@ E = TypeVar("E", bound=Event)
 
 
 def wait_for(
-    connection: MonitorConnection, wanted: type[E], plan: p.Plan, root: Root, *, verb: str
+    connection: MonitorConnection,
+    wanted: type[E],
+    plan: p.Plan,
+    root: Root,
+    *,
+    verb: str,
+    until: float | None = None,
 ) -> E:
-    """Read events until the wanted one; a failure becomes the error it stands for."""
+    """Read events until the wanted one; a failure becomes the error it stands for.
+
+    TimeoutError at `until`, a moment of time.monotonic().
+    """
     while True:
-        event = connection.recv()
+        event = connection.recv(until)
         if isinstance(event, wanted):
             return event
         if isinstance(event, Failed):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import select
 import struct
+import time
 from typing import TypeAlias
 
 import msgspec
@@ -201,12 +202,15 @@ class MonitorConnection(OwnedFd):
                 raise OSError(error.errno, error.strerror, path) from None
             return cls(sock.detach())
 
-    def recv(self) -> Event | None:
+    def recv(self, until: float | None = None) -> Event | None:
         """Wait for the next event; None when the monitor has closed the connection.
 
-        Messages of a kind that this version does not know are passed over.
+        Messages of a kind that this version does not know are passed over. TimeoutError at `until`, a
+        moment of time.monotonic().
         """
         while True:
+            if until is not None and not self._comes(until):
+                raise TimeoutError
             try:
                 message = os.read(self.fileno(), MESSAGE_MAX)
             except ConnectionResetError:
@@ -274,6 +278,14 @@ class MonitorConnection(OwnedFd):
     def reopen_log(self) -> None:
         """Open the log's path anew, after it was renamed; `Reopened` is the answer."""
         self._request(b"l")
+
+    def _comes(self, until: float) -> bool:
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        while not poll.poll(min(max(0, until - time.monotonic()), 3600) * 1000):
+            if time.monotonic() >= until:
+                return False
+        return True
 
     def _request(self, message: bytes) -> None:
         os.write(self.fileno(), message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Sequence
 
 from scow.cri.options import ExecOptions
@@ -23,6 +24,8 @@ OUTPUT_LIMIT = 16 << 20
 # Whoever asks for longer asks for no limit: the monitor counts milliseconds.
 MAX_TIMEOUT_S = 10**9
 CONNECT_TIMEOUT_S = 10.0
+# So much longer than its limit we wait to hear that a command is dead.
+_LATE_S = 2.0
 
 
 class ExecSession:
@@ -119,15 +122,23 @@ def run_sync(
     Killed when `timeout_s` (0: none) is over, by its monitor, which may outlive us.
     """
     options = ExecOptions(tuple(command), timeout_s=min(timeout_s, MAX_TIMEOUT_S))
-    connection = service.exec(container_id, options)
-    with connection:
-        return _collect(connection, timeout_s)
+    until = time.monotonic() + options.timeout_s + _LATE_S if timeout_s else None
+    try:
+        with service.exec(container_id, options) as connection:
+            return _collect(connection, timeout_s, until)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"the command did not end in {timeout_s} s, and is not dead yet",
+            hint="a process that is paused, or waits for a device, dies when it goes on",
+        ) from None
 
 
-def _collect(connection: MonitorConnection, timeout_s: int) -> tuple[bytes, bytes, int]:
+def _collect(
+    connection: MonitorConnection, timeout_s: int, until: float | None
+) -> tuple[bytes, bytes, int]:
     kept: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
     while True:
-        event = connection.recv()
+        event = connection.recv(until)
         if isinstance(event, Output):
             target = kept[event.stream]
             target += event.data[: OUTPUT_LIMIT - len(target)]

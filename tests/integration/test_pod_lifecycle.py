@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from fixtures.images import ImageFactory
 from fixtures.pods import Cri
+from scow.cri.execute import start_exec
+from scow.cri.launch import container_cgroup
+from scow.cri.options import ExecOptions
+from scow.cri.status import read_run
 from scow.native.errors import (
     AlreadyExists,
     CommandNotFound,
@@ -220,6 +225,33 @@ def test_out_of_memory_is_told(cri: Cri) -> None:
     status = cri.wait_exit(eater)
     assert (status["exit_code"], status["reason"]) == (137, "OOMKilled")
     assert status["resources"]["linux"]["memory_limit_in_bytes"] == 20 << 20
+
+
+def test_exec_sync_in_what_is_paused_meanwhile(cri: Cri) -> None:
+    """Its time runs, though v1 lets nothing frozen die; what came too late never runs."""
+    container = cri.running(cri.pod())
+    cgroup = container_cgroup(cri.service.store.read(container))
+    cgroup.freeze()  # past the service, which would refuse the command
+    try:
+        record = cri.service.store.read(container)
+        run = read_run(cri.service.store, container)
+        late = ExecOptions(("touch", "/late"), timeout_s=1)
+        with pytest.raises(TimeoutError):
+            start_exec(record, run, cri.service._around, late)
+    finally:
+        cgroup.thaw()
+    with ThreadPoolExecutor(1) as pool:
+        command = ["sh", "-c", "echo > /here; sleep 1000"]
+        asked = pool.submit(cri.exec_sync, container_id=container, cmd=command, timeout=2)
+        while not cri.sh(container, "ls /").count("here"):
+            time.sleep(0.01)
+        cri.service.pause(container)
+        with pytest.raises(DeadlineExceeded):
+            asked.result(timeout=60)
+    cri.service.unpause(container)
+    while "sleep 1000" in cri.sh(container, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"):
+        time.sleep(0.01)
+    assert "late" not in cri.sh(container, "ls /")
 
 
 def test_exec_sync(cri: Cri) -> None:
