@@ -34,6 +34,8 @@ POD = b"pod"
 _MODE = 0o755 | stat.S_ISVTX
 # The tree that is ours without being told so; other parents must exist before.
 OWN_TOP = "scow"
+# What scow-oci takes where its configuration names no parent.
+OCI_TOP = "scow-oci"
 _MAX_COMPONENT = 255
 _MAX_PATH = 3000
 REMOVE_TIMEOUT_S = 2.0
@@ -181,9 +183,9 @@ def make_parents(root: str, path: str) -> list[str]:
 
 
 def remove_empty_parents(root: str, path: str) -> None:
-    """Remove parents that we made for this container alone; the own top stays for the next one."""
+    """Remove parents that we made for this container alone; the own tops stay for the next one."""
     parts = path.split("/")[:-1]
-    while len(parts) > 1 or parts[:1] != [OWN_TOP]:
+    while parts not in ([OWN_TOP], [OCI_TOP]):
         directory = "/".join((root, *parts))
         try:
             if not parts or not is_own_parent(directory):

@@ -199,7 +199,7 @@ static const op_function FUNCTIONS[OP_END] = {
     [OP_NO_NEW_PRIVILEGES] = op_no_new_privileges,
     [OP_LOAD_SECCOMP] = op_load_seccomp,
     [OP_EXECUTE] = op_execute,
-    [OP_SET_MOUNT_ATTRIBUTES] = op_set_mount_attributes,
+    [OP_SET_MOUNT_ATTRIBUTES] = op_change_mount,
     [OP_ENTER_PID_NAMESPACE] = op_enter_pid_namespace,
     [OP_MOUNT_JOINED_PROC] = op_mount_joined_proc,
     [OP_AWAIT_START_SOCKET] = op_await_start_socket,
@@ -216,7 +216,7 @@ static const op_function FUNCTIONS[OP_END] = {
     [OP_SET_MEMORY_POLICY] = op_set_memory_policy,
     [OP_SET_LABEL] = op_set_label,
     [OP_LABEL_MOUNT] = op_label_mount,
-    [OP_SET_PROPAGATION] = op_set_propagation,
+    [OP_SET_PROPAGATION] = op_change_mount,
     [OP_HIDE_HOST] = op_hide_host,
 };
 

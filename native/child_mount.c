@@ -240,25 +240,15 @@ int op_read_only_path(struct child *child, const struct plan_op *op) {
     return r < 0 ? r : sys_move_mount(tree, "", target, "", ONTO_FD);
 }
 
-/* num: attributes to set, to clear, whether of all below it, too. A path that is no mount point is
- * EINVAL. */
-int op_set_mount_attributes(struct child *child, const struct plan_op *op) {
-    struct mount_attr attr = {.attr_set = op->num[0], .attr_clr = op->num[1]};
+/* Of SetMountAttributes and SetPropagation. num: attributes to set, to clear, MS_* of the propagation,
+ * whether of all below it, too. A path that is no mount point is EINVAL. */
+int op_change_mount(struct child *child, const struct plan_op *op) {
+    struct mount_attr attr = {.attr_set = op->num[0], .attr_clr = op->num[1], .propagation = op->num[2]};
     int root = child_root(child);
     if (root < 0)
         return root;
     cleanup_fd int mount = path_open(root, op_text(child, op, 0), O_PATH, 0);
-    return mount < 0 ? mount : sys_mount_setattr(mount, "", AT_EMPTY_PATH | (op->num[2] ? AT_RECURSIVE : 0), &attr);
-}
-
-/* num: MS_*, whether of all below it, too */
-int op_set_propagation(struct child *child, const struct plan_op *op) {
-    struct mount_attr attr = {.propagation = op->num[0]};
-    int root = child_root(child);
-    if (root < 0)
-        return root;
-    cleanup_fd int mount = path_open(root, op_text(child, op, 0), O_PATH, 0);
-    return mount < 0 ? mount : sys_mount_setattr(mount, "", AT_EMPTY_PATH | (op->num[1] ? AT_RECURSIVE : 0), &attr);
+    return mount < 0 ? mount : sys_mount_setattr(mount, "", AT_EMPTY_PATH | (op->num[3] ? AT_RECURSIVE : 0), &attr);
 }
 
 /* text: a mount point of the host, in our copy of its mounts. What a user namespace may not unmount

@@ -32,10 +32,6 @@ int scow_fsconfig_flag(int fd, const char *key) {
     return sys_fsconfig(fd, FSCONFIG_SET_FLAG, key, NULL, 0);
 }
 
-int scow_fsconfig_fd(int fd, const char *key, int value) {
-    return sys_fsconfig(fd, FSCONFIG_SET_FD, key, NULL, value);
-}
-
 int scow_fsconfig_create(int fd) {
     return sys_fsconfig(fd, FSCONFIG_CMD_CREATE, NULL, NULL, 0);
 }

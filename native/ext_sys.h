@@ -16,7 +16,6 @@ int scow_move_mount(int from_fd, const char *from, int to_fd, const char *to, un
 int scow_fsopen(const char *fstype);
 int scow_fsconfig_string(int fd, const char *key, const char *value);
 int scow_fsconfig_flag(int fd, const char *key);
-int scow_fsconfig_fd(int fd, const char *key, int value);
 int scow_fsconfig_create(int fd);
 int scow_fsmount(int fd, unsigned attributes);
 int scow_mount_setattr(int fd, const char *path, unsigned flags, uint64_t set, uint64_t clear,

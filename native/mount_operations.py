@@ -279,7 +279,7 @@ class SetMountAttributes(Operation, frozen=True):
         return show(self.path)
 
     def encode(self, writer: BlockWriter) -> bytes:
-        numbers = (self.attr_set, self.attr_clr, self.recursive)
+        numbers = (self.attr_set, self.attr_clr, 0, self.recursive)
         return writer.record(self.code, texts=(self.path,), numbers=numbers)
 
 
@@ -301,7 +301,8 @@ class SetPropagation(Operation, frozen=True):
         return show(self.path)
 
     def encode(self, writer: BlockWriter) -> bytes:
-        return writer.record(self.code, texts=(self.path,), numbers=(self.flags, self.recursive))
+        numbers = (0, 0, self.flags, self.recursive)
+        return writer.record(self.code, texts=(self.path,), numbers=numbers)
 
 
 class HideHost(Operation, frozen=True):

@@ -111,11 +111,6 @@ def fsconfig_flag(fd: int, key: str) -> None:
     _check(_lib.scow_fsconfig_flag(fd, _path(key)), key)
 
 
-def fsconfig_fd(fd: int, key: str, value: int) -> None:
-    """FSCONFIG_SET_FD."""
-    _check(_lib.scow_fsconfig_fd(fd, _path(key), value), key)
-
-
 def fsconfig_create(fd: int) -> None:
     """FSCONFIG_CMD_CREATE; what the kernel says in words is read by `fs_messages`."""
     _check(_lib.scow_fsconfig_create(fd))

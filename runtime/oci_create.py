@@ -15,6 +15,7 @@ import msgspec
 
 from scow.cgroups.cgroup import Cgroup, open_cgroup
 from scow.cgroups.resources import DeviceRule, Pids, Resources, decode_resources
+from scow.cgroups.tree import OCI_TOP
 from scow.native import sys as kernel
 from scow.native import unix
 from scow.native.errors import InvalidArgument, NotFound, ScowError, Unsupported
@@ -41,8 +42,6 @@ from scow.runtime.spec import CONFIG_LIMIT, Process, Spec, decode_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-CGROUP_TOP = "scow-oci"
 
 
 class CreateOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -299,11 +298,11 @@ def cgroup_path(spec: Spec, name: str, *, systemd: bool = False) -> str:
 
         return unit_of(path, name).path
     if not path:
-        return f"{CGROUP_TOP}/{name}"
+        return f"{OCI_TOP}/{name}"
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise InvalidArgument(f"cgroupsPath '{path}' has '..' in it")
-    return "/".join(parts if path.startswith("/") else [CGROUP_TOP, *parts])
+    return "/".join(parts if path.startswith("/") else [OCI_TOP, *parts])
 
 
 def resources_of(spec: Spec) -> Resources:

@@ -481,6 +481,17 @@ def test_parents(host: Hierarchies, group: Cgroup) -> None:
 
 
 @backends()
+def test_the_tops_stay_and_other_parents_go(host: Hierarchies) -> None:
+    roots = [*(hierarchy.directory for hierarchy in host.v1), host.unified]
+    for top, stays in (("scow-oci", True), (f"scow-oci-{os.getpid()}", False)):
+        one = cgroup.open_cgroup(f"{top}/{os.getpid()}", hierarchies=host, foreign=True)
+        one.create(Resources())
+        one.remove()
+        assert not one.exists()
+        assert {os.path.isdir(f"{root}/{top}") for root in roots if root} == {stays}
+
+
+@backends()
 def test_what_is_gone_is_said_to_be_gone(group: Cgroup) -> None:
     for action in (group.stats, group.freeze, group.join_fds, lambda: group.update(Resources())):
         with pytest.raises(NotFound):

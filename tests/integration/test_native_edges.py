@@ -272,23 +272,34 @@ def test_the_monitors_executable_is_sealed() -> None:
     assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o500
 
 
-def test_a_tree_with_a_mount_below_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "tree/a b/mounted").mkdir(parents=True)
-    (tmp_path / "tree/file").write_text("")
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious/file").write_text("")
-    target = tmp_path / "tree/a b/mounted"
-    s.mount(str(tmp_path / "precious"), str(target), None, s.MS_BIND)
+@pytest.mark.parametrize("others", [1, 100], ids=["few names", "many names"])
+@pytest.mark.parametrize("is_dir", [True, False], ids=["directory", "file"])
+def test_a_tree_with_a_mount_below_is_not_touched(
+    tmp_path: Path, is_dir: bool, others: int
+) -> None:
+    (tmp_path / "tree/a b").mkdir(parents=True)
+    for number in range(others):
+        (tmp_path / f"tree/{number}").write_text("")
+    precious, target = tmp_path / "precious", tmp_path / "tree/a b/mounted"
+    for place in (precious, target):
+        place.mkdir() if is_dir else place.write_text("")
+    if is_dir:
+        (precious / "file").write_text("")
+    s.mount(str(precious), str(target), None, s.MS_BIND)
     try:
         with Root(OwnedFd(os.open(tmp_path, os.O_RDONLY))) as parent:
             assert mounts_below(parent.fileno()) == [str(target)]
             with pytest.raises(OSError) as caught:
                 remove_tree(parent.fileno(), "tree")
-        assert caught.value.errno == errno.EBUSY
-        assert (tmp_path / "tree/file").exists()
+            assert caught.value.errno == errno.EBUSY
+            assert caught.value.filename == str(target)
+        assert len(list((tmp_path / "tree").iterdir())) == others + 1
     finally:
         s.umount2(str(target), s.MNT_DETACH)
-    assert (tmp_path / "precious/file").exists()
+    assert (precious / "file").exists() if is_dir else precious.exists()
+    with OwnedFd(os.open(tmp_path, os.O_RDONLY)) as parent_fd:
+        remove_tree(parent_fd.fileno(), "tree")
+    assert not (tmp_path / "tree").exists()
 
 
 def test_killed_while_waiting_for_start(root: OwnedFd, tmp_path: Path) -> None:
