@@ -120,7 +120,7 @@ static void loop(struct monitor *m) {
         for (int i = 0; i < 2; i++)
             if (fds[SLOT_OUT + i].revents) stream_read(m, &m->streams[i]);
         if (fds[SLOT_SIGNAL].revents) child_reap(m);
-        if (fds[SLOT_LISTEN].revents) client_accept(m);
+        if (fds[SLOT_LISTEN].revents) (void)client_accept(m);
     }
 }
 

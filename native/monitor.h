@@ -102,7 +102,7 @@ void stream_resize(struct monitor *m, const struct msg_winsize *size);
 
 /* monitor_client.c */
 int client_listen(struct monitor *m, const char *path);
-void client_accept(struct monitor *m);
+bool client_accept(struct monitor *m);
 void client_events(struct monitor *m, struct client *client, short revents);
 bool client_receive(struct monitor *m, struct client *client);
 bool client_has_room(struct client *client);

@@ -77,20 +77,21 @@ static struct client *free_place(struct monitor *m) {
     return NULL;
 }
 
-void client_accept(struct monitor *m) {
-    for (;;) {
-        cleanup_fd int fd = m->listen_fd < 0 ? -1 : accept4(m->listen_fd, NULL, NULL, SOCK_CLOEXEC);
-        if (fd < 0) return;
-        if (!is_ours(fd)) continue;
-        struct client *client = free_place(m);
-        if (!client) {
-            struct msg_dropped full = {MSG_DROPPED, DROPPED_FULL};
-            (void)send(fd, &full, sizeof(full), MSG_DONTWAIT | MSG_NOSIGNAL);
-            continue;
-        }
-        *client = (struct client){.fd = steal_fd(&fd)};
-        tell_state(m, client);
+/* Takes one, if there is one. One a round: who comes as fast as we answer must not keep us from
+ * those who are here, and from learning that they have gone. */
+bool client_accept(struct monitor *m) {
+    cleanup_fd int fd = m->listen_fd < 0 ? -1 : accept4(m->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0) return false;
+    if (!is_ours(fd)) return true;
+    struct client *client = free_place(m);
+    if (!client) {
+        struct msg_dropped full = {MSG_DROPPED, DROPPED_FULL};
+        (void)send(fd, &full, sizeof(full), MSG_DONTWAIT | MSG_NOSIGNAL);
+        return true;
     }
+    *client = (struct client){.fd = steal_fd(&fd)};
+    tell_state(m, client);
+    return true;
 }
 
 /* Beyond wmem_max where we may; within it where not. */

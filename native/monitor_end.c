@@ -47,7 +47,8 @@ static bool is_watched(const struct monitor *m) {
 /* Words that arrived while we were busy, MSG_WATCH above all; bounded, for a client could talk for
  * ever. */
 static void hear_out(struct monitor *m) {
-    client_accept(m);
+    for (int i = 0; i < CLIENTS_MAX && client_accept(m); i++) {
+    }
     for (int i = 0; i < CLIENTS_MAX; i++)
         for (int n = 0; n < 64 && client_receive(m, &m->clients[i]); n++) {
         }

@@ -58,7 +58,7 @@ def test_a_tracer_finds_nothing_of_the_host_in_an_exec(scow: Scow, words: tuple[
     scow.ok("wait", "hunter")
     found = scow.ok("logs", "hunter")
     assert "successes 0" in found, found
-    assert count > 5
+    assert count > 0
 
 
 def host_devices() -> list[str]:

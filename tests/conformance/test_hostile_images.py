@@ -338,7 +338,7 @@ def test_a_passwd_that_is_none(host: Host) -> None:
     for kind, image in zip(BAD_PASSWD, made, strict=True):
         begin = time.monotonic()
         refused(host.run(image, "id", options=("-u", "evil")))
-        assert time.monotonic() - begin < 20, kind
+        assert time.monotonic() - begin < 60, kind
 
 
 def test_a_passwd_that_leads_to_the_host(host: Host) -> None:
@@ -377,13 +377,13 @@ def test_a_passwd_swapped_in_a_running_container(host: Host, tmp_path: Path) -> 
     )
     for number, swap in enumerate(swaps):
         (tmp_path / str(number)).touch()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not (tmp_path / f"done.{number}").exists():
             assert time.monotonic() < deadline, scow("logs", "box")
             time.sleep(0.02)
         begin = time.monotonic()
         refused(scow("exec", "-u", "evil", "box", "id"), 125, 126)
-        assert time.monotonic() - begin < 10, swap
+        assert time.monotonic() - begin < 60, swap
 
 
 def test_a_linked_passwd_inside_of_the_root_works(host: Host) -> None:

@@ -27,7 +27,7 @@ def refusal(world: World, box: Bundle, *words: str) -> str:
     begin = time.monotonic()
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     done = world.oci("create", "-b", str(box.path), *words, "box")
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
     # exec counts the memory that it leaves, which after vfork is this process's own (kernel: exec_mmap()).
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -373,7 +373,7 @@ def test_every_process_is_below_its_cgroup(world: World) -> None:
                 for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
                     assert line.endswith(box.linux["cgroupsPath"]), (name, line)
             world.oci.ok("delete", "--force", name)
-            running.wait(10)
+            running.wait(60)
 
 
 def test_processor_lists_without_bounds(world: World) -> None:
@@ -386,7 +386,7 @@ def test_processor_lists_without_bounds(world: World) -> None:
         done = world.variants(box, [lambda box: None])[0]
         if text != lists[3]:
             world.clean_refusal(box, done)
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 60
 
 
 def test_shared_memory_has_a_size(world: World) -> None:

@@ -49,7 +49,7 @@ def test_too_many_open_files(door: Door, descriptors: int, wanted: int) -> None:
         assert states["CONTAINER_RUNNING"] == len(kept)
         for container in kept[:4]:
             client.call("RemoveContainer", {"container_id": container})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         for n in itertools.count(wanted):
             try:
                 run_container(client, pod, SLEEP, name=f"c{n}")
@@ -138,14 +138,14 @@ def test_clock_jumps(door: Door, tmp_path: Path) -> None:
             begun = time.monotonic()
             stopped = run_container(client, pod, SLEEP, name=f"s{n}")
             client.call("StopContainer", {"container_id": stopped, "timeout": 1})
-            assert time.monotonic() - begun < 20
+            assert time.monotonic() - begun < 60
             for one in (container, stopped):
                 client.call("RemoveContainer", {"container_id": one})
-            holder.join(30)
+            holder.join(60)
             assert not holder.is_alive()
             expect_all(client, kept, images)
         client.call("StopContainer", {"container_id": kept, "timeout": 0})
-        listening.join(20)
+        listening.join(60)
         life = ["CREATED", "STARTED", "STOPPED", "DELETED"]
         assert list(kinds.values()) == [life] * 2 * len(jumps)
         assert running.stop() == 0

@@ -18,7 +18,7 @@ from fixtures.state import OUTRUN, State
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 NAMES = ("c0", "c1", "c2", "c3")
-HANG_S = 10.0
+HANG_S = 30.0
 SLEEPER = ("busybox", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
 VERBS: tuple[tuple[str, ...], ...] = (
     ("create", "--network", "none", "--name", "NAME", *SLEEPER),

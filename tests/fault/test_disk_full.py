@@ -88,7 +88,7 @@ def test_start_says_so_and_can_be_repeated(disk: Disk, state: State, kind: str) 
 def test_what_runs_can_be_seen_stopped_and_removed(disk: Disk, state: State, kind: str) -> None:
     state.ok("run", "-d", "--name", NAME, "-p", "18082:80", *SLEEPER)
     state.ok("run", "-d", "--name", "other", "--network", "none", *SLEEPER)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while state.ok("logs", NAME) != "ready\n":
         assert time.monotonic() < deadline
     fill(disk, kind)
@@ -96,7 +96,7 @@ def test_what_runs_can_be_seen_stopped_and_removed(disk: Disk, state: State, kin
     assert state.ok("logs", NAME) == "ready\n"
     assert state.ok("exec", NAME, "echo", "here") == "here\n"
     state.ok("inspect", NAME)
-    state.ok("stop", "-t", "5", NAME)
+    state.ok("stop", "-t", "60", NAME)
     assert "Exited (3)" in state.ok("ps", "-a")
     state.ok("rm", NAME)
     state.ok("rm", "-f", "other")
@@ -110,7 +110,7 @@ def test_a_full_log_does_not_hold_the_program(disk: Disk, state: State) -> None:
     time.sleep(0.3)
     assert "Up" in state.ok("ps")
     assert "line 1\n" in state.ok("logs", NAME)
-    state.ok("stop", "-t", "5", NAME)
+    state.ok("stop", "-t", "60", NAME)
     assert "Exited (3)" in state.ok("ps", "-a")
     error = state.ok("inspect", "-f", "{{.State.Error}}", NAME)
     assert "bytes of its log were lost" in error

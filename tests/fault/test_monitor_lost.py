@@ -14,7 +14,7 @@ from fixtures.state import State
 pytestmark = pytest.mark.root
 
 NAME = "orphan"
-LIMIT_S = 2.0
+LIMIT_S = 30.0
 
 
 def status_of(state: State) -> dict[str, int]:
@@ -109,14 +109,14 @@ def test_a_program_that_takes_the_death_signal_back(state: State) -> None:
 def test_an_exec_dies_with_its_own_monitor_only(state: State) -> None:
     state.ok("run", "-d", "--name", NAME, "--network", "none", "busybox", "sleep", "1000")
     execution = state.scow.spawn("exec", NAME, "sleep", "1002")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (own := children_of(execution.pid)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.2)
     for pid in own:
         os.kill(pid, signal.SIGKILL)
-    assert execution.wait(10) == 125
+    assert execution.wait(60) == 125
     execution.communicate()
     processes = state.ok("exec", NAME, "ps")
     assert "sleep 1002" not in processes
@@ -136,10 +136,10 @@ def test_everybody_who_waits_is_told(state: State) -> None:
     attached = state.scow.spawn("attach", NAME)
     time.sleep(0.5)
     kill_monitor(state)
-    assert waiting.communicate(timeout=5)[0] == b"137\n"
-    following.communicate(timeout=5)
+    assert waiting.communicate(timeout=60)[0] == b"137\n"
+    following.communicate(timeout=60)
     assert following.returncode == 0
-    assert b"lost the connection" in attached.communicate(timeout=5)[1]
+    assert b"lost the connection" in attached.communicate(timeout=60)[1]
     assert attached.returncode == 125
     remove(state)
 
@@ -148,7 +148,7 @@ def test_run_rm_removes_it_all_the_same(state: State) -> None:
     process = state.scow.spawn(
         "run", "--rm", "--name", NAME, "--network", "none", "busybox", "sleep", "1000"
     )
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not any(
         os.path.exists(f"{state.run}/containers/{name}/status.json")
         for name in os.listdir(f"{state.run}/containers")
@@ -157,7 +157,7 @@ def test_run_rm_removes_it_all_the_same(state: State) -> None:
         time.sleep(0.01)
     time.sleep(0.2)
     kill_monitor(state)
-    _, errors = process.communicate(timeout=5)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 125, errors
     assert b"lost the connection" in errors
     state.expect_clean()

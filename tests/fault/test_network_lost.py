@@ -27,7 +27,7 @@ TAKEN = {
 }
 
 
-def fetch(port: int, patience_s: float = 5.0) -> bytes | None:
+def fetch(port: int, patience_s: float = 30.0) -> bytes | None:
     """What the server says, None when it cannot be reached."""
     deadline = time.monotonic() + patience_s
     while True:

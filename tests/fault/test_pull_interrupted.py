@@ -114,8 +114,8 @@ def test_a_pull_that_gets_a_signal(
             time.sleep(0.8)
             process.send_signal(number)
             began = time.monotonic()
-            _, errors = process.communicate(timeout=10)
-            assert time.monotonic() - began < 2
+            _, errors = process.communicate(timeout=60)
+            assert time.monotonic() - began < 30
             assert process.returncode == status, errors
             assert b"Traceback" not in errors
             assert len(state.scow.ok("images").splitlines()) == 1

@@ -219,7 +219,7 @@ const start = async (name, command) => {
 };
 const server = await start("server", ["sh", "-c", "while :; do echo $GREETING | nc -l -p 8080; done"]);
 const client = await start("client", ["sleep", "1000"]);
-const asked = await runtime.execSync({ containerId: client, cmd: ["sh", "-c", "for i in $(seq 50); do nc 127.0.0.1 8080 && break; sleep 0.1; done"], timeout: 20n });
+const asked = await runtime.execSync({ containerId: client, cmd: ["sh", "-c", "for i in $(seq 300); do nc 127.0.0.1 8080 && break; sleep 0.1; done"], timeout: 20n });
 found.shared = text(asked.stdout);
 found.states = (await runtime.listContainers({ filter: { podSandboxId } })).containers.map(c => ContainerState[c.state]);
 const status = (await runtime.containerStatus({ containerId: client })).status;

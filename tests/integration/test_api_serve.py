@@ -49,7 +49,7 @@ def test_serve_and_call(environment: dict[str, str], scow_run: Path) -> None:
         post(path, "StopPodSandbox", {"podSandboxId": "0123"})
         begun = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 30
         assert not path.exists()
     rest = "".join(service.lines)
     assert "Traceback" not in rest

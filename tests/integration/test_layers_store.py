@@ -233,7 +233,7 @@ def test_killed_attempt_is_swept(store: LayerStore) -> None:
         process.kill()
     staging = Path(store.root_dir, ".staging")
     assert [p.name for p in staging.iterdir()] == [diff_id(tar).removeprefix("sha256:")]
-    deadline = time.monotonic() + 10  # the applet notices the end of its pipe, holding the lock
+    deadline = time.monotonic() + 60  # the applet notices the end of its pipe, holding the lock
     while list(staging.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
         store.sweep()

@@ -281,7 +281,7 @@ def test_in_front(oci: Runtime, bundle: Bundle, pipe: Pipe) -> None:
     assert int(stat.rpartition(")")[2].split()[1]) == front.pid
     time.sleep(0.2)
     front.terminate()
-    assert front.wait(10) == 9
+    assert front.wait(60) == 9
     assert oci.ok("list", "-q") == ""
 
 

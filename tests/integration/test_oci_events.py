@@ -36,7 +36,7 @@ def bundle(tmp_path: Path) -> Bundle:
     return made
 
 
-def read_event(stream: IO[bytes], seconds: float = 20) -> dict[str, Any]:
+def read_event(stream: IO[bytes], seconds: float = 60) -> dict[str, Any]:
     assert select.select([stream], [], [], seconds)[0], "no event came"
     return json.loads(stream.readline())
 

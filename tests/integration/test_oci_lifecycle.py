@@ -40,7 +40,7 @@ def oci(
         runtime("delete", "--force", name)
 
 
-def until(question: Callable[[], bool], seconds: float = 10) -> None:
+def until(question: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not question():
         assert time.monotonic() < deadline, "it does not come to that"

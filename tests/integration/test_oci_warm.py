@@ -22,7 +22,7 @@ from fixtures.warm import Warm
 
 NAME = "c1"
 COLD = "no warm process does this"
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_a_pod_of_two_containers(scow: Scow) -> None:
     pod_id = scow.ok("pod", "create", "-l", "app=x", "--hostname", "island", "web")
     server = "while :; do echo served | nc -l -p 8080; done"
     scow.ok("run", "-d", "--pod", "web", "--name", "server", "busybox", "sh", "-c", server)
-    ask = "hostname; for i in $(seq 50); do nc 127.0.0.1 8080 && break; sleep 0.1; done"
+    ask = "hostname; for i in $(seq 300); do nc 127.0.0.1 8080 && break; sleep 0.1; done"
     assert scow.ok("run", "--rm", "--pod", "web", "busybox", "sh", "-c", ask) == "island\nserved"
     listing = scow.ok("pod", "ps")
     assert "POD ID" in listing
@@ -57,7 +57,7 @@ def test_the_logs_of_a_pod_are_in_order(scow: Scow) -> None:
     for name in ("one", "two"):
         script = f"echo first {name}; sleep 0.4; echo last {name} >&2"
         scow.ok("run", "-d", "--pod", "talkers", "--name", name, "busybox", "sh", "-c", script)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while scow("wait", "one", "two").code and time.monotonic() < deadline:
         time.sleep(0.1)
     done = scow("pod", "logs", "talkers")

@@ -72,7 +72,7 @@ def test_pods_are_connected_by_plugins(cri: Cri, config_dir: Path) -> None:
     assert "127.0.0.1" in cri.sh(first, "ip -o -4 addr show lo")
     listen = ["sh", "-c", "while :; do echo hello | nc -l -p 7000; done"]
     cri.running(one, listen)
-    ask = f"for i in $(seq 50); do nc {addresses[0]} 7000 && break; sleep 0.1; done"
+    ask = f"for i in $(seq 300); do nc {addresses[0]} 7000 && break; sleep 0.1; done"
     assert cri.sh(second, ask) == "hello"
     cri.pods.network.check(cri.pods.read(one))
     cri.stop_pod_sandbox(pod_sandbox_id=one)

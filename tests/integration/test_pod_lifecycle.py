@@ -346,7 +346,7 @@ def test_the_pod_has_limits_of_its_own(cri: Cri) -> None:
     assert limit() == 200 << 20
 
 
-def wait_for(question, timeout_s: float = 10) -> None:  # type: ignore[no-untyped-def]
+def wait_for(question, timeout_s: float = 60) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + timeout_s
     while not question():
         assert time.monotonic() < deadline

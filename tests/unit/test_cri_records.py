@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -84,22 +84,25 @@ def test_the_claim_of_a_dead_attempt_is_taken_over(store: RecordStore) -> None:
     make(store, "web")
 
 
-def claim(root: str, run: str, number: int) -> bool:
-    racing = RecordStore(root, run)
-    container_id = f"{number:064x}"
-    with racing.making(container_id):
-        try:
-            racing.claim_name("one", container_id)
-        except AlreadyExists:
-            return False
-        time.sleep(0.2)  # hold the claim: the others must see a container that is being made
-        return True
-
-
 def test_one_of_many_racers_gets_the_name(store: RecordStore) -> None:
-    with get_context("fork").Pool(8) as pool:
-        won = pool.starmap(claim, [(store.root, store.run, number) for number in range(16)])
-    assert won.count(True) == 1
+    """Nobody lets go before all have tried: they must see a container that is being made."""
+    racers = 16
+    all_have_tried = Barrier(racers)
+
+    def claim(number: int) -> bool:
+        racing = RecordStore(store.root, store.run)
+        container_id = f"{number:064x}"
+        with racing.making(container_id):
+            try:
+                racing.claim_name("one", container_id)
+                return True
+            except AlreadyExists:
+                return False
+            finally:
+                all_have_tried.wait(60)
+
+    with ThreadPoolExecutor(racers) as pool:
+        assert list(pool.map(claim, range(racers))).count(True) == 1
 
 
 def test_a_damaged_record_is_an_error_that_says_what_to_do(store: RecordStore) -> None:

@@ -25,6 +25,7 @@ from scow.runtime.monitor import (
     MonitorConnection,
     Output,
     Ready,
+    Reopened,
     Started,
 )
 
@@ -61,7 +62,7 @@ class Running:
     def finish(self) -> list[Event]:
         """Everything that is still said; checks that the sanitizers had nothing to say."""
         events = self.events()
-        assert self.process.wait(10) in (0, 1)
+        assert self.process.wait(60) in (0, 1)
         return events
 
 
@@ -90,7 +91,7 @@ def launch(program: Path, tmp_path: Path) -> Iterator[Launch]:
     for running in started:
         running.connection.close()
         try:
-            running.process.wait(10)
+            running.process.wait(60)
         except subprocess.TimeoutExpired:
             running.process.kill()
             running.process.wait()
@@ -178,7 +179,7 @@ def test_a_log_that_cannot_be_opened(launch: Launch, tmp_path: Path) -> None:
     assert events[0] == Failed(Failure(1100, errno.ENOENT, -1))
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end
@@ -190,7 +191,7 @@ def test_starter_gone_before_the_start(launch: Launch, tmp_path: Path) -> None:
     ready = running.connection.recv()
     assert isinstance(ready, Ready)
     running.connection.close()
-    running.process.wait(10)
+    running.process.wait(60)
     record = monitor.read_exit_record(str(tmp_path / "exit"))
     assert record is not None
     assert (record.started_at, record.error) == (0, Failure(STEP_CHILD_GONE, errno.ESRCH))
@@ -203,7 +204,7 @@ def test_starter_gone_after_the_start(launch: Launch, tmp_path: Path) -> None:
                      log=tmp_path / "log", cleanup=tmp_path / "clean")  # fmt: skip
     running.connection.start()
     running.connection.close()
-    running.process.wait(10)
+    running.process.wait(60)
     record = monitor.read_exit_record(str(tmp_path / "exit"))
     assert record is not None
     assert record.exit_code == 4
@@ -221,21 +222,27 @@ def test_no_cleanup_when_watched(launch: Launch, tmp_path: Path) -> None:
 
 
 def test_cleanup_when_the_watcher_is_gone(launch: Launch, tmp_path: Path) -> None:
-    running = launch("sleep", "0.3", socket=tmp_path / "s", cleanup=tmp_path / "clean")
+    running = launch("sleep", "60", socket=tmp_path / "s", cleanup=tmp_path / "clean")
     running.connection.start()
-    assert isinstance(running.connection.recv(), Ready)
+    ready = running.connection.recv()
+    assert isinstance(ready, Ready)
     with MonitorConnection.connect(str(tmp_path / "s")) as watcher:
         watcher.watch()
+    os.kill(ready.pid, signal.SIGKILL)
     running.finish()
     wait_for((tmp_path / "clean").exists)
 
 
 def test_a_second_watcher_counts(launch: Launch, tmp_path: Path) -> None:
-    running = launch("sleep", "0.3", socket=tmp_path / "s", cleanup=tmp_path / "clean")
+    running = launch("sleep", "60", socket=tmp_path / "s", cleanup=tmp_path / "clean")
     running.connection.start()
-    assert isinstance(running.connection.recv(), Ready)
+    ready = running.connection.recv()
+    assert isinstance(ready, Ready)
     with MonitorConnection.connect(str(tmp_path / "s")) as watcher:
         watcher.watch()
+        watcher.reopen_log()  # answered in order: the watch is taken note of
+        assert any(isinstance(event, Reopened) for event in iter(watcher.recv, None))
+        os.kill(ready.pid, signal.SIGKILL)
         assert isinstance(watcher.wait(), Exited)
     running.finish()
     time.sleep(0.2)
@@ -246,26 +253,30 @@ def test_a_second_watcher_counts(launch: Launch, tmp_path: Path) -> None:
 def test_the_socket_is_private_and_long_paths_work(launch: Launch, tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
-    running = launch("sleep", "0.2", socket=deep / "sock")
+    running = launch("sleep", "60", socket=deep / "sock")
     running.connection.start()
-    assert isinstance(running.connection.recv(), Ready)
+    ready = running.connection.recv()
+    assert isinstance(ready, Ready)
     assert (deep / "sock").stat().st_mode & 0o777 == 0o600
     with MonitorConnection.connect(str(deep / "sock")) as other:
         assert isinstance(other.recv(), Ready)
+        os.kill(ready.pid, signal.SIGKILL)
         assert isinstance(other.wait(), Exited)
     running.finish()
 
 
 def test_more_clients_than_a_monitor_takes(launch: Launch, tmp_path: Path) -> None:
-    running = launch("sleep", "0.5", socket=tmp_path / "s")
+    running = launch("sleep", "60", socket=tmp_path / "s")
     running.connection.start()
-    assert isinstance(running.connection.recv(), Ready)
+    ready = running.connection.recv()
+    assert isinstance(ready, Ready)
     clients = [MonitorConnection.connect(str(tmp_path / "s")) for _ in range(17)]
     events = [client.recv() for client in clients]
     assert all(isinstance(event, Ready) for event in events[:16])
     assert events[16] == Dropped(too_slow=False)
     for client in clients:
         client.close()
+    os.kill(ready.pid, signal.SIGKILL)
     running.finish()
 
 
@@ -299,7 +310,7 @@ def test_stdin_ends_when_its_only_client_goes(launch: Launch, tmp_path: Path) ->
     running.connection.start()
     running.connection.send_stdin(b"words")
     running.connection.close()
-    running.process.wait(10)
+    running.process.wait(60)
     assert (tmp_path / "in").read_bytes() == b"words"
     record = monitor.read_exit_record(str(tmp_path / "exit"))
     assert record is not None
@@ -332,14 +343,16 @@ def test_input_nobody_reads_blocks_nothing(launch: Launch, tmp_path: Path) -> No
 
 
 def test_input_of_the_gone_takes_no_place(launch: Launch, tmp_path: Path) -> None:
-    running = launch("sleep", "1", stdin=1, socket=tmp_path / "s")
-    assert isinstance(running.connection.recv(), Ready)
+    running = launch("sleep", "60", stdin=1, socket=tmp_path / "s")
+    ready = running.connection.recv()
+    assert isinstance(ready, Ready)
     running.connection.start()
     for _ in range(20):
         with MonitorConnection.connect(str(tmp_path / "s")) as client:
             assert isinstance(client.recv(), Ready)
             client.attach(stdin=True, stdout=False, stderr=False)
             client.send_stdin(b"x" * 100_000)
+    os.kill(ready.pid, signal.SIGKILL)
     assert isinstance(running.finish()[-1], Exited)
 
 
@@ -360,7 +373,7 @@ def test_last_bytes_do_not_wait_for_the_client(launch: Launch, tmp_path: Path) -
     running = launch("sh", "-c", "seq 10000; seq 9000 >&2", exit=tmp_path / "exit")
     running.connection.attach(lossless=True)
     running.connection.start()
-    running.process.wait(10)
+    running.process.wait(60)
     events = running.events()
     assert output(events) == numbered(10000)
     assert output(events, 2) == numbered(9000)
@@ -394,19 +407,19 @@ def test_a_stalled_lossless_client_holds_no_signal(launch: Launch, tmp_path: Pat
         began = time.monotonic()
         os.kill(ready.pid, signal.SIGKILL)
         exited = other.wait()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 30
     assert isinstance(exited, Exited)
     assert exited.signal == signal.SIGKILL
     assert isinstance(running.finish()[-1], Exited)
 
 
 def test_grandchildren_with_the_output_do_not_hold_the_end(launch: Launch) -> None:
-    running = launch("sh", "-c", "sleep 3 & echo $!")
+    running = launch("sh", "-c", "sleep 60 & echo $!")
     running.connection.attach()
     running.connection.start()
     began = time.monotonic()
     events = running.finish()
-    assert 0.4 < time.monotonic() - began < 2
+    assert 0.4 < time.monotonic() - began < 30
     os.kill(int(output(events)), signal.SIGKILL)
 
 
@@ -506,16 +519,17 @@ def test_a_prompt_is_logged_after_a_quiet_second(launch: Launch, tmp_path: Path)
     running = launch("sh", "-c", "printf 'name? '; read x; echo $x", stdin=1, log=log)
     running.connection.attach(stdin=True)
     running.connection.start()
-    wait_for(lambda: log.exists() and b"stdout P name? \n" in log.read_bytes(), 3)
+    wait_for(lambda: log.exists() and b"stdout P name? \n" in log.read_bytes())
     running.connection.send_stdin(b"me\n")
     running.finish()
     assert log.read_bytes().endswith(b"stdout F me\n")
 
 
 def test_nonsense_from_a_client(launch: Launch, tmp_path: Path) -> None:
-    running = launch("sleep", "0.5", socket=tmp_path / "s")
+    running = launch("sleep", "60", socket=tmp_path / "s")
     running.connection.start()
-    assert isinstance(running.connection.recv(), Ready)
+    ready = running.connection.recv()
+    assert isinstance(ready, Ready)
     for message in (
         b"?",
         b"w",
@@ -530,6 +544,7 @@ def test_nonsense_from_a_client(launch: Launch, tmp_path: Path) -> None:
         with MonitorConnection.connect(str(tmp_path / "s")) as client:
             os.write(client.fileno(), message)
             client.attach()
+    os.kill(ready.pid, signal.SIGKILL)
     assert isinstance(running.finish()[-1], Exited)
 
 
