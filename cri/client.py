@@ -207,7 +207,7 @@ class Client:
             return connection.getresponse()
         except TimeoutError as error:
             self.close()
-            raise DeadlineExceeded(f"{method.name}: no answer within {timeout_s:g} s") from error
+            raise DeadlineExceeded(f"{method.name}: no answer in time: {error}") from error
         except (OSError, http.client.HTTPException) as error:
             raise self._lost(error) from error
 

@@ -290,7 +290,7 @@ class RuntimeService(Measuring):
         requests.refuse_own("mount of", sources, self._own_places())
         if member.log_path:
             os.makedirs(os.path.dirname(member.log_path), mode=0o755, exist_ok=True)
-        container_id = self.service.create(image, options, member, pod.cgroup)
+        container_id = self.pods.create_member(pod, image, options, member)
         self.events.publish(container_id, events.CREATED)
         return {"container_id": container_id}
 

@@ -10,12 +10,13 @@ import os
 import socket
 from collections.abc import Sequence
 
+from scow.cri.api.calls import RUNNING
 from scow.cri.options import ExecOptions
 from scow.cri.pod_join import require_ready
 from scow.cri.pod_namespaces import open_in_network
 from scow.cri.pods import Pods
 from scow.cri.service import Service
-from scow.native.errors import DeadlineExceeded, ScowError
+from scow.native.errors import DeadlineExceeded, InvalidState, ScowError
 from scow.runtime.monitor import Dropped, Exited, MonitorConnection, Output, Reopened
 
 # Each of stdout and stderr; what is more is thrown away, and the command goes on (CRI).
@@ -121,10 +122,16 @@ def run_sync(
     options = ExecOptions(tuple(command), timeout_s=min(timeout_s, MAX_TIMEOUT_S))
     connection = service.exec(container_id, options)
     with connection:
-        return _collect(connection, timeout_s)
+        found = _collect(connection, timeout_s)
+    if found is None:
+        record = service.store.read(container_id)
+        if service.status(record).state not in RUNNING:
+            raise InvalidState(f"container '{record.name}' has ended, and the command with it")
+        raise ScowError("the command's monitor went away without a word")
+    return found
 
 
-def _collect(connection: MonitorConnection, timeout_s: int) -> tuple[bytes, bytes, int]:
+def _collect(connection: MonitorConnection, timeout_s: int) -> tuple[bytes, bytes, int] | None:
     kept: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
     while True:
         event = connection.recv()
@@ -136,7 +143,7 @@ def _collect(connection: MonitorConnection, timeout_s: int) -> tuple[bytes, byte
                 raise DeadlineExceeded(f"the command did not end in {timeout_s} s and was killed")
             return bytes(kept[1]), bytes(kept[2]), event.exit_code
         elif event is None:
-            raise ScowError("the command's monitor went away without a word")
+            return None
 
 
 def reopen_log(path: str) -> int:
