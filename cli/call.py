@@ -9,7 +9,7 @@ from scow.cli.session import session
 from scow.cli.table import Argument, Command, UsageError, Values, text
 
 if TYPE_CHECKING:
-    from scow.cri.api.message import Message
+    from scow.cri.api.received import Received
 
 REQUEST_MAX = 4 * 1024 * 1024
 
@@ -48,7 +48,7 @@ def _seconds(value: str | None) -> float | None:
     return float(value)
 
 
-def _show(message: Message) -> None:
+def _show(message: Received) -> None:
     from scow.cri.api import codec
 
     print(codec.encode(message.type_name, message.to_dict()).decode(), flush=True)

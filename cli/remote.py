@@ -20,7 +20,7 @@ from scow.native.errors import InvalidArgument, InvalidState, NotFound, ScowErro
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from scow.cri.api.message import Message
+    from scow.cri.api.received import Received
     from scow.cri.client import Client
     from scow.cri.logs import LogEntry
 
@@ -36,7 +36,7 @@ STOP_S = 10
 # --- finding --------------------------------------------------------------------------------------
 
 
-def pick(kind: str, items: list[Message], word: str) -> Message:
+def pick(kind: str, items: list[Received], word: str) -> Received:
     """The one with this id, this name, or an id that begins so."""
     whole = [item for item in items if item.id == word]
     named = [item for item in items if item.metadata is not None and item.metadata.name == word]
@@ -51,12 +51,12 @@ def pick(kind: str, items: list[Message], word: str) -> Message:
     return found[0]
 
 
-def container(client: Client, word: str) -> Message:
+def container(client: Client, word: str) -> Received:
     """A container, as lists have it."""
     return pick("container", list(client.call("ListContainers").containers), word)
 
 
-def pod(client: Client, word: str) -> Message:
+def pod(client: Client, word: str) -> Received:
     """A pod, as lists have it."""
     return pick("pod", list(client.call("ListPodSandbox").items), word)
 
@@ -121,7 +121,7 @@ def start(values: Values) -> int:
     )
 
 
-def _act(client: Client, method: str, one: Message, **more: Any) -> None:
+def _act(client: Client, method: str, one: Received, **more: Any) -> None:
     client.call(method, {"container_id": one.id, **more})
 
 
@@ -180,7 +180,9 @@ def logs(values: Values) -> int:
     return 0
 
 
-def log_entries(client: Client, one: Message, *, follow: bool, **limits: Any) -> Iterator[LogEntry]:
+def log_entries(
+    client: Client, one: Received, *, follow: bool, **limits: Any
+) -> Iterator[LogEntry]:
     """The lines of a container's log."""
     from scow.cri.logs import read_log
 
@@ -205,7 +207,7 @@ def log_entries(client: Client, one: Message, *, follow: bool, **limits: Any) ->
 def inspect(values: Values) -> int:
     """ContainerStatus, else ImageStatus, with all that they tell."""
 
-    def one(client: Client, word: str) -> Message:
+    def one(client: Client, word: str) -> Received:
         try:
             asked = {"container_id": container(client, word).id, "verbose": True}
             return client.call("ContainerStatus", asked)
@@ -218,7 +220,7 @@ def inspect(values: Values) -> int:
     return show_all(values.words("NAME"), one)
 
 
-def show_all(words: list[str], ask: Callable[[Client, str], Message]) -> int:
+def show_all(words: list[str], ask: Callable[[Client, str], Received]) -> int:
     """Print the answers as one JSON list; what is not there is told, and the status is 1."""
     import json
 
@@ -245,7 +247,7 @@ STATS = {"ID": "CONTAINER ID", "Name": "NAME", "CPUPerc": "CPU %", "MemUsage": "
 def stats(values: Values) -> int:
     """ListContainerStats, once: the service measures the rates since it was asked before."""
 
-    def measure(client: Client) -> list[Message]:
+    def measure(client: Client) -> list[Received]:
         return list(client.call("ListContainerStats").stats)
 
     with session.client() as client:
@@ -262,7 +264,7 @@ def stats(values: Values) -> int:
 
 
 def stats_row(
-    identity: str, name: str, cpu: Message, first: dict[str, Message], memory: Message
+    identity: str, name: str, cpu: Received, first: dict[str, Received], memory: Received
 ) -> Row:
     """One line of stats: `first` is the processor time of a moment ago, by id."""
     was = first.get(identity, cpu)

@@ -18,7 +18,7 @@ from scow.native.errors import InvalidState, NotFound
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scow.cri.api.message import Message
+    from scow.cri.api.received import Received
     from scow.cri.client import Client
     from scow.cri.logs import LogEntry
 
@@ -175,7 +175,7 @@ def logs(values: Values) -> int:
 
 
 def _lines(
-    client: Client, one: Message, values: Values, *, named: bool
+    client: Client, one: Received, values: Values, *, named: bool
 ) -> Iterator[tuple[str, bytes, LogEntry]]:
     head = f"{one.metadata.name} | ".encode() if named else b""
     entries = log_entries(client, one, follow=False, tail=None, since_ns=None, until_ns=None)

@@ -16,7 +16,7 @@ import msgspec
 
 from scow.cri.records import Record
 from scow.cri.service import Service
-from scow.cri.status import Status
+from scow.cri.status import Status, needs_processes
 from scow.native.errors import InvalidArgument, InvalidState, NotFound
 from scow.native.fs import write_atomic
 from scow.runtime import criu
@@ -37,19 +37,30 @@ def checkpoint(
         raise InvalidArgument(f"location '{location[:256]}' is not an absolute path")
     if not os.path.isdir(os.path.dirname(location)):
         raise NotFound(f"cannot write a checkpoint to '{location[:256]}': no such directory")
-    if status.state not in (State.RUNNING, State.PAUSED):
-        raise InvalidState(
-            f"cannot checkpoint container '{record.name}': it is {status.state.value}"
-        )
+    _require_running(record, status)
     binary = criu.find_criu(os.environ.get("SCOW_CRIU", ""))
     spec = service.configuration(record.id)
     how.check_possible(spec)
     directory = service.store.container_dir(record.id)
-    with service.store.locked(record.id), tempfile.TemporaryDirectory(dir=directory) as images:
+    with (
+        service.store.locked(record.id),
+        tempfile.TemporaryDirectory(dir=directory) as images,
+        needs_processes(record.name, "checkpoint"),
+    ):
+        # Its pid may be another's by now.
+        status = service.status(record)
+        _require_running(record, status)
         _dump(binary, spec, record, status, images, f"{directory}/criu.work", timeout_s)
         write_atomic(images, "config.dump", _describe(record), durable=False)
         write_atomic(images, "spec.dump", msgspec.json.encode(spec), durable=False)
         _pack(images, location)
+
+
+def _require_running(record: Record, status: Status) -> None:
+    if status.state not in (State.RUNNING, State.PAUSED):
+        raise InvalidState(
+            f"cannot checkpoint container '{record.name}': it is {status.state.value}"
+        )
 
 
 def _dump(

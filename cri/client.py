@@ -5,8 +5,8 @@
         for event in client.stream("GetContainerEvents"):
             ...
 
-Requests are dicts of the proto's own field names, answers `Message`s (scow.cri.api.message); what
-fails raises the error that the service raised. A client belongs to one thread at a time. Exec,
+Requests are dicts of the proto's own field names, answers have them as attributes
+(scow.cri.api.received); what fails raises the error that the service raised. A client belongs to one thread at a time. Exec,
 attach and port-forward: scow.cri.client_streams.
 """
 
@@ -23,8 +23,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from scow.cri.api import codec
-from scow.cri.api.message import Message
+from scow.cri.api import codec, received
+from scow.cri.api.received import Received
 from scow.cri.api.schema import Method, schema
 from scow.native.errors import (
     AlreadyExists,
@@ -131,7 +131,7 @@ class Client:
         request: Mapping[str, Any] | None = None,
         *,
         timeout_s: float | None = None,
-    ) -> Message:
+    ) -> Received:
         """Call a unary method by its CRI name. With `timeout_s` the service, too, gives up then."""
         found = method_named(method)
         body = codec.encode(found.request, dict(request or {}))
@@ -139,7 +139,7 @@ class Client:
         data = self._read(answer)
         if answer.status != 200:
             raise error_of(data, answer.status)
-        return codec.decode(found.response, data)
+        return received.read(found.response, data)
 
     def stream(
         self,
@@ -147,7 +147,7 @@ class Client:
         request: Mapping[str, Any] | None = None,
         *,
         timeout_s: float | None = None,
-    ) -> Iterator[Message]:
+    ) -> Iterator[Received]:
         """Call a method that streams; closing the iterator ends the call."""
         found = method_named(method)
         body = codec.encode(found.request, dict(request or {}))
@@ -164,7 +164,7 @@ class Client:
                     if b'"error"' in data:
                         raise error_of(data, 200)
                     return
-                yield codec.decode(found.response, data)
+                yield received.read(found.response, data)
         finally:
             if not answer.isclosed():
                 self.close()  # what is left of the answer would be in the way of the next one
@@ -207,7 +207,7 @@ class Client:
             return connection.getresponse()
         except TimeoutError as error:
             self.close()
-            raise DeadlineExceeded(f"{method.name}: no answer within {timeout_s:g} s") from error
+            raise DeadlineExceeded(f"{method.name}: no answer in time: {error}") from error
         except (OSError, http.client.HTTPException) as error:
             raise self._lost(error) from error
 

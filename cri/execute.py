@@ -25,7 +25,7 @@ from scow.cri.specgen import build_capabilities, build_process
 from scow.cri.status import is_process
 from scow.native import plan as p
 from scow.native import sys as kernel
-from scow.native.errors import InvalidState, NotFound, SetupError
+from scow.native.errors import InvalidState, NotFound, ScowError, SetupError
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.native.spawn import launch
@@ -56,7 +56,9 @@ _KILLED = frozenset({errno.ENOMEM, errno.ESRCH, errno.ECHILD})
 _NO_CGROUP = frozenset({errno.ENOENT, errno.ENODEV})
 
 
-def _is_of_the_end(error: SetupError) -> bool:
+def _is_of_the_end(error: ScowError) -> bool:
+    if not isinstance(error, SetupError):
+        return False
     in_cgroup = error.step in ("clone the process", p.JoinCgroups.step)
     return error.errno in _KILLED or (in_cgroup and error.errno in _NO_CGROUP)
 
@@ -111,7 +113,7 @@ def start_exec(
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.start()
             wait_for(connection, Started, plan, root, verb="execute", until=until)
-        except SetupError as error:
+        except ScowError as error:
             connection.close()
             if _is_of_the_end(error) or not is_process(run.pid, run.start_time):
                 raise _ended(record) from error

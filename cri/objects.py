@@ -257,7 +257,7 @@ class ObjectStore(Generic[R]):
 
     def find(self, text: str) -> str:
         """Give the id for a name, an id or a unique id prefix; an exact name wins."""
-        if "/" not in text and text not in ("", ".", ".."):
+        if "/" not in text and "\0" not in text and text not in ("", ".", ".."):
             holder = self._holder(text)
             if holder is not None:
                 return holder

@@ -179,7 +179,7 @@ class Pods:
         member = Member(
             pod.id, shown, 0, labels=options.labels, image={"image": options.image_name}
         )
-        return self.service.create(image, options, member, pod.cgroup)
+        return self.create_member(pod, image, options, member)
 
     # --- ending -------------------------------------------------------------------------------
 
@@ -209,12 +209,30 @@ class Pods:
             record = self.store.read(pod_id)
         except NotFound:
             return
-        for container in self.containers(pod_id):
-            with suppress(NotFound):
-                self.service.remove(container.id, force=True, volumes=True)
+        self._remove_containers(pod_id)
         with suppress(NotFound), self.store.locked(pod_id):
             self.store.discard(pod_id, record.name)
             release_range(self.service.root, record.options.ids, f"pods/{pod_id}")
+        # What was made meanwhile; who makes one from now on finds that the pod is gone.
+        self._remove_containers(pod_id)
+
+    def _remove_containers(self, pod_id: str) -> None:
+        for container in self.containers(pod_id):
+            with suppress(NotFound):
+                self.service.remove(container.id, force=True, volumes=True)
+
+    def create_member(
+        self, pod: PodRecord, image: Image, options: ContainerOptions, member: Member
+    ) -> str:
+        """Make a container that belongs to a pod; NotFound where the pod was removed meanwhile."""
+        container_id = self.service.create(image, options, member, pod.cgroup)
+        try:
+            self.read(pod.id)
+        except NotFound:
+            with suppress(NotFound):
+                self.service.remove(container_id, force=True, volumes=True)
+            raise
+        return container_id
 
     def _release(self, record: PodRecord) -> None:
         """Give back what a pod holds; goes on past errors, again is fine."""

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from scow.cgroups.cgroup import container_path
@@ -197,7 +197,10 @@ class Service:
             record = self.store.read(container_id)
             state_of.require_start(record, self.status(record).state, once=watch)
             try:
-                return launching.start(record, self._around, lock_fd, attach=attach, watch=watch)
+                with state_of.needs_processes(record.name, "start"):
+                    return launching.start(
+                        record, self._around, lock_fd, attach=attach, watch=watch
+                    )
             except ScowError as error:
                 state_of.note_failure(self.store, record, error)
                 if isinstance(error, SetupError) and error.errno in (errno.ESRCH, errno.ECHILD):
@@ -253,10 +256,8 @@ class Service:
         if volumes:
             for use in record.volumes:
                 if use.anonymous:
-                    try:
+                    with suppress(NotFound):
                         self.volumes.remove(use.name)
-                    except NotFound:
-                        continue
         self.store.discard(record.id, record.name)
         release_ids(record, self.root)
 
@@ -341,18 +342,15 @@ class Service:
 
     def wait(self, container_id: str) -> int:
         """Wait for the container to end; gives its exit code (137 if its record is gone)."""
-        record = self.store.read(container_id)
+        record, path = self.store.read(container_id), self.store.container_dir(container_id)
         with self._watching(record, cleans=False) as watcher:
             while True:
                 state = self.status(record)
                 if state.state is State.EXITED:
                     return state.exit_code
-                if state.state is State.CREATED and not self._exists(container_id):
+                if state.state is State.CREATED and not os.path.isdir(path):
                     return watcher.exit_code if watcher.exit_code is not None else 137
                 watcher.wait(1.0 if state.state is State.CREATED else None)
-
-    def _exists(self, container_id: str) -> bool:
-        return os.path.isdir(self.store.container_dir(container_id))
 
     # --- a running container ------------------------------------------------------------------
 
@@ -461,7 +459,8 @@ class Service:
     def _prepare(self, record: Record, stack: ExitStack) -> launching.Prepared:
         pid = self.status(record).pid
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        root = os.open(f"/proc/{pid}/root", flags) if pid else None
+        with state_of.needs_processes(record.name, "look into"):
+            root = os.open(f"/proc/{pid}/root", flags) if pid else None
         return launching.prepare_launch(
             record, self._around, stack, dry_run=True, running_root=root
         )

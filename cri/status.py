@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -180,6 +181,19 @@ def send_signal(run: StatusRecord, number: int) -> bool:
     finally:
         os.close(pidfd)
     return True
+
+
+@contextmanager
+def needs_processes(name: str, verb: str) -> Iterator[None]:
+    """What is read below /proc may end at that moment: no fault of ours, but InvalidState."""
+    try:
+        yield
+    except (FileNotFoundError, ProcessLookupError) as error:
+        if not str(error.filename or "/proc/").startswith("/proc/"):
+            raise
+        raise InvalidState(
+            f"cannot {verb} container '{name}': it, or what it shares namespaces with, has just ended"
+        ) from error
 
 
 def require_start(record: Record, state: State, *, once: bool) -> None:

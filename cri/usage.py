@@ -9,6 +9,7 @@ import time
 
 import msgspec
 
+from scow.native.errors import NotFound
 from scow.native.fs import scan_tree
 
 # Walking costs the disk; kubelets ask every ten seconds.
@@ -39,13 +40,16 @@ class Usages:
         self._known: dict[str, tuple[float, Usage]] = {}
 
     def get(self, path: str) -> Usage:
-        """What a tree takes, as it was a few seconds ago at most."""
+        """What a tree takes, as it was a few seconds ago at most; NotFound where there is none."""
         now = time.monotonic()
         found = self._known.get(path)
         if found is not None and now - found[0] < FRESH_S:
             return found[1]
         for old in [key for key, (at, _) in self._known.items() if now - at > 6 * FRESH_S]:
             self._known.pop(old, None)
-        usage = measure_tree(path)
+        try:
+            usage = measure_tree(path)
+        except FileNotFoundError:
+            raise NotFound(f"cannot measure '{path}': it is gone") from None
         self._known[path] = (now, usage)
         return usage

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 
 from scow.cri.api import answers
 from scow.cri.api.answers import Answer
+from scow.cri.api.codec import Kept
 from scow.cri.objects import ID_LENGTH
 from scow.native.errors import InvalidArgument, InvalidState, NotFound
 from scow.runtime.state import State
@@ -21,6 +22,37 @@ if TYPE_CHECKING:
 RUNNING = (State.RUNNING, State.PAUSED)
 # A stream of a list: that many items in a message.
 _CHUNK = 100
+
+
+class _Keyed(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Keyed)
+S = TypeVar("S")
+
+
+class Shown(Generic[R, S]):
+    """The items of a list as they were shown last; made and encoded anew where something changed.
+
+    An observer gives the very objects that it gave before as long as nothing has.
+    """
+
+    def __init__(self, make: Callable[[R, S], Answer]) -> None:
+        self._make = make
+        self._last: dict[str, tuple[R, S, Kept]] = {}
+
+    def of(self, seen: Iterable[tuple[R, S]]) -> list[tuple[R, S, Kept]]:
+        """The items of all that is there now, with what they were made of."""
+        now: dict[str, tuple[R, S, Kept]] = {}
+        for record, state in seen:
+            item = self._last.get(record.id)
+            if item is None or item[0] is not record or item[1] is not state:
+                item = record, state, Kept(self._make(record, state))
+            now[record.id] = item
+        self._last = now  # at once: several threads may list
+        return list(now.values())
 
 
 def is_wanted(record: Record, status: Status, wanted: Message | None) -> bool:
@@ -36,10 +68,10 @@ def is_wanted(record: Record, status: Status, wanted: Message | None) -> bool:
     )
 
 
-def chunks(name: str, items: list[Answer]) -> Iterator[Answer]:
+def chunks(name: str, items: Sequence[Answer]) -> Iterator[Answer]:
     """A list as a stream: one message at least, so that an empty list is one, too."""
     for start in range(0, max(1, len(items)), _CHUNK):
-        yield {name: items[start : start + _CHUNK]}
+        yield {name: list(items[start : start + _CHUNK])}
 
 
 def need_id(text: str, name: str) -> None:

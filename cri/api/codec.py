@@ -316,6 +316,21 @@ def encode(type_name: str, values: dict[str, Any]) -> bytes:
     return msgspec.json.encode(to_json(type_name, values))
 
 
+class Kept(dict[str, Any]):
+    """A message that many lists hold and nobody changes: it is encoded for the first of them only."""
+
+    __slots__ = ("_wire",)
+    _wire: msgspec.Raw
+
+    def to_wire(self, type_name: str) -> msgspec.Raw:
+        """Its bytes; always asked for as the same type."""
+        try:
+            return self._wire
+        except AttributeError:
+            self._wire = msgspec.Raw(encode(type_name, self))
+            return self._wire
+
+
 def to_json(type_name: str, values: dict[str, Any]) -> dict[str, Any]:
     """The same, as an object that is ready to be written."""
     writers = _writers(type_name)
@@ -366,7 +381,9 @@ def _each(write: Callable[[Any], Any]) -> Callable[[list[Any]], list[Any]]:
 def _converter(type_name: str) -> Callable[[Any], Any] | None:
     known = schema()
     if type_name in known.messages:
-        return lambda value: to_json(type_name, value)
+        return lambda value: (
+            value.to_wire(type_name) if type(value) is Kept else to_json(type_name, value)
+        )
     if type_name in known.enums:
         return lambda value: _write_enum(type_name, value)
     converters: dict[str, Callable[[Any], Any]] = {
@@ -392,6 +409,8 @@ def _write_double(value: float) -> float | str:
 
 def _as(wanted: type[Any], value: Any, what: str) -> Any:
     """Forgive what means the same: a Message, a tuple for a list, an int for a float."""
+    if wanted is dict and isinstance(value, Kept):
+        return dict(value)
     if isinstance(value, Message):
         return value.to_dict()
     if wanted is list and isinstance(value, tuple):

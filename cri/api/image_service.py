@@ -106,15 +106,16 @@ class ImageService:
         os.makedirs(f"{root}/images", mode=0o700, exist_ok=True)
         blobs = self._usages.get(f"{root}/images")
         # Layers were measured when they came in: they are never walked.
-        layers = [
-            Usage(blobs.time_ns, info.size, info.entries)
-            for info in (store.info(diff_id) for diff_id in store.list())
-        ]
-        uppers = [
-            self._usages.get(path)
-            for container_id in self.service.store.ids()
-            if os.path.isdir(path := f"{self.service.store.container_dir(container_id)}/upper")
-        ]
+        layers: list[Usage] = []
+        for diff_id in store.list():
+            with suppress(NotFound):  # removed meanwhile, as a container below
+                info = store.info(diff_id)
+                layers.append(Usage(blobs.time_ns, info.size, info.entries))
+        uppers: list[Usage] = []
+        for container_id in self.service.store.ids():
+            with suppress(NotFound):
+                directory = self.service.store.container_dir(container_id)
+                uppers.append(self._usages.get(f"{directory}/upper"))
         return {
             "image_filesystems": [_filesystem(root, [blobs, *layers])],
             "container_filesystems": [_filesystem(root, uppers)],

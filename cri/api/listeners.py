@@ -7,6 +7,7 @@ Plain TCP is for loopback only, and who reaches the API is root on this host: a 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
 import os
 import socket
@@ -17,8 +18,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from scow.native.errors import AlreadyExists, InvalidArgument, ScowError
+from scow.native.fd import OwnedFd
 
 BACKLOG = 1024
+PROBE_S = 2.0
 FIRST_FD = 3  # sd_listen_fds(3)
 _PEERCRED = struct.Struct("3i")  # unix(7): struct ucred
 
@@ -159,6 +162,19 @@ def unix_peer(sock: socket.socket) -> tuple[int, int]:
 
 
 def _open_unix(path: str) -> Listener:
+    directory = os.path.dirname(path)
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with OwnedFd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock:
+            # Two that start at once: nobody answers between bind and listen, and who came then
+            # would take the other's place, which would serve on without a name.
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
+            return Listener(_bind_unix(path), path=path)
+    except OSError as error:
+        raise ScowError(f"cannot listen on '{path}': {error.strerror or error}") from error
+
+
+def _bind_unix(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     try:
         _remove_stale(path)
@@ -167,13 +183,10 @@ def _open_unix(path: str) -> Listener:
         os.fchmod(sock.fileno(), 0o600)
         sock.bind(path)
         sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ScowError(f"cannot listen on '{path}': {error.strerror or error}") from error
     except BaseException:
         sock.close()
         raise
-    return Listener(sock, path=path)
+    return sock
 
 
 def _remove_stale(path: str) -> None:
@@ -182,13 +195,17 @@ def _remove_stale(path: str) -> None:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise AlreadyExists(f"cannot listen on '{path}': it exists and is not a socket")
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         return
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(2)
+        probe.settimeout(PROBE_S)
         try:
             probe.connect(path)
-        except ConnectionRefusedError:
+            # A process that was killed while it made a child listens until that child's execve(2).
+            probe.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            probe.recv(1)
+        except TimeoutError:
+            pass  # somebody who is busy
+        except ConnectionError:
             os.unlink(path)
             return
     raise AlreadyExists(

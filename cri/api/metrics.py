@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -216,10 +217,13 @@ def _metric(name: str, kind: str, labels: list[str], value: int) -> Answer:
 
 def _process(pid: int) -> tuple[int, int, int]:
     """Descriptors, sockets and threads of a process; zeros when it is gone."""
+    sockets = 0
     try:
         names = os.listdir(f"/proc/{pid}/fd")
-        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in names]
         threads = len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return 0, 0, 0
-    return len(links), sum(link.startswith("socket:") for link in links), threads
+    for name in names:
+        with suppress(OSError):  # it has closed that one meanwhile
+            sockets += os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
+    return len(names), sockets, threads

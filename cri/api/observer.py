@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from scow.cri.api import descriptors
+from scow.cri.objects import ID_LENGTH
 from scow.cri.pod_join import is_ready, pinned_kinds
 from scow.cri.pod_namespaces import pin_path
 from scow.cri.pod_records import PodRecord
@@ -53,6 +54,10 @@ def _signature(path: str) -> Signature | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return info.st_ino, info.st_mtime_ns, info.st_size
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == ID_LENGTH and text.isalnum()
 
 
 def _is_new(seen: Seen, directory: str) -> bool:
@@ -112,7 +117,7 @@ class Observer:
         """One container of a pod, by id or a unique beginning; NotFound without one."""
         with self._lock:
             self._hear_of_ends()
-            seen = self._look(text) if len(text) == 64 else None
+            seen = self._look(text) if _is_id(text) else None
             if seen is None:
                 seen = self._look(self._service.store.find(text))
             if seen is None or seen.record.member is None:
@@ -214,7 +219,7 @@ class Observer:
     def pod(self, text: str) -> tuple[PodRecord, bool]:
         """One pod, by id or a unique beginning; NotFound without one."""
         with self._lock:
-            seen = self._look_at_pod(text) if len(text) == 64 else None
+            seen = self._look_at_pod(text) if _is_id(text) else None
             if seen is None:
                 seen = self._look_at_pod(self._pods.store.find(text))
             if seen is None:

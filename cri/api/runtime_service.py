@@ -19,6 +19,7 @@ from scow.cri.api import answers, descriptors, events, requests, sessions
 from scow.cri.api.answers import Answer
 from scow.cri.api.calls import (
     RUNNING,
+    Shown,
     as_json,
     check_streams,
     chunks,
@@ -65,6 +66,10 @@ class RuntimeService(Measuring):
         pods = pods or Pods(service)
         super().__init__(service, pods, Observer(service, pods))
         self._streams = streams
+        self._pods_shown: Shown[PodRecord, bool] = Shown(
+            lambda pod, ready: answers.pod(pod, ready=ready)
+        )
+        self._containers_shown = Shown(answers.container)
         self.events = Events(service, self._described)
         self.observer.on_running = self.events.adopt
         self.recover()
@@ -229,16 +234,16 @@ class RuntimeService(Measuring):
         return chunks("pod_sandboxes", self._list_pods(request.filter))
 
     def _list_pods(self, wanted: Message | None) -> list[Answer]:
-        found: list[Answer] = []
-        for record, ready in self.observer.pods():
-            item = answers.pod(record, ready=ready)
-            if wanted is None or (
+        return [
+            item
+            for record, _, item in self._pods_shown.of(self.observer.pods())
+            if wanted is None
+            or (
                 record.id.startswith(wanted.id)
                 and (wanted.state is None or wanted.state.state == item["state"])
                 and answers.matches(wanted.label_selector, record.options.labels)
-            ):
-                found.append(item)
-        return found
+            )
+        ]
 
     def update_pod_sandbox_resources(self, request: Message) -> Answer:
         """UpdatePodSandboxResources."""
@@ -285,7 +290,7 @@ class RuntimeService(Measuring):
         requests.refuse_own("mount of", sources, self._own_places())
         if member.log_path:
             os.makedirs(os.path.dirname(member.log_path), mode=0o755, exist_ok=True)
-        container_id = self.service.create(image, options, member, pod.cgroup)
+        container_id = self.pods.create_member(pod, image, options, member)
         self.events.publish(container_id, events.CREATED)
         return {"container_id": container_id}
 
@@ -349,8 +354,8 @@ class RuntimeService(Measuring):
 
     def _list_containers(self, wanted: Message | None) -> list[Answer]:
         return [
-            answers.container(record, status)
-            for record, status in self.observer.containers()
+            item
+            for record, status, item in self._containers_shown.of(self.observer.containers())
             if is_wanted(record, status, wanted)
         ]
 

@@ -11,12 +11,13 @@ import socket
 import time
 from collections.abc import Sequence
 
+from scow.cri.api.calls import RUNNING
 from scow.cri.options import ExecOptions
 from scow.cri.pod_join import require_ready
 from scow.cri.pod_namespaces import open_in_network
 from scow.cri.pods import Pods
 from scow.cri.service import Service
-from scow.native.errors import DeadlineExceeded, ScowError
+from scow.native.errors import DeadlineExceeded, InvalidState, ScowError
 from scow.runtime.monitor import Dropped, Exited, MonitorConnection, Output, Reopened
 
 # Each of stdout and stderr; what is more is thrown away, and the command goes on (CRI).
@@ -125,17 +126,23 @@ def run_sync(
     until = time.monotonic() + options.timeout_s + _LATE_S if timeout_s else None
     try:
         with service.exec(container_id, options) as connection:
-            return _collect(connection, timeout_s, until)
+            found = _collect(connection, timeout_s, until)
     except TimeoutError:
         raise DeadlineExceeded(
             f"the command did not end in {timeout_s} s, and is not dead yet",
             hint="a process that is paused, or waits for a device, dies when it goes on",
         ) from None
+    if found is None:
+        record = service.store.read(container_id)
+        if service.status(record).state not in RUNNING:
+            raise InvalidState(f"container '{record.name}' has ended, and the command with it")
+        raise ScowError("the command's monitor went away without a word")
+    return found
 
 
 def _collect(
     connection: MonitorConnection, timeout_s: int, until: float | None
-) -> tuple[bytes, bytes, int]:
+) -> tuple[bytes, bytes, int] | None:
     kept: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
     while True:
         event = connection.recv(until)
@@ -147,7 +154,7 @@ def _collect(
                 raise DeadlineExceeded(f"the command did not end in {timeout_s} s and was killed")
             return bytes(kept[1]), bytes(kept[2]), event.exit_code
         elif event is None:
-            raise ScowError("the command's monitor went away without a word")
+            return None
 
 
 def reopen_log(path: str) -> int:

@@ -122,11 +122,7 @@ class Measuring:
         }
 
     def _writable_layer(self, record: Record) -> Answer:
-        path = f"{self.service.store.container_dir(record.id)}/upper"
-        try:
-            usage = self._usages.get(path)
-        except FileNotFoundError:
-            raise NotFound(f"no such container: '{record.id}'") from None
+        usage = self._usages.get(f"{self.service.store.container_dir(record.id)}/upper")
         return {
             "timestamp": usage.time_ns,
             "fs_id": {"mountpoint": self.service.root},

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import stat
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from fixtures.api import ApiServer, UnixHttp, post
-from scow.cri.api import http
-from scow.cri.api.listeners import open_listener
+from scow.cri.api import http, listeners
+from scow.cri.api.listeners import Listener, open_listener
 from scow.native.errors import AlreadyExists, InvalidArgument
 
 HEAD = b"POST /runtime.v1.RuntimeService/Version HTTP/1.1\r\nhost: scow\r\ncontent-type: application/json\r\n"
@@ -237,6 +240,43 @@ def test_a_socket_left_by_a_killed_service_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists, match="not a socket"):
         open_listener(str(path), None)
     assert path.read_text() == "precious"
+
+
+def test_of_many_that_start_at_once_one_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "PROBE_S", 0.01)  # nobody accepts here
+    path = str(tmp_path / "api.sock")
+
+    def start(_: int) -> Listener | None:
+        try:
+            return open_listener(path, None)
+        except AlreadyExists:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            listening = [one for one in pool.map(start, range(4)) if one is not None]
+            assert len(listening) == 1
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+            listening[0].sock.close()  # as a kill does: the name stays
+
+
+def test_a_socket_that_a_killed_service_still_holds_for_a_moment(tmp_path: Path) -> None:
+    path = str(tmp_path / "api.sock")
+    dying = open_listener(path, None)
+
+    def die() -> None:
+        readable, _, _ = select.select([dying.sock], [], [], 10)
+        assert readable
+        dying.sock.close()
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    listener = open_listener(path, None)
+    thread.join()
+    listener.close()
 
 
 @pytest.mark.parametrize(

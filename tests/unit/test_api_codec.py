@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scow.cri.api.codec import decode, encode
+from scow.cri.api import received
+from scow.cri.api.calls import Shown
+from scow.cri.api.codec import Kept, decode, encode
 from scow.cri.api.message import Message
 from scow.cri.api.schema import Field, schema
-from scow.native.errors import InvalidArgument
+from scow.native.errors import InvalidArgument, ScowError
 
 RANGES = {
     "int32": (-(1 << 31), (1 << 31) - 1),
@@ -22,6 +24,11 @@ RANGES = {
     "int64": (-(1 << 63), (1 << 63) - 1),
     "uint64": (0, (1 << 64) - 1),
 }
+
+
+class Pod:
+    def __init__(self, name: str) -> None:
+        self.id = name
 
 
 def field_of(type_name: str, name: str, body: bytes | str) -> Any:
@@ -87,6 +94,50 @@ def test_what_is_written_is_read_again(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(TYPES))
     value = data.draw(messages(name))
     assert decode(name, encode(name, value)).to_dict() == without_zeros(name, value)
+    # As the client reads it.
+    assert received.read(name, encode(name, value)).to_dict() == without_zeros(name, value)
+
+
+@pytest.mark.parametrize("name", sorted(schema().messages))
+def test_what_is_absent_reads_as_its_default(name: str) -> None:
+    answer, message = received.read(name, b'{"unknown": [1]}'), Message(name)
+    for field in schema().messages[name]:
+        assert getattr(answer, field) == getattr(message, field)
+    assert (answer.to_dict(), answer.type_name) == ({}, name)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"exitCode": "x"}', b'{"stdout": "\xff"}'])
+def test_an_answer_that_is_none(body: bytes) -> None:
+    with pytest.raises(ScowError, match="no ExecSyncResponse"):
+        received.read("ExecSyncResponse", body)
+
+
+def test_a_kept_message_is_written_as_any_other_and_once() -> None:
+    item = {"id": "x", "created_at": 7, "state": "CONTAINER_CREATED", "labels": {"a": "b"}}
+    plain = encode("ListContainersResponse", {"containers": [item]})
+    kept = Kept(item)
+    assert encode("ListContainersResponse", {"containers": [kept]}) == plain
+    assert kept == item
+    assert kept.to_wire("Container") is kept.to_wire("Container")
+    alone = encode("ContainerStatusResponse", {"status": Kept(id="x")})
+    assert alone == b'{"status":{"id":"x"}}'
+
+
+def test_items_are_made_again_when_something_changed() -> None:
+    made: list[tuple[str, int]] = []
+
+    def make(pod: Pod, state: int) -> dict[str, object]:
+        made.append((pod.id, state))
+        return {"id": pod.id, "state": state}
+
+    shown = Shown[Pod, int](make)
+    one, two = Pod("1"), Pod("2")
+    shown.of([(one, 1), (two, 1)])
+    assert [item["state"] for *_, item in shown.of([(one, 1), (two, 2)])] == [1, 2]
+    assert made == [("1", 1), ("2", 1), ("2", 2)]
+    shown.of([(Pod("1"), 1)])  # written anew
+    assert [item["id"] for *_, item in shown.of([(two, 2)])] == ["2"]
+    assert made[3:] == [("1", 1), ("2", 2)]
 
 
 @given(st.binary(max_size=200))
