@@ -142,31 +142,11 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
 )
 
-_CONTAINER = [
-    "run",
-    "create",
-    "start",
-    "exec",
-    "attach",
-    "stop",
-    "kill",
-    "pause",
-    "unpause",
-    "wait",
-    "rm",
-    "logs",
-    "inspect",
-    "stats",
-    "diff",
-    "export",
-    "commit",
-]
-
 ALIASES: dict[str, str] = {
-    **{f"container {verb}": verb for verb in _CONTAINER},
+    # The first two sections are about containers; what has two words there is a long form already.
+    **{f"container {verb}": verb for _, verbs in SECTIONS[:2] for verb in verbs if " " not in verb},
     "container ls": "ps",
     "container list": "ps",
-    "container ps": "ps",
     "container remove": "rm",
     "pod ls": "pod ps",
     "pod list": "pod ps",
