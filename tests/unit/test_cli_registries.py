@@ -26,6 +26,7 @@ from scow.image.digest import Digest
 from scow.image.media_types import OCI_INDEX, OCI_MANIFEST
 from scow.image.push import Compression, Pushed
 from scow.image.reference import parse_reference
+from scow.image.store import ImageStore
 from scow.native import prctl
 from scow.native.errors import NotFound, RegistryError
 
@@ -41,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("DOCKER_CONFIG", raising=False)
     monkeypatch.setattr(prctl, "forbid_dumps", lambda: None)  # it is for the whole process
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    service: Any = SimpleNamespace(images="the images")
+    service: Any = SimpleNamespace(images=ImageStore(str(tmp_path / "scow")))
     session.use(service)
     yield tmp_path
     session.use(None)
