@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from scow.image.store import ImageStore
 
 SOURCE = "io.scow.list.source."  # and a member's digest: the name that it was added by
-MAX_TRIES = 20  # of a change that others get ahead of
+MAX_TRIES = 100  # of a change that others get ahead of
 
 
 class ListPlatform(msgspec.Struct, omit_defaults=True):
@@ -216,12 +216,13 @@ def _write(
             for member in file.manifests:
                 if not store.content.has_blob(parse_digest(member.digest)):
                     raise NotFound(f"image {member.digest} was removed meanwhile")
-            if not _replace(store, old, entry):
-                return False
+            is_done = _replace(store, old, entry)
         lease.finish()
-    if old is not None and old.digest != digest:
-        _forget(store, old.entry)
-    return True
+    if not is_done:
+        _forget(store, {digest})
+    elif old is not None and old.digest != digest:
+        _forget(store, named_by(store, [old.entry], [])[0])
+    return is_done
 
 
 def _type_of(file: ListFile) -> str:
@@ -249,15 +250,14 @@ def remove_list(store: ImageStore, name: str) -> None:
             raise _no_such(name)
         entries = store.content.read_index()
         store.content.write_index([e for e in entries if e != found[0]], removes=True)
-    _forget(store, found[0])
+    _forget(store, named_by(store, [found[0]], [])[0])
 
 
-def _forget(store: ImageStore, entry: IndexEntry) -> None:
-    """Delete what only this entry named, which the index has no more.
+def _forget(store: ImageStore, blobs: set[str]) -> None:
+    """Delete those of these blobs that nothing names any more.
 
     Killed before this, the blobs stay until `scow image prune` or `scow system check --repair`.
     """
-    blobs, _ = named_by(store, [entry], [])
     with store.content.locked():
         kept, _ = named_by(store, store.content.read_index(), store.content.leases())
         delete_blobs(store, sorted(blobs - kept))

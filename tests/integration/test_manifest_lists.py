@@ -9,6 +9,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from fixtures.registry import Registry
 from scow.cli import main
 from scow.cli.session import session
 from scow.cri.service import Service
+from scow.image.lists import ListFile
+from scow.image.members import add_to_list
+from scow.image.store import ImageStore
 from scow.native import prctl
 
 PLATFORMS = {
@@ -184,6 +188,39 @@ def test_what_is_in_a_registry_stays_there(
     assert entries(scow, f"{registry.host}/again:all") == json.loads(raw(far))["manifests"]
     scow.ok("manifest", "create", f"{registry.host}/again:one", f"docker://{far}")
     assert len(entries(scow, f"{registry.host}/again:one")) == 1
+
+
+def test_every_tag_of_a_name(scow: Here, registry: Registry, archive: Path) -> None:
+    names = parts(archive, registry, "tagged/app")
+    repository = f"{registry.host}/tagged/app"
+    (registry.storage / "docker/registry/v2/repositories/tagged/app/_manifests/tags/broken").mkdir()
+    done = scow("pull", "-q", "-a", repository)
+    assert (done.code, sorted(done.out.split())) == (1, sorted(names))
+    assert f"no such image '{repository}:broken'" in done.err
+    assert "without a tag" in scow("pull", "-a", names[0]).err
+    assert scow("pull", "-a", f"{registry.host}/tagged/none").code == 125
+
+
+def test_many_at_one_list(loaded: Here, registry: Registry, scow_root: Path) -> None:
+    """Whoever comes second begins again with what the first one wrote."""
+    store, name = ImageStore(str(scow_root)), f"{registry.host}/crowd:1"
+    loaded.ok("manifest", "create", name)
+
+    def work(arch: str) -> None:
+        for count in range(5):
+            note = {f"{arch}{count}": "here"}
+
+            def alter(file: ListFile, _: object, note: dict[str, str] = note) -> None:
+                file.annotations = (file.annotations or {}) | note
+
+            add_to_list(store, name, [f"example.com/app:{arch}"], alter=alter)
+
+    with ThreadPoolExecutor(3) as pool:
+        [*pool.map(work, PLATFORMS)]
+    document = json.loads(loaded.ok("manifest", "inspect", name))
+    assert len(document["manifests"]) == 3
+    assert len(document["annotations"]) == 15
+    loaded.ok("system", "check")
 
 
 def test_annotate_amend_and_remove(loaded: Here, registry: Registry) -> None:
