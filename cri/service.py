@@ -99,13 +99,10 @@ class Service:
                 return self.images.get(reference)
             except NotFound:
                 if reference_is_builtin(reference):
-                    return self._load_builtin()
+                    return self.images.load_layout(layout_path(), BUILTIN_IMAGE)
                 if policy == "never":
                     raise
         return self.images.pull(reference, platform=platform, progress=progress, **how)
-
-    def _load_builtin(self) -> Image:
-        return self.images.load_layout(layout_path(), BUILTIN_IMAGE)
 
     def remove_image(self, name: str, *, force: bool = False) -> Sequence[str]:
         """Remove an image by name or id; containers that use it are in the way without `force`."""
