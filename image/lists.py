@@ -10,6 +10,7 @@ way, so that what was pushed as a list can be pulled under the same name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,18 +106,24 @@ def find_list(store: ImageStore, name: str) -> ImageList | None:
     except InvalidArgument:
         return None
     found = _entry_of(store, reference)
-    if found is None:
-        return None
-    entry, annotations = found
+    while found is not None:
+        try:
+            return _read(store, reference, *found)
+        except NotFound:
+            # Between the two looks somebody may have changed the list, and removed the old one.
+            before, found = found, _entry_of(store, reference)
+            if found == before:
+                raise
+    return None
+
+
+def _read(
+    store: ImageStore, reference: Reference, entry: IndexEntry, annotations: dict[str, str]
+) -> ImageList:
     digest = parse_digest(entry.digest)
-    return ImageList(
-        reference,
-        digest,
-        entry.media_type,
-        store.content.read_blob(digest, MAX_DOCUMENT_BYTES),
-        {k.removeprefix(SOURCE): v for k, v in annotations.items() if k.startswith(SOURCE)},
-        entry,
-    )
+    data = store.content.read_blob(digest, MAX_DOCUMENT_BYTES)
+    sources = {k.removeprefix(SOURCE): v for k, v in annotations.items() if k.startswith(SOURCE)}
+    return ImageList(reference, digest, entry.media_type, data, sources, entry)
 
 
 def get_list(store: ImageStore, name: str) -> ImageList:
@@ -124,6 +131,20 @@ def get_list(store: ImageStore, name: str) -> ImageList:
     found = find_list(store, name)
     if found is None:
         raise _no_such(name)
+    return found
+
+
+def all_lists(store: ImageStore) -> list[ImageList]:
+    """Every list that has a name, by its name; what is damaged is left out."""
+    named = {
+        msgspec.json.decode(entry.foreign, type=_Named).annotations.get(REF_NAME, "")
+        for entry in store.content.read_index()
+        if entry.foreign and entry.media_type in INDEX_TYPES
+    }
+    found: list[ImageList] = []
+    for name in sorted(named - {""}):
+        with suppress(NotFound, IntegrityError):
+            found += [one for one in [find_list(store, name)] if one is not None]
     return found
 
 
@@ -138,9 +159,16 @@ def _entry_of(store: ImageStore, reference: Reference) -> tuple[IndexEntry, dict
     for entry in store.content.read_index():
         if entry.foreign and entry.media_type in INDEX_TYPES:
             annotations = msgspec.json.decode(entry.foreign, type=_Named).annotations
-            if annotations.get(REF_NAME) in (str(reference), reference.familiar):
+            if _is_name_of(annotations.get(REF_NAME, ""), reference):
                 return entry, annotations
     return None
+
+
+def _is_name_of(text: str, reference: Reference) -> bool:
+    try:
+        return parse_reference(text) == reference
+    except InvalidArgument:
+        return False  # layouts may have names that no registry has
 
 
 # -- changing -------------------------------------------------------------------------------------
@@ -153,7 +181,7 @@ def find_member(store: ImageStore, found: ImageList, word: str) -> Digest:
     """The member that a user means: a digest or its beginning, or the name that it came by."""
     digests = [entry.digest for entry in found.index().manifests]
     wanted = word.rpartition("@")[2]
-    if wanted.startswith("sha"):
+    if wanted.startswith(("sha256:", "sha512:")):
         digests = [d for d in digests if d.startswith(wanted)] if len(wanted) > 10 else []
         if len(digests) == 1:
             return digests[0]
@@ -212,11 +240,15 @@ def _write(
         lease.hold(blobs=[digest])
         store.content.write_blob(data, digest)
         with store.content.locked():
-            # Only now is it certain that nobody removes them.
-            for member in file.manifests:
-                if not store.content.has_blob(parse_digest(member.digest)):
-                    raise NotFound(f"image {member.digest} was removed meanwhile")
-            is_done = _replace(store, old, entry)
+            found = _entry_of(store, reference)
+            is_done = (found[0] if found else None) == (old.entry if old else None)
+            if is_done:
+                # Only now is it certain that nobody removes them.
+                for member in file.manifests:
+                    if not store.content.has_blob(parse_digest(member.digest)):
+                        raise NotFound(f"image {member.digest} was removed meanwhile")
+                others = [e for e in store.content.read_index() if old is None or e != old.entry]
+                store.content.write_index([*others, entry])
         lease.finish()
     if not is_done:
         _forget(store, {digest})
@@ -231,15 +263,6 @@ def _type_of(file: ListFile) -> str:
         entry.media_type == DOCKER_MANIFEST and not entry.annotations for entry in file.manifests
     )
     return DOCKER_LIST if is_docker and not file.annotations else OCI_INDEX
-
-
-def _replace(store: ImageStore, old: ImageList | None, new: IndexEntry) -> bool:
-    entries = store.content.read_index()
-    found = _entry_of(store, parse_reference(new.name))
-    if (None if found is None else found[0]) != (None if old is None else old.entry):
-        return False
-    store.content.write_index([*(e for e in entries if old is None or e != old.entry), new])
-    return True
 
 
 def remove_list(store: ImageStore, name: str) -> None:
