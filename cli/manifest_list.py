@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scow.cli.format import Row, write_rows
 from scow.cli.process_options import every
 from scow.cli.registry_options import REMOTE_OPTIONS, connection, warn
 from scow.cli.session import session
@@ -13,7 +14,7 @@ from scow.cli.targets import each
 if TYPE_CHECKING:
     from scow.image.lists import ListEntry, ListFile
 
-LIST = Argument("LIST", "Name of the list, such as localhost:5000/app:v2")
+LIST = Argument("LIST", "Name of the list, such as localhost:5000/app:v2", complete="lists")
 MEMBER = "Name or digest of an image in the list"
 NEW = "Name of an image that is here, else of one in a registry; docker://NAME asks the registry"
 ALL = flag("--all", help="Of an image that is a list itself all, not only this machine's")
@@ -105,6 +106,42 @@ CREATE = Command(
         ("scow manifest create localhost:5000/app:v2 app:v2-amd64 app:v2-arm64", "make it"),
         ("scow manifest push localhost:5000/app:v2", "give it to the registry"),
     ),
+    needs_root=_ROOT,
+)
+
+
+def _ls(values: Values) -> int:
+    from scow.image.lists import all_lists
+
+    rows: list[Row] = [
+        {
+            "Name": one.reference.familiar,
+            "Platforms": ", ".join(
+                str(entry.platform or entry.artifact_type or "?") for entry in one.index().manifests
+            ),
+            "Digest": one.digest,
+        }
+        for one in all_lists(session.images())
+    ]
+    if values.flag("quiet"):
+        print("".join(f"{row['Name']}\n" for row in rows), end="")
+        return 0
+    headings = {"Name": "NAME", "Platforms": "PLATFORMS", "Digest": "DIGEST"}
+    columns = ["Name", "Platforms"]
+    write_rows(rows, columns=columns, headings=headings, form=values.text("format"))
+    return 0
+
+
+LS = Command(
+    "manifest ls",
+    "Show the lists of images that are here",
+    _ls,
+    description="Those of 'scow manifest create', and what other tools put into the store.",
+    options=(
+        flag("-q", "--quiet", help="Print the names only"),
+        text("--format", metavar="FORMAT", help="'table', 'json', or a Go template"),
+    ),
+    examples=(("scow manifest ls", "what there is to push"),),
     needs_root=_ROOT,
 )
 
@@ -257,7 +294,7 @@ RM = Command(
     "Remove lists from this machine",
     _rm,
     description="The images stay if they have names of their own; what a registry has stays, too.",
-    arguments=(Argument("LIST", "Name of a list", count="+"),),
+    arguments=(Argument("LIST", "Name of a list", count="+", complete="lists"),),
     examples=(("scow manifest rm localhost:5000/app:v2", "forget it"),),
     needs_root=_ROOT,
 )

@@ -129,6 +129,12 @@ def test_what_is_here_becomes_a_list_as_buildah_makes_it(
         {"os": "linux", **platform} | {"architecture": platform["architecture"]}
         for platform in PLATFORMS.values()
     ]
+    assert loaded.ok("manifest", "ls", "-q") == name
+    shown = loaded.ok("manifest", "ls").splitlines()
+    assert [line.split(maxsplit=1) for line in shown] == [
+        ["NAME", "PLATFORMS"],
+        [name, "linux/amd64, linux/arm64/v8, linux/arm/v7"],
+    ]
     done = loaded("manifest", "create", name, *members)
     assert (done.code, "is there already" in done.err) == (125, True)
     digestfile = tmp_path / "digest"
@@ -297,6 +303,23 @@ def test_a_list_keeps_its_images_and_goes_without_a_trace(
     assert loaded("manifest", "rm", name).code == 1
     assert [*(scow_root / "images/blobs/sha256").iterdir()] == []
     loaded.ok("system", "check")
+
+
+def test_what_another_tool_puts_there_is_a_list(
+    loaded: Here, registry: Registry, scow_root: Path
+) -> None:
+    ours, theirs = f"{registry.host}/ours:1", f"{registry.host}/theirs:1"
+    loaded.ok("manifest", "create", ours, *(f"example.com/app:{arch}" for arch in PLATFORMS))
+    loaded.ok("manifest", "push", "--purge", ours)
+    argv = ("skopeo", "copy", "-q", "--all", "--src-tls-verify=false", f"docker://{ours}")
+    run(*argv, f"oci:{scow_root}/images:theirs")
+    assert loaded.ok("manifest", "ls", "-q") == "theirs:latest"
+    loaded.ok("manifest", "push", "theirs", theirs)
+    assert raw(theirs) == raw(ours)
+    loaded.ok("manifest", "rm", "theirs")
+    for arch in PLATFORMS:
+        loaded.ok("rmi", f"example.com/app:{arch}")
+    assert [*(scow_root / "images/blobs/sha256").iterdir()] == []
 
 
 def test_push_of_one_platform(loaded: Here, registry: Registry, archive: Path) -> None:
