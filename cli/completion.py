@@ -195,4 +195,8 @@ def _names(kind: str) -> list[tuple[str, str]]:
                 found.append((view.name, f"{view.image}, {view.state}"))
     if kind in ("images", "any"):
         found += [(name, "") for image in service().images.list() for name in image.names]
+    if kind == "lists":
+        from scow.image.lists import all_lists
+
+        found += [(one.reference.familiar, "") for one in all_lists(service().images)]
     return found

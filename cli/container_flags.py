@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scow.cli.registry_options import remote_options
 from scow.cli.table import Option, flag, many, text
 from scow.cli.terminal import DEFAULT_DETACH_KEYS
 
@@ -95,7 +96,8 @@ SECURITY: tuple[Option, ...] = (
     many("--sysctl", metavar="NAME=VALUE", help="A kernel setting of its own namespaces, net.core.somaxconn=1024", section=_SECURITY),
 )  # fmt: skip
 
-CREATE_OPTIONS: tuple[Option, ...] = PROGRAM + FILES + NETWORK + LIMITS + SECURITY
+REGISTRY = remote_options("Fetching the image")
+CREATE_OPTIONS: tuple[Option, ...] = PROGRAM + FILES + NETWORK + LIMITS + SECURITY + REGISTRY
 
 DETACH_KEYS = text(
     "--detach-keys",

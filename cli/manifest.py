@@ -13,42 +13,79 @@ from scow.cli.table import Argument, Command, UsageError, Values, flag, text
 from scow.cli.targets import each
 
 if TYPE_CHECKING:
+    from scow.image.registry import Connection
     from scow.image.remote import Document
 
 NAME = Argument("NAME", "Name with tag or digest, such as debian:12")
 
 
 def _inspect(values: Values) -> int:
-    from scow.image.reference import parse_reference
-    from scow.image.registry_list import RegistryLists
-    from scow.image.remote import RemoteImage
-
     raw, verbose = values.flag("raw"), values.flag("verbose")
     if raw and verbose:
         raise UsageError("manifest inspect: --raw and --verbose exclude each other")
-    if values.flag("local"):
+    name = values.word("NAME")
+    found = _list_here(name)
+    if values.flag("local") and found is None:
         if verbose:
             raise UsageError("manifest inspect: --local and --verbose exclude each other")
-        _show(_local(values.word("NAME")), raw=raw)
+        _show(_image_here(name), raw=raw)
         return 0
-    how = connection("manifest inspect", values)
-    with RegistryLists(parse_reference(values.word("NAME")), **how) as registry:
-        image = RemoteImage(registry)
-        if verbose:
-            found = [_described(document) for document in image.manifests()]
-            print(_pretty(found[0] if len(found) == 1 else found))
-            return 0
-        data = image.document().data
-    _show(data, raw=raw)
+    if found is None:
+        found = _in_registry(name, connection("manifest inspect", values), verbose=verbose)
+    if not verbose:
+        _show(found[0].data, raw=raw)
+    else:
+        described = [_described(document) for document in found[1:] or found]
+        print(_pretty(described[0] if len(described) == 1 else described))
     return 0
 
 
-def _local(name: str) -> bytes:
+def _list_here(name: str) -> list[Document] | None:
+    """A list that was made here, before its members."""
+    import os
+
+    from scow.cli.session import session
+    from scow.image.lists import find_list, members_here
+    from scow.image.manifest import Descriptor
+    from scow.image.remote import Document
+
+    images = session.images()
+    if os.geteuid() != 0:
+        return None  # what is here belongs to root; a registry answers anybody
+    found = find_list(images, name)
+    if found is None:
+        return None
+    data = {entry.digest: data for entry, data in members_here(images, found)}
+    top = Descriptor(found.media_type, found.digest, len(found.data))
+    return [
+        Document(found.reference, top, found.data),
+        *(
+            Document(found.reference.with_digest(entry.digest), entry, data[entry.digest] or b"{}")
+            for entry in found.index().manifests
+        ),
+    ]
+
+
+def _image_here(name: str) -> bytes:
     from scow.cli.session import session
     from scow.image.document import MAX_DOCUMENT_BYTES
 
     images = session.images()
     return images.content.read_blob(images.get(name).manifest_digest, MAX_DOCUMENT_BYTES)
+
+
+def _in_registry(name: str, how: Connection, *, verbose: bool) -> list[Document]:
+    """What the name stands for; with `verbose` before its members, if it is a list."""
+    from scow.image.reference import parse_reference
+    from scow.image.registry_list import RegistryLists
+    from scow.image.remote import RemoteImage
+
+    with RegistryLists(parse_reference(name), **how) as registry:
+        image = RemoteImage(registry)
+        if not verbose:
+            return [image.document()]
+        found = image.manifests()
+        return [found[0], *found]
 
 
 def _show(data: bytes, *, raw: bool) -> None:
@@ -91,10 +128,10 @@ def _described(document: Document) -> dict[str, object]:
 
 INSPECT = Command(
     "manifest inspect",
-    "Show what a registry has under a name",
+    "Show what a registry has under a name, or a list that was made here",
     _inspect,
     description="Nothing is fetched but the document itself: the list of layers of an image, or the "
-    "list of images for several platforms.",
+    "list of images for several platforms. A list of 'scow manifest create' comes first.",
     arguments=(NAME,),
     options=(
         flag("-v", "--verbose", help="Every image of a list, with its descriptor"),

@@ -5,7 +5,6 @@ Events come from several threads. What must not go in: anything that fetches.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -13,8 +12,8 @@ from types import TracebackType
 from typing import TextIO
 
 from scow.cli.human import decimal_size, short_id
+from scow.cli.live import LiveLines
 
-REDRAW_S = 0.1
 RATE_S = 0.5  # over which a rate is taken
 BAR_WIDTH = 28
 
@@ -48,12 +47,9 @@ class PullProgress:
 
     def __init__(self, out: TextIO | None = None, *, live: bool | None = None) -> None:
         self._out = out or sys.stdout
-        is_dumb = os.environ.get("TERM", "") in ("", "dumb")
-        self._live = (self._out.isatty() and not is_dumb) if live is None else live
         self._lock = threading.Lock()
         self._layers: dict[str, _Layer] = {}
-        self._drawn = 0
-        self._next_draw = 0.0
+        self._live = LiveLines(self._out, self._lines, live=live)
         self.digest = ""
         self.fetched_any = False
 
@@ -67,7 +63,7 @@ class PullProgress:
         trace: TracebackType | None,
     ) -> None:
         with self._lock:
-            self._draw(force=True)
+            self._live.draw(force=True)
 
     def head(self) -> None:
         """Called once, before the first line: who uses this may say more there."""
@@ -98,13 +94,13 @@ class PullProgress:
         """More bytes have been received."""
         with self._lock:
             self._layers[layer].fetched += count
-            self._draw()
+            self._live.draw()
 
     def unpacked(self, layer: str, count: int) -> None:
         """More bytes went through the unpacker."""
         with self._lock:
             self._layers[layer].unpacked += count
-            self._draw()
+            self._live.draw()
 
     def restarted(self, layer: str) -> None:
         """Both counts start again."""
@@ -121,42 +117,21 @@ class PullProgress:
     def warning(self, message: str) -> None:
         """Something the user should know."""
         with self._lock:
-            self._erase()
+            self._live.erase()
             print(f"scow: {message}", file=sys.stderr, flush=True)
-            self._draw(force=True)
+            self._live.draw(force=True)
 
     def _tell(self, name: str, words: str) -> None:
-        if self._live:
-            self._draw(force=True)
+        if self._live.is_live:
+            self._live.draw(force=True)
         else:
             self._out.write(f"{short_id(name)}: {words}\n")
             self._out.flush()
 
-    def _erase(self) -> None:
-        if self._drawn:
-            self._out.write(f"\x1b[{self._drawn}A\x1b[J")
-            self._drawn = 0
-
-    def _draw(self, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if not self._live or not self._layers or (now < self._next_draw and not force):
-            return
-        self._next_draw = now + REDRAW_S
-        try:
-            columns, rows = os.get_terminal_size(self._out.fileno())
-        except (OSError, ValueError):
-            columns, rows = 80, 24
-        lines = [self._line(name, layer) for name, layer in self._layers.items()]
-        room = max(3, rows - 2)
-        if len(lines) > room:  # a line that has scrolled away cannot be drawn over
-            lines = self._most_telling(room)
-        self._out.write(f"\x1b[{self._drawn}A" if self._drawn else "")
-        # Draw over, then clear to the end of the line: no flicker.
-        self._out.write("".join(f"{line[: max(20, columns - 1)]}\x1b[K\n" for line in lines))
-        if self._drawn > len(lines):
-            self._out.write("\x1b[J")
-        self._drawn = len(lines)
-        self._out.flush()
+    def _lines(self, room: int) -> list[str]:
+        if len(self._layers) > room:  # a line that has scrolled away cannot be drawn over
+            return self._most_telling(room)
+        return [self._line(name, layer) for name, layer in self._layers.items()]
 
     def _most_telling(self, room: int) -> list[str]:
         moving = [(n, y) for n, y in self._layers.items() if not y.is_done and y.fetched]

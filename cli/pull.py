@@ -3,55 +3,69 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
+from scow.cli.registry_options import REMOTE_OPTIONS, connection
 from scow.cli.session import service
 from scow.cli.table import Argument, Command, UsageError, Values, flag, text
+from scow.cli.targets import each
+
+if TYPE_CHECKING:
+    from scow.image.registry import Connection
 
 
 def _pull(values: Values) -> int:
-    from scow.cli.progress import PullProgress
-    from scow.image.reference import parse_reference
-    from scow.native.errors import NotFound
-    from scow.native.prctl import forbid_dumps
-
     name = values.word("IMAGE")
     platform = values.text("platform")
     if platform is not None:
         from scow.cri.parse import parse_platform
 
         platform = parse_platform("--platform", platform)
-    tls_verify = values.flag("tls-verify")
+    how = connection("pull", values)
+    if not values.flag("all-tags"):
+        _pull_one(name, platform, how, quiet=values.flag("quiet"))
+        return 0
+    if "@" in name or _names_tag(name):
+        raise UsageError("pull: --all-tags takes a name without a tag")
+    return each(
+        _tags(name, how), lambda one: _pull_one(one, platform, how, quiet=values.flag("quiet"))
+    )
+
+
+def _tags(name: str, how: Connection) -> list[str]:
+    """All names that the registry has of this repository."""
+    from scow.image.reference import parse_reference
+    from scow.image.registry_list import RegistryLists
+
+    with RegistryLists(parse_reference(name), **how) as registry:
+        return [f"{name}:{tag}" for tag in registry.tags()]
+
+
+def _pull_one(name: str, platform: str | None, how: Connection, *, quiet: bool) -> None:
+    from scow.cli.progress import PullProgress
+    from scow.image.reference import parse_reference
+    from scow.native.errors import NotFound
+
     reference = parse_reference(name)
     images = service().images
     try:
         before = images.get(str(reference)).id
     except NotFound:
         before = None
-    forbid_dumps()  # passwords and tokens of registries pass through this process
-    plain_http = values.flag("plain-http")
-    if plain_http and values.given("tls-verify") and tls_verify:
-        raise UsageError("pull: --plain-http and --tls-verify exclude each other")
-    if values.flag("quiet"):
-        images.pull(name, platform=platform, tls_verify=tls_verify, plain_http=plain_http)
+    if quiet:
+        images.pull(name, platform=platform, **how)
         print(reference)
-        return 0
+        return
     if reference.digest is None and not _names_tag(name):
         print(f"Using default tag: {reference.tag}")
     label = reference.tag if reference.digest is None else reference.digest
     print(f"{label}: Pulling from {reference.path}", flush=True)
     with PullProgress(sys.stdout) as progress:
-        image = images.pull(
-            name,
-            platform=platform,
-            tls_verify=tls_verify,
-            plain_http=plain_http,
-            progress=progress,
-        )
+        image = images.pull(name, platform=platform, progress=progress, **how)
     print(f"Digest: {progress.digest or image.manifest_digest}")
     state = "Image is up to date for" if before == image.id else "Downloaded newer image for"
     print(f"Status: {state} {reference.familiar}")
     print(reference)
-    return 0
 
 
 def _names_tag(name: str) -> bool:
@@ -63,17 +77,19 @@ PULL = Command(
     "Fetch an image from a registry",
     _pull,
     description="A name without a host means docker.io, without a tag 'latest'. Layers that are "
-    "here already are not fetched again. Logins are read from ~/.docker/config.json.",
+    "here already are not fetched again. Log in first with 'scow login', or with --creds for this "
+    "call only.",
     arguments=(Argument("IMAGE", "Name, such as debian, debian:12 or host:5000/team/app:v2"),),
     options=(
+        flag("-a", "--all-tags", help="Fetch every tag that the registry has of the name"),
         flag("-q", "--quiet", help="Print the full name only"),
         text("--platform", metavar="OS/ARCH", help="Choose this platform, such as linux/arm64"),
-        flag("--plain-http", help="Speak HTTP, without encryption (loopback does by itself)"),
-        flag("--tls-verify", default=True, help="Check the registry's certificate"),
+        *REMOTE_OPTIONS,
     ),
     examples=(
         ("scow pull busybox", "docker.io/library/busybox:latest"),
         ("scow pull localhost:5000/app:v2", "from a registry on this machine"),
+        ("scow pull --creds me registry.example.com/app", "as this user; asks for the password"),
     ),
     needs_root="layers are unpacked with the owners that they name",
 )

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from scow.cli.table import Option, UsageError, Values, flag, text
 
 if TYPE_CHECKING:
     from scow.image.credentials import Credentials
-
-PLAIN_HTTP = flag("--plain-http", help="Speak HTTP, without encryption (loopback does by itself)")
-TLS_VERIFY = flag("--tls-verify", default=True, help="Check the registry's certificate")
-AUTHFILE = text(
-    "--authfile", metavar="FILE", help="Look for logins in this file first", complete="files"
-)
-CREDS = text("--creds", metavar="USER[:PASSWORD]", help="Log in as this user, for this call only")
-REMOTE_OPTIONS: tuple[Option, ...] = (AUTHFILE, CREDS, PLAIN_HTTP, TLS_VERIFY)
+    from scow.image.registry import Connection, Wire
 
 
-class Wire(TypedDict):
-    """How to speak to a registry, as functions of scow.image take it."""
+def remote_options(section: str = "Options") -> tuple[Option, ...]:
+    """The options that `connection` reads, below this heading of the help."""
+    return (
+        text("--authfile", metavar="FILE", help="Look for logins in this file first", complete="files", section=section),
+        text("--creds", metavar="USER[:PASSWORD]", help="Log in as this user, for this call only", section=section),
+        flag("--plain-http", help="Speak HTTP, without encryption (loopback does by itself)", section=section),
+        flag("--tls-verify", default=True, help="Check the registry's certificate", section=section),
+    )  # fmt: skip
 
-    plain_http: bool
-    tls_verify: bool
 
-
-class Connection(Wire):
-    """That, and as whom."""
-
-    credentials: Credentials | None
+REMOTE_OPTIONS = remote_options()
+AUTHFILE, CREDS, PLAIN_HTTP, TLS_VERIFY = REMOTE_OPTIONS
 
 
 def wire(command: str, values: Values) -> Wire:

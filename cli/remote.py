@@ -305,9 +305,13 @@ def images(values: Values) -> int:
 
 
 def pull(values: Values) -> int:
-    """PullImage; credentials are those that the service's machine has."""
+    """PullImage; without --creds the credentials are those that the service's machine has."""
+    from scow.cli.registry_options import connection
+
+    found = connection("pull", values).get("credentials")
+    auth = {"username": found.username, "password": found.password} if found else None
     with session.client() as client:
-        asked = {"image": {"image": values.word("IMAGE")}}
+        asked = {"image": {"image": values.word("IMAGE")}, "auth": auth}
         print(client.call("PullImage", asked).image_ref)
     return 0
 
@@ -359,7 +363,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "pod logs": ("remote_pods", "logs", "container timestamps"),
     "pod stats": ("remote_pods", "stats", "no-stream format"),
     "images": ("remote", "images", "all no-trunc quiet format"),
-    "pull": ("remote", "pull", "quiet"),
+    "pull": ("remote", "pull", "quiet creds"),
     "rmi": ("remote", "rmi", ""),
     "version": ("remote", "version", ""),
     "info": ("remote", "info", ""),

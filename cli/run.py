@@ -8,11 +8,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from scow.cli.container_flags import CREATE_OPTIONS, DETACH_KEYS, SIG_PROXY
+from scow.cli.registry_options import REMOTE_OPTIONS, connection
 from scow.cli.session import service
 from scow.cli.table import Argument, Command, UsageError, Values, flag, many
 
 if TYPE_CHECKING:
     from scow.cri.options import ContainerOptions
+    from scow.image.registry import Connection
     from scow.image.store import Image
 
 _IMAGE = Argument(
@@ -39,17 +41,19 @@ def _prepare(values: Values, *, detach: bool) -> tuple[Image, ContainerOptions]:
         from scow.cri.parse import parse_platform
 
         platform = parse_platform("--platform", platform)
-    image = _image(image_name, policy, platform)
+    image = _image(values, image_name, policy, platform)
     if values.flag("publish-all"):
         options = _publish_exposed(image, options)
     return image, options
 
 
-def _image(name: str, policy: str, platform: str | None) -> Image:
+def _image(values: Values, name: str, policy: str, platform: str | None) -> Image:
     from scow.cli.progress import PullOnDemand
 
+    is_told = any(values.given(option.key) for option in REMOTE_OPTIONS)
+    how: Connection = connection("--pull", values) if is_told else {}
     with PullOnDemand(name) as sink:
-        return service().ensure_image(name, policy, platform, sink)
+        return service().ensure_image(name, policy, platform, sink, **how)
 
 
 def _make(values: Values, image: Image, options: ContainerOptions) -> str:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from scow.cli.filters import keep, parse_filters
 from scow.cli.format import Row, write_rows
 from scow.cli.human import ellipsis
-from scow.cli.registry_options import REMOTE_OPTIONS, Connection, connection
+from scow.cli.registry_options import REMOTE_OPTIONS, connection
 from scow.cli.table import Argument, Command, UsageError, Values, flag, many, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scow.image.registry import Connection
     from scow.image.search import Found
 
 HEADINGS = {

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from scow.cri.api import codec, received
 from scow.cri.api.received import Received
 from scow.cri.api.schema import Method, schema
+from scow.cri.tls import mutual_context
 from scow.native.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -77,15 +78,7 @@ class ClientTls:
 
     def context(self) -> ssl.SSLContext:
         """TLS 1.3, both sides known."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        try:
-            context.load_cert_chain(self.certificate, self.key)
-            context.load_verify_locations(self.ca)
-        except (OSError, ssl.SSLError) as error:
-            files = f"'{self.certificate}', '{self.key}', '{self.ca}'"
-            raise InvalidArgument(f"cannot use the TLS files {files}: {error}") from error
-        return context
+        return mutual_context(ssl.PROTOCOL_TLS_CLIENT, self.certificate, self.key, self.ca)
 
 
 class Client:

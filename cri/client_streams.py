@@ -196,8 +196,11 @@ def _exit_code(data: bytes) -> int:
     status = json.loads(data)
     if status.get("status") == "Success":
         return 0
-    if status.get("reason") == "NonZeroExitCode":
-        for cause in status.get("details", {}).get("causes", ()):
-            if cause.get("reason") == "ExitCode":
-                return int(cause["message"])
-    raise ScowError(status.get("message") or "the stream failed")
+    causes = status.get("details", {}).get("causes", ())
+    codes = [int(cause["message"]) for cause in causes if cause.get("reason") == "ExitCode"]
+    if codes and status.get("reason") == "NonZeroExitCode":
+        return codes[0]
+    error = ScowError(status.get("message") or "the stream failed")
+    if codes:
+        error.exit_code = codes[0]  # 127: there is no such program; 126: it is none
+    raise error

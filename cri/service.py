@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from scow.cgroups.cgroup import container_path
 from scow.cri import launch as launching
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from scow.cri.logs import LogEntry
     from scow.cri.views import ContainerView, StatsView
     from scow.image.progress import ProgressSink
+    from scow.image.registry import Connection
     from scow.image.store import Image, ImageStore
     from scow.native.plan import Plan
     from scow.netns.network import BridgeNetwork
@@ -90,6 +91,7 @@ class Service:
         policy: str = "missing",
         platform: str | None = None,
         progress: ProgressSink | None = None,
+        **how: Unpack[Connection],
     ) -> Image:
         """Give the image of `reference`, pulled by `policy` (always, missing, never)."""
         if policy != "always":
@@ -97,13 +99,10 @@ class Service:
                 return self.images.get(reference)
             except NotFound:
                 if reference_is_builtin(reference):
-                    return self._load_builtin()
+                    return self.images.load_layout(layout_path(), BUILTIN_IMAGE)
                 if policy == "never":
                     raise
-        return self.images.pull(reference, platform=platform, progress=progress)
-
-    def _load_builtin(self) -> Image:
-        return self.images.load_layout(layout_path(), BUILTIN_IMAGE)
+        return self.images.pull(reference, platform=platform, progress=progress, **how)
 
     def remove_image(self, name: str, *, force: bool = False) -> Sequence[str]:
         """Remove an image by name or id; containers that use it are in the way without `force`."""

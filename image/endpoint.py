@@ -42,6 +42,8 @@ class Endpoint:
         self._path = reference.path
         self._query = urlencode({"ns": reference.host}) if host.is_mirror else ""
         self._may_upgrade = host.may_upgrade
+        if host.connect_s is not None:
+            patience = replace(patience or Patience(), connect_s=host.connect_s)
         if host.is_mirror:
             given = patience or Patience()
             attempts = min(given.attempts, MIRROR_ATTEMPTS)

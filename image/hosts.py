@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +33,9 @@ HOSTS_DIRS = ("/etc/scow/certs.d", "/etc/containerd/certs.d")
 DOCKER_DAEMON_FILE = "/etc/docker/daemon.json"
 _HUB_NAMES = frozenset({DOCKER_HUB_HOST, "index.docker.io", DEFAULT_HOST})
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{0,9})?)(h|ms|m|s|us|µs|ns)")  # Go's
+_SECONDS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+MAX_CONNECT_S = 600
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]{0,8190}[\x21-\x7e])?|")
 
 Capability = Literal["pull", "resolve", "push"]
@@ -50,6 +54,7 @@ class Host:
     tls_verify: bool = True
     tls_files: TlsFiles = NO_FILES
     headers: Mapping[str, str] = field(default_factory=dict)
+    connect_s: float | None = None  # how long to wait for a connection
     may_upgrade: bool = False  # HTTP is tried first; a host that wants HTTPS gets it
 
 
@@ -60,7 +65,7 @@ class _HostFields(msgspec.Struct, kw_only=True):
     client: str | list[str | list[str]] = []
     header: dict[str, str | list[str]] = {}
     override_path: bool = False
-    dial_timeout: object = None  # taken and not used: ours is 10 s
+    dial_timeout: str = ""
 
 
 class _HostsFile(_HostFields, kw_only=True):
@@ -189,7 +194,22 @@ def _fields(table: _HostFields, path: str) -> dict[str, Any]:
     }
     if table.skip_verify:
         fields["tls_verify"] = False
+    if table.dial_timeout:
+        fields["connect_s"] = _duration_s(table.dial_timeout, path)
     return fields
+
+
+def _duration_s(text: str, path: str) -> float:
+    """A duration as Go has it: `5s`, `1m30s`, `500ms`."""
+    parts = _DURATION.findall(text)
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    is_whole = "".join(number + unit for number, unit in parts) == text
+    if not (is_whole and 0 < seconds <= MAX_CONNECT_S):
+        raise InvalidArgument(
+            f"invalid '{path}': dial_timeout {quote(text, 64)} is not a time like '10s', "
+            f"up to {MAX_CONNECT_S} s"
+        )
+    return seconds
 
 
 def _headers(table: _HostFields, path: str) -> dict[str, str]:
@@ -230,17 +250,35 @@ def _read_daemon_file() -> _DockerDaemonFile:
 
 
 def _is_insecure(host: str, entries: list[str]) -> bool:
-    """Whether docker's `insecure-registries` name this host: as it is, or its address by a net."""
-    bare = split_port(host)[0].strip("[]")
+    """Whether docker's `insecure-registries` name this host: as it is, or by a net of its addresses.
+
+    A name is looked up only where there are nets. All of its addresses must be in them, where docker
+    takes any: who can add one to an answer of the DNS shall not turn TLS off by that.
+    """
+    if host in entries:
+        return True
+    nets: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
     for entry in entries:
-        if entry == host:
-            return True
         try:
-            if "/" in entry and ipaddress.ip_address(bare) in ipaddress.ip_network(entry, False):
-                return True
+            nets += [ipaddress.ip_network(entry, False)] if "/" in entry else []
         except ValueError:
-            continue  # a name is not looked up: DNS must not decide whether TLS is needed
-    return False
+            continue
+    if not nets or host == DEFAULT_HOST:
+        return False
+    addresses = _addresses(split_port(host)[0].strip("[]"))
+    return bool(addresses) and all(any(a in net for net in nets) for a in addresses)
+
+
+def _addresses(name: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    try:
+        return [ipaddress.ip_address(name)]
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []  # the connection will fail with the right words
+    return [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
 
 
 def _read(path: str) -> bytes:

@@ -277,8 +277,16 @@ _VARIANTS = {
     "arm": ("v8", "v7", "v6", "v5"),
     "arm64": ("v9", "v8"),
     "amd64": ("v4", "v3", "v2", "v1"),
+    "ppc64le": ("power10", "power9", "power8"),  # these two are Go's GOPPC64 and GORISCV64
+    "riscv64": ("rva23u64", "rva22u64", "rva20u64"),
 }
-_DEFAULT_VARIANT = {"arm64": "v8", "amd64": "v1", "arm": "v7"}
+_DEFAULT_VARIANT = {
+    "arm64": "v8",
+    "amd64": "v1",
+    "arm": "v7",
+    "ppc64le": "power8",
+    "riscv64": "rva20u64",
+}
 
 
 def host_platform() -> Platform:

@@ -26,7 +26,15 @@ from scow.image.content import IndexEntry
 from scow.image.digest import Digest, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.install import Cancelled, ImageDocument, read_image_document
-from scow.image.manifest import Descriptor
+from scow.image.lists import find_list
+from scow.image.manifest import (
+    Descriptor,
+    Platform,
+    acceptable_platforms,
+    candidates,
+    parse_platform,
+    platform_matches,
+)
 from scow.image.media_types import DOCKER_LAYER, OCI_LAYER
 from scow.image.reference import Reference, parse_reference
 from scow.image.registry_write import RegistryWriter
@@ -36,6 +44,7 @@ from scow.native.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from scow.image.credentials import Credentials
+    from scow.image.lists import ImageList
     from scow.image.store import ImageStore
     from scow.image.transport import Patience
 
@@ -105,6 +114,7 @@ def push_image(
     name: str,
     *,
     destination: str | None = None,
+    platform: str | None = None,
     compression: Compression | None = None,
     plain_http: bool = False,
     tls_verify: bool = True,
@@ -114,18 +124,18 @@ def push_image(
 ) -> Pushed:
     """Give a registry the image `name`, under that name or under `destination`.
 
-    Raises InvalidArgument, NotFound, PermissionDenied, RegistryError, IntegrityError and
-    ResourceExhausted.
+    With `platform` that one of several: of a list made here, or of what was pulled from one.
+    InvalidArgument, NotFound, PermissionDenied, RegistryError, IntegrityError and ResourceExhausted.
     """
     if compression is not None:
         check_level(compression.kind, compression.level)
-    entry, reference = _what_to_push(store, name, destination)
+    entry, reference = _what_to_push(store, name, destination, platform)
     sink = progress or SilentPush()
     sink.begin(reference.repository)
-    if _came_from_index(entry, reference):
+    if platform is None and _came_from_index(entry, reference):
         sink.warning(
             f"{quote(name)} came from a list of images for several platforms; "
-            "what is pushed is the one that is here"
+            f"what is pushed is the one that is here, for {_platform_of(entry)}"
         )
     registry = RegistryWriter(
         reference,
@@ -142,10 +152,10 @@ def push_image(
             document = read_image_document(data, digest, entry.media_type, quote(name))
             manifest = document.manifest
             lease.hold(blobs=[manifest.config.digest, *(d.digest for d in manifest.layers)])
-            data, media_type = _push_blobs(store, registry, document, compression, sink)
+            data, media_type = push_blobs(store, registry, document, compression, sink)
             pushed = Pushed(reference, digest_bytes(data), len(data))
             assert reference.tag is not None
-            _push_manifest(registry, reference.tag, data, media_type)
+            push_manifest(registry, reference.tag, data, media_type)
         finally:
             lease.finish()
     if pushed.digest == entry.digest and entry.name == str(reference):
@@ -165,28 +175,65 @@ def tags_of(store: ImageStore, repository: str) -> list[str]:
 
 
 def _what_to_push(
-    store: ImageStore, name: str, destination: str | None
+    store: ImageStore, name: str, destination: str | None, platform: str | None
 ) -> tuple[IndexEntry, Reference]:
     entries = [e for e in store.content.read_index() if e.image_id and not e.is_deleting]
-    entry = find_entry(entries, name)
+    made = find_list(store, name) if platform else None
+    entry = find_entry(entries, name) if made is None else None
     try:
         reference = parse_reference(destination or name)
     except InvalidArgument:
         if destination is not None:
             raise
         reference = None
-    if destination is None and (reference is None or entry.name != str(reference)):
+    if destination is None and (reference is None or (entry and entry.name != str(reference))):
         raise InvalidArgument(
             f"cannot push {quote(name)}: it does not say where to",
             hint="push it by a name, or say where to: scow push IMAGE HOST/NAME:TAG",
         )
     assert reference is not None
+    if platform is not None:
+        wanted = parse_platform(platform)
+        entry = _for_platform(entries, entry, name, wanted) if entry else _member(made, wanted)
+    assert entry is not None
+    return entry, check_target(reference)
+
+
+def check_target(reference: Reference) -> Reference:
+    """Raise InvalidArgument unless one can push to this name."""
     if reference.digest is not None:
         raise InvalidArgument(
             f"cannot push to {quote(str(reference))}: a digest is not a tag",
             hint="leave the digest away; the registry works it out from the content",
         )
-    return entry, reference
+    return reference
+
+
+def _member(made: ImageList | None, wanted: Platform) -> IndexEntry:
+    assert made is not None
+    found = candidates(made.index(), wanted, f"list {made.name}")[0]
+    return IndexEntry(found.media_type, found.digest, found.size)
+
+
+def _for_platform(
+    entries: list[IndexEntry], entry: IndexEntry, name: str, wanted: Platform
+) -> IndexEntry:
+    """Of all that was pulled from one list the best image for this platform."""
+    siblings = [e for e in entries if entry.repo_digest and e.repo_digest == entry.repo_digest]
+    by_platform = {_platform_of(e): e for e in [*siblings, entry]}
+    for offered in acceptable_platforms(wanted):
+        for here, found in by_platform.items():
+            if platform_matches(here, offered):
+                return found
+    raise NotFound(
+        f"{quote(name)} is not here for {wanted}",
+        hint=f"here: {', '.join(map(str, by_platform))}; fetch it: "
+        f"scow pull --platform {wanted} {name}",
+    )
+
+
+def _platform_of(entry: IndexEntry) -> Platform:
+    return Platform(**(entry.platform or {"os": "", "architecture": ""}))
 
 
 def _came_from_index(entry: IndexEntry, reference: Reference) -> bool:
@@ -206,8 +253,9 @@ def _remember(store: ImageStore, entry: IndexEntry, repo_digest: str) -> None:
             store.content.write_index([changed if e == entry else e for e in entries])
 
 
-def _push_manifest(registry: RegistryWriter, tag: str, data: bytes, media_type: str) -> None:
-    knows_subject = registry.put_manifest(tag, data, media_type)
+def push_manifest(registry: RegistryWriter, target: str, data: bytes, media_type: str) -> None:
+    """Push a manifest under a tag or digest, and make its subject know of it."""
+    knows_subject = registry.put_manifest(target, data, media_type)
     extras = msgspec.json.decode(data, type=_Extras)
     if extras.subject is None or knows_subject:
         return
@@ -237,18 +285,23 @@ def _mount_sources(store: ImageStore, target: Reference) -> dict[str, str]:
     return sources
 
 
-def _push_blobs(
+def push_blobs(
     store: ImageStore,
     registry: RegistryWriter,
     document: ImageDocument,
     compression: Compression | None,
     sink: PushSink,
+    *,
+    source: str = "",
 ) -> tuple[bytes, str]:
-    """Push config and layers; returns the manifest that names what was pushed, and its type."""
+    """Push config and layers; returns the manifest that names what was pushed, and its type.
+
+    `source` is a repository of the same registry that should have all of them.
+    """
     from concurrent.futures import ThreadPoolExecutor, as_completed
 
     manifest = document.manifest
-    work = _BlobPush(store, registry, manifest.media_type, sink)
+    work = _BlobPush(store, registry, manifest.media_type, sink, source)
     # Alone: how the registry wants to be spoken to is settled before there are several who speak.
     has_config = work.is_there(manifest.config, manifest.config.digest)
     with ThreadPoolExecutor(PARALLEL_BLOBS, thread_name_prefix="scow-push") as pool:
@@ -279,7 +332,12 @@ class _BlobPush:
     """What the blobs of one push have in common."""
 
     def __init__(
-        self, store: ImageStore, registry: RegistryWriter, manifest_type: str, sink: PushSink
+        self,
+        store: ImageStore,
+        registry: RegistryWriter,
+        manifest_type: str,
+        sink: PushSink,
+        source: str,
     ) -> None:
         self.stop = threading.Event()
         self.uncompressed = 0
@@ -288,6 +346,7 @@ class _BlobPush:
         self._manifest_type = manifest_type
         self._sink = sink
         self._sources = _mount_sources(store, registry.reference)
+        self._source = source
 
     def layer(self, layer: Descriptor, compression: Compression | None) -> Descriptor:
         """Push a layer as it lies, or in another format; returns what was pushed."""
@@ -314,6 +373,8 @@ class _BlobPush:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError as e:
+            if self._is_mounted(blob.digest, blob.size):
+                return blob
             raise NotFound(
                 f"blob {blob.digest} is not kept here, and the registry does not have it",
                 hint="pull the image again, then push it",
@@ -324,6 +385,19 @@ class _BlobPush:
             os.close(fd)
         self.uncompressed += was_sent and blob.media_type in (OCI_LAYER, DOCKER_LAYER)
         return blob
+
+    def _is_mounted(self, digest: Digest, size: int) -> bool:
+        """Whether the registry has it in another of its repositories and takes it from there."""
+        source = self._source_of(digest)
+        session = self._registry.mount(digest, source) if source else None
+        if session is not None:
+            self._registry.cancel_upload(session)
+        elif source:
+            self._sink.mounted(digest, size, source)
+        return bool(source) and session is None
+
+    def _source_of(self, digest: Digest) -> str:
+        return self._sources.get(digest) or self._source
 
     def _recompressed(self, layer: Descriptor, compression: Compression) -> Descriptor:
         import tempfile
@@ -357,7 +431,7 @@ class _BlobPush:
 
     def _upload(self, blob: BlobFile, name: str) -> bool:
         """Bring a blob into the repository; False where the registry had it in another."""
-        source = self._sources.get(blob.digest)
+        source = self._source_of(blob.digest)
         session = self._registry.mount(blob.digest, source) if source else None
         if source and session is None:
             self._sink.mounted(name, blob.size, source)

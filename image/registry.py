@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from functools import partial
+from typing import TypedDict
 
 import msgspec
 
@@ -38,6 +39,19 @@ MAX_ERROR_BYTES = 64 << 10
 MAX_WARNINGS = 50
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)")
 _UNTOLD_TYPES = frozenset({"", "application/json", "text/plain", "application/octet-stream"})
+
+
+class Wire(TypedDict, total=False):
+    """How to speak to a registry, where the user says so."""
+
+    plain_http: bool
+    tls_verify: bool
+
+
+class Connection(Wire, total=False):
+    """That, and as whom."""
+
+    credentials: Credentials | None
 
 
 class Registry:

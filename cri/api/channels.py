@@ -58,11 +58,14 @@ def failure_status(error: Exception) -> dict[str, object]:
     """The metav1.Status of a stream that could not be made, or broke."""
     known = isinstance(error, ScowError)
     text = str(error) if known else f"internal error: {type(error).__name__}: {error}"
+    # 126 and 127 are the shell's words for a program that is no program, or not there.
+    code = error.exit_code if isinstance(error, ScowError) else ScowError.exit_code
     return {
         "metadata": {},
         "status": "Failure",
         "message": text.encode("utf-8", "backslashreplace").decode(),
         "reason": "InternalError",
+        "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]},
         "code": error.http_status if isinstance(error, ScowError) else 500,
     }
 

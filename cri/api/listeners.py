@@ -17,6 +17,7 @@ import struct
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from scow.cri.tls import mutual_context
 from scow.native.errors import AlreadyExists, InvalidArgument, ScowError
 from scow.native.fd import OwnedFd
 
@@ -133,16 +134,7 @@ def _adopt(fd: int, tls: TlsFiles | None) -> Listener:
 
 def server_context(tls: TlsFiles) -> ssl.SSLContext:
     """TLS 1.3 with a client certificate, or nothing."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-        context.load_verify_locations(tls.client_ca)
-    except (OSError, ssl.SSLError) as error:
-        files = f"'{tls.certificate}', '{tls.key}', '{tls.client_ca}'"
-        raise InvalidArgument(f"cannot use the TLS files {files}: {error}") from error
-    return context
+    return mutual_context(ssl.PROTOCOL_TLS_SERVER, tls.certificate, tls.key, tls.client_ca)
 
 
 def is_loopback(host: str) -> bool:

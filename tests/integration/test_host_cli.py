@@ -69,7 +69,10 @@ def test_a_life_from_afar(far: tuple[Far, Client], tmp_path: Path) -> None:
     assert scow.ok("exec -i talks cat", b"bytes") == "bytes"
     done = scow("exec talks false")
     assert (done.code, done.out, done.err) == (1, "", "")
-    assert "not found in $PATH" in scow(f"exec {one[:8]} nonesuch").err
+    done = scow(f"exec {one[:8]} nonesuch")
+    assert (done.code, "not found in $PATH" in done.err) == (127, True)
+    done = scow("exec talks /etc/passwd")
+    assert (done.code, "cannot execute" in done.err) == (126, True), done
     done = scow("logs talks")
     assert (done.out, done.err) == ("out\n", "err\n")
     assert re.match(r"\S+Z out\n$", scow("logs -t talks").out)

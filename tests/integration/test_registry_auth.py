@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fixtures import faults, tokens
+from fixtures.command import Scow
 from fixtures.faults import FaultProxy
 from fixtures.handmade import Archive, file, pack
 from fixtures.registry import Registry
@@ -166,6 +167,33 @@ def test_skip_verify(store: ImageStore, certs: Path, pki: Path, tls_registry: Re
     ''')
     with pytest.raises(PermissionDenied, match="authentication required"):
         pull(store, "reg.example/team/app:1", Credentials(Registry.USER, Registry.PASSWORD))
+
+
+def test_the_command_line_says_who_and_how(
+    scow_root: Path, scow_run: Path, tmp_path: Path, pki: Path, archive: str
+) -> None:
+    """--creds, --authfile and --tls-verify of `pull`, and of a pull that `create` needs."""
+    scow = Scow(str(scow_root), str(scow_run))
+    (tmp_path / "guarded").mkdir()
+    certificate = pki / "server.crt", pki / "server.key"
+    with Registry.start(tmp_path / "guarded", password=True, tls=certificate) as guarded:
+        name = guarded.push(archive, "team/app:1")
+        assert "is self-signed" in scow("pull", "-q", name).err
+        done = scow("pull", "-q", "--tls-verify=false", name)
+        assert (done.code, "authentication required" in done.err) == (125, True)
+        creds = f"{Registry.USER}:{Registry.PASSWORD}"
+        assert scow.ok("pull", "-q", "--tls-verify=false", "--creds", creds, name) == name
+        done = scow("pull", "-q", "--tls-verify=false", "--creds", "skipper:wrong", name)
+        assert (done.code, "needs other credentials" in done.err) == (125, True)
+        scow.ok("rmi", name)
+        scow.env["SSL_CERT_FILE"] = str(certificate[0])
+        file = tmp_path / "auth.json"
+        file.write_text(json.dumps({"auths": {guarded.host: {"auth": pair(*creds.split(":"))}}}))
+        file.chmod(0o600)
+        assert scow.ok("pull", "-q", "--authfile", str(file), name) == name
+        scow.ok("rmi", name)
+        assert "authentication required" in scow("create", name, "app").err
+        scow.ok("rm", scow.ok("create", "--authfile", str(file), name, "app"))
 
 
 # -- tokens ---------------------------------------------------------------------------------------

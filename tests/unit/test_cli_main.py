@@ -68,9 +68,9 @@ class FakeService:
         return {"Id": container_id, "State": {"Pid": 42, "OOMKilled": True}}
 
     def ensure_image(
-        self, name: str, policy: str, platform: str | None, progress: object
+        self, name: str, policy: str, platform: str | None, progress: object, **how: object
     ) -> object:
-        self.calls.append(("ensure_image", name, policy, platform))
+        self.calls.append(("ensure_image", name, policy, platform, *how.items()))
         return SimpleNamespace(config=SimpleNamespace(exposed_ports=("80/tcp",)))
 
     def create(self, image: object, options: object) -> str:

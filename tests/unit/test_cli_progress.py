@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scow.cli import progress
+from scow.cli import live, progress
 from scow.cli.progress import PullProgress
 
 ONE = "sha256:" + "1" * 64
@@ -19,7 +19,8 @@ TWO = "sha256:" + "2" * 64
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that a test moves."""
     found = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: found.now))
+    for module in (live, progress):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: found.now))
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,9 @@ from scow.image.digest import Digest
 from scow.image.media_types import OCI_INDEX, OCI_MANIFEST
 from scow.image.push import Compression, Pushed
 from scow.image.reference import parse_reference
+from scow.image.store import ImageStore
 from scow.native import prctl
+from scow.native.errors import NotFound, RegistryError
 
 DIGEST = Digest("sha256:" + "d" * 64)
 
@@ -39,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("DOCKER_CONFIG", raising=False)
     monkeypatch.setattr(prctl, "forbid_dumps", lambda: None)  # it is for the whole process
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    service: Any = SimpleNamespace(images="the images")
+    service: Any = SimpleNamespace(images=ImageStore(str(tmp_path / "scow")))
     session.use(service)
     yield tmp_path
     session.use(None)
@@ -372,3 +375,38 @@ def test_registry_referrers(
     answer(server, f"/v2/team/app/referrers/{index}", document)
     out = run(capsys, "registry", "referrers", f"{server.host}/team/app:v1")[1]
     assert out.splitlines()[1].split() == [DIGEST, "a/sig", "7B"]
+
+
+# -- pull and run ---------------------------------------------------------------------------------
+
+
+def test_who_pulls_and_how(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    """--creds, --authfile and the rest reach the pull, be it of `pull` or of `run`."""
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def pull(name: str, **more: Any) -> Any:
+        asked.append((name, more))
+        raise RegistryError("nothing is fetched here")
+
+    def missing(name: str, *rest: Any, **more: Any) -> Any:
+        if more or rest:
+            return pull(name, **more)
+        raise NotFound("not here")
+
+    images = SimpleNamespace(pull=pull, get=missing)
+    session.use(SimpleNamespace(images=images, ensure_image=missing))  # type: ignore[arg-type]  # all that is needed
+    options = ["--creds", "me:pa:ss", "--tls-verify=false", "--authfile", str(home / "auth.json")]
+    for words in (["pull", "-q"], ["pull"], ["run"], ["create", "--pull", "always"]):
+        os.environ["REGISTRY_AUTH_FILE"] = ""
+        assert run(capsys, *words, *options, "h:1/app:2")[0] == 125
+        name, more = asked.pop()
+        found = more["credentials"]
+        assert (name, found.username, found.password) == ("h:1/app:2", "me", "pa:ss"), words
+        assert (more["plain_http"], more["tls_verify"]) == (False, False)
+        assert os.environ["REGISTRY_AUTH_FILE"] == str(home / "auth.json")
+        assert (
+            "exclude each other"
+            in run(capsys, *words, "--plain-http", "--tls-verify", "h:1/app:2")[2]
+        )
+    run(capsys, "run", "h:1/app:2")  # nothing is said: nothing is passed on
+    assert asked.pop()[1] == {}

@@ -186,6 +186,8 @@ def index_of(*platforms: str | None, media_type: str = OCI_MANIFEST) -> Index:
         ("linux/amd64", ["unknown/unknown", None, "linux/amd64"], 2),
         ("linux/amd64", ["unknown/unknown", None], 1),
         ("linux/riscv64", ["linux/amd64", "linux/riscv64"], 1),
+        ("linux/riscv64", ["linux/riscv64/rva22u64", "linux/riscv64/rva20u64"], 1),
+        ("linux/ppc64le/power9", ["linux/ppc64le/power10", "linux/ppc64le"], 1),
     ],
 )
 def test_platform_choice(wanted: str, offered: list[str | None], chosen: int) -> None:

@@ -163,6 +163,12 @@ def test_which_file(etc: Path) -> None:
         ('[host."https://h"]\ncapabilities = ["fly"]', "invalid enum value 'fly'"),
         ('[host."https://h"]\nskip_verify = "yes"', r"\$.skip_verify"),
         ('[host."https://h"]\nclient = [["a", "b", "c"]]', "'client'"),
+        ('[host."https://h"]\ndial_timeout = "soon"', "dial_timeout 'soon'"),
+        ('[host."https://h"]\ndial_timeout = "5s!"', "dial_timeout '5s!'"),
+        ('[host."https://h"]\ndial_timeout = "-1s"', "dial_timeout '-1s'"),
+        ('[host."https://h"]\ndial_timeout = "0s"', "dial_timeout '0s'"),
+        ('[host."https://h"]\ndial_timeout = "11m"', "dial_timeout '11m'"),
+        ('[host."https://h"]\ndial_timeout = 5', r"\$.dial_timeout"),
         ('[host."ftp://h"]', "not an http"),
         ('[host."https://u:secret@h"]', "user name or password"),
         ('[host."https://h?x=1"]', "more than a path"),
@@ -190,7 +196,19 @@ def test_unknown_keys_are_told(etc: Path) -> None:
     ]
 
 
-def test_docker_daemon_file(etc: Path) -> None:
+def test_docker_daemon_file(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "lan.example": ["10.1.9.9", "fd00::9"],
+        "both.example": ["10.1.9.9", "203.0.113.5"],  # one outside is one too many
+        "quay.io": ["203.0.113.6"],
+    }
+
+    def look_up(name: str, *rest: object, **more: object) -> list[object]:
+        if name not in names:
+            raise socket.gaierror(socket.EAI_NONAME, "not known")
+        return [(0, 0, 0, "", (address, 0)) for address in names[name]]
+
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
     daemon = {
         "registry-mirrors": ["https://m1.example", "http://m2.example:5000/"],
         "insecure-registries": ["in.example:5000", "10.1.0.0/16", "fd00::/8", "bad/99"],
@@ -203,10 +221,10 @@ def test_docker_daemon_file(etc: Path) -> None:
         ("http://m2.example:5000", True),
         ("https://registry-1.docker.io", False),
     ]
-    for insecure in ("in.example:5000", "10.1.2.3:80", "[fd00::1]:80"):
+    for insecure in ("in.example:5000", "10.1.2.3:80", "[fd00::1]:80", "lan.example:5000"):
         (host,) = find_hosts(insecure)
         assert (host.url, host.tls_verify, host.may_upgrade) == (f"http://{insecure}", False, True)
-    for secure in ("in.example", "10.2.0.1", "quay.io"):
+    for secure in ("in.example", "10.2.0.1", "quay.io", "both.example"):
         assert find_hosts(secure)[0] == Host(f"https://{secure}", name=secure)
     # A certificate that was set up says that the host speaks TLS.
     place = etc / "docker/in.example:5000"
@@ -219,6 +237,17 @@ def test_docker_daemon_file(etc: Path) -> None:
     (etc / "daemon.json").write_text("{")
     with pytest.raises(InvalidArgument, match=r"daemon\.json"):
         find_hosts("quay.io")
+
+
+def test_dial_timeout(etc: Path) -> None:
+    """It holds for the host that it stands at, and reaches its connections."""
+    write(etc, "quay.io", 'dial_timeout = "1m30s"\n[host."https://m"]\ndial_timeout = "500ms"')
+    hosts = find_hosts("quay.io")
+    assert [host.connect_s for host in hosts] == [0.5, 90]
+    registry = Registry(parse_reference("quay.io/app"), patience=QUICK)
+    waits = [endpoint.transport.patience.connect_s for endpoint in registry._endpoints]
+    assert waits == [0.5, 90]
+    assert find_hosts("other.io")[0].connect_s is None
 
 
 # -- who is asked ---------------------------------------------------------------------------------
