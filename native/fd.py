@@ -8,10 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from types import TracebackType
+from typing import Self
 
 
-class OwnedFd:
+class Closing:
+    """What is closed at the end of a `with`."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Let go of what is held; twice is fine."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class OwnedFd(Closing):
     """One descriptor that is closed when the owner is closed, or given away by `steal`."""
 
     __slots__ = ("_fd",)
@@ -43,17 +59,6 @@ class OwnedFd:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
-
-    def __enter__(self) -> OwnedFd:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         # Last resort only: a descriptor that leaks into a container is a security fault, one that
