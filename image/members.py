@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
@@ -26,6 +27,7 @@ from scow.image.lists import (
 )
 from scow.image.manifest import (
     MAX_INDEX_DEPTH,
+    MAX_INDEX_ENTRIES,
     Descriptor,
     Index,
     Manifest,
@@ -117,7 +119,8 @@ def _put(
     kept = [known for known in file.manifests if known.digest not in replaced]
     if entry.platform and any(known.platform == entry.platform for known in kept):
         warn(
-            f"the list has two images for {entry.platform.os}/{entry.platform.architecture}; "
+            "the list has two images for "
+            f"{quote(entry.platform.os)} on {quote(entry.platform.architecture)}; "
             "who pulls it gets the first of them"
         )
     kept.insert(places[0] if places else len(kept), entry)
@@ -194,7 +197,8 @@ def _members(
     source = str(place.reference or "")
     if isinstance(document, Manifest):
         return [_Member(_describe(data, document, place), data, source)]
-    found = [*_flat(data, document, place, everything=everything, depth=1)]
+    images = _flat(data, document, place, everything=everything, depth=1)
+    found = [*islice(images, MAX_INDEX_ENTRIES + 1)]  # what is too many is refused later
     if len(found) == 1:
         return [_Member(*found[0], source)]
     # One name for all would make them take each other's place.

@@ -262,7 +262,9 @@ def test_annotate_amend_and_remove(loaded: Here, registry: Registry) -> None:
     done = loaded("manifest", "create", "--amend", name, f"{app}:amd64", f"{app}:arm")
     assert (done.code, len(entries(loaded, name))) == (0, 3)
     assert entries(loaded, name)[2]["platform"]["variant"] == "v7"
-    loaded.ok("tag", f"{app}:amd64", "same:1")
+    done = loaded("manifest", "add", name, f"{app}:arm", "--arch", "amd64", "--variant", "")
+    assert "two images for 'linux' on 'amd64'" in done.err
+    assert loaded("manifest", "add", name, f"{app}:arm").err == ""
     loaded.ok("manifest", "remove", name, f"{app}:arm64")
     assert [e["platform"]["architecture"] for e in entries(loaded, name)] == ["amd64", "arm"]
     [first, _] = json.loads(loaded.ok("manifest", "inspect", "-v", name))
