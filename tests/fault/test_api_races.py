@@ -204,7 +204,7 @@ class Crowd:
             getattr(self.beside, name)(dice.choice(ids))
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(120, marks=pytest.mark.slow)])
 def test_nothing_that_vanishes_is_an_error_of_the_service(
     door: Door, tmp_path: Path, seconds: float
 ) -> None:
