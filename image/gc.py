@@ -82,7 +82,7 @@ def named_by(
     layers: set[str] = set()
     for entry in entries:
         if entry.foreign:
-            blobs |= _reachable(store.content, entry.digest)
+            blobs |= reachable(store.content, entry.digest)
             continue
         blobs.add(entry.digest)
         summary = store.read_summary(entry)
@@ -95,7 +95,7 @@ def named_by(
     return blobs, layers
 
 
-def _reachable(content: ContentStore, digest: str) -> set[str]:
+def reachable(content: ContentStore, digest: str) -> set[str]:
     """All that an image of another program needs, whatever kind of document names it."""
     found: set[str] = set()
     pending = [digest]
@@ -140,11 +140,17 @@ def _delete_layers(store: ImageStore, diff_ids: list[str]) -> list[str]:
 
 
 def delete_blobs(store: ImageStore, digests: list[str]) -> int:
-    """Delete blobs, whole or in part; gives the bytes that this frees."""
+    """Delete blobs, whole, in part or dropped; gives the bytes that this frees."""
     freed = 0
     for text in digests:
         digest = parse_digest(text)
-        for path in (store.content.blob_path(digest), store.content.ingest_path(digest)):
+        content = store.content
+        # The note last: it is what remains of a blob that was dropped.
+        for path in (
+            content.blob_path(digest),
+            content.ingest_path(digest),
+            content.note_path(digest),
+        ):
             try:
                 failpoint("gc.blob")
                 size = os.lstat(path).st_blocks * 512

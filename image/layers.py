@@ -176,6 +176,16 @@ class LayerStore:
 
         return is_sealed(self._file(hex_of(diff_id)))
 
+    def has_seal(self, diff_id: DiffID) -> bool:
+        """Whether the layer was sealed, be it as it was or not."""
+        return os.path.isfile(self._file(hex_of(diff_id), "seal"))
+
+    def seal(self, diff_id: DiffID) -> None:
+        """Seal a layer that was unpacked just now, durably; on a full disk there is none."""
+        from scow.image.seal import write_seal
+
+        write_seal(self._file(hex_of(diff_id)), durable=True, cold=False)
+
     def compare(
         self, diff_id: DiffID, chunks: Iterable[bytes], *, mend: bool, keep_old: bool = False
     ) -> Paths:
