@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from scow.cri.freezing import thaw_abandoned
 from scow.cri.objects import ObjectStore, R
 from scow.cri.pods import Pods
 from scow.cri.records import ID_LENGTH, SHORT_ID
@@ -25,6 +26,7 @@ def check(service: Service, *, repair: bool, quick: bool = False) -> list[str]:
     found: list[str] = []
     found += _check_attempts(service.store, repair=repair)
     found += _check_records(service, repair=repair)
+    found += _check_frozen(service)
     found += _check_runs(service, repair=repair)
     found += _check_run_dirs(service, repair=repair)
     pods = Pods(service)
@@ -97,6 +99,13 @@ def _check_runs(service: Service, *, repair: bool) -> list[str]:
             service.finish(record.id)
         found.append(_line(f"container {record.name} ended and was not cleaned up", mended=repair))
     return found
+
+
+def _check_frozen(service: Service) -> list[str]:
+    """Find what a commit that was killed left frozen; whoever looks at such a container thaws it."""
+    records = service.store.list()
+    left = [record.name for record in records if thaw_abandoned(service.store, record)]
+    return [_line(f"container {name} was left frozen by a commit", mended=True) for name in left]
 
 
 def _check_run_dirs(service: Service, *, repair: bool) -> list[str]:

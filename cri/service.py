@@ -19,6 +19,7 @@ from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
 from scow.cri.creating import check_references, claim_ids, name_volumes, release_ids
+from scow.cri.freezing import thaw_abandoned
 from scow.cri.merge import check_platform, merge
 from scow.cri.names import free_name
 from scow.cri.options import ContainerOptions, ExecOptions
@@ -42,8 +43,7 @@ if TYPE_CHECKING:
     from scow.netns.network import BridgeNetwork
     from scow.runtime.spec import Spec
 
-# Inside the class `list` is the verb.
-Strings = list[str]
+Strings = list[str]  # inside the class `list` is the verb
 Steps = list[tuple[str, str]]
 
 DEFAULT_STOP_TIMEOUT_S = 10
@@ -347,12 +347,10 @@ class Service:
                 state = self.status(record)
                 if state.state is State.EXITED:
                     return state.exit_code
-                if state.state is State.CREATED and not self._exists(container_id):
+                is_there = os.path.isdir(self.store.container_dir(container_id))
+                if state.state is State.CREATED and not is_there:
                     return watcher.exit_code if watcher.exit_code is not None else 137
                 watcher.wait(1.0 if state.state is State.CREATED else None)
-
-    def _exists(self, container_id: str) -> bool:
-        return os.path.isdir(self.store.container_dir(container_id))
 
     # --- a running container ------------------------------------------------------------------
 
@@ -360,6 +358,7 @@ class Service:
         """Freeze every process of the container."""
         with self.store.locked(container_id):
             record = self.store.read(container_id)
+            thaw_abandoned(self.store, record)
             require(record.name, self.status(record).state, Operation.PAUSE)
             launching.container_cgroup(record).freeze()
 
@@ -367,8 +366,9 @@ class Service:
         """Let a frozen container go on."""
         with self.store.locked(container_id):
             record = self.store.read(container_id)
-            require(record.name, self.status(record).state, Operation.UNPAUSE)
-            launching.container_cgroup(record).thaw()
+            if not thaw_abandoned(self.store, record):
+                require(record.name, self.status(record).state, Operation.UNPAUSE)
+                launching.container_cgroup(record).thaw()
 
     def update_cgroup(self, record: Record, resources: Resources) -> None:
         """Change the limits of a running container; its lock is held by the caller."""
