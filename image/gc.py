@@ -16,6 +16,7 @@ import msgspec
 from scow.image.content import ContentStore, IndexEntry, LeaseRecord
 from scow.image.digest import DiffID, hex_of, parse_diff_id, parse_digest
 from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.files import sync_directory
 from scow.native.errors import InvalidArgument, ScowError
 from scow.native.failpoint import failpoint
 
@@ -141,23 +142,25 @@ def _delete_layers(store: ImageStore, diff_ids: list[str]) -> list[str]:
 
 def delete_blobs(store: ImageStore, digests: list[str]) -> int:
     """Delete blobs, whole, in part or dropped; gives the bytes that this frees."""
+    content = store.content
     freed = 0
+    changed: set[str] = set()
     for text in digests:
         digest = parse_digest(text)
-        content = store.content
         # The note last: it is what remains of a blob that was dropped.
-        for path in (
-            content.blob_path(digest),
-            content.ingest_path(digest),
-            content.note_path(digest),
-        ):
+        for path_of in (content.blob_path, content.ingest_path, content.note_path):
+            path = path_of(digest)
             try:
                 failpoint("gc.blob")
                 size = os.lstat(path).st_blocks * 512
                 os.unlink(path)
                 freed += size
+                changed.add(os.path.dirname(path))
             except FileNotFoundError:
                 pass
+    for directory in sorted(changed):
+        failpoint("gc.sync-names")
+        sync_directory(directory)
     return freed
 
 

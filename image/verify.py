@@ -15,7 +15,7 @@ import msgspec
 from scow.image.content import INDEX, LAYOUT, LAYOUT_TEXT, IndexEntry
 from scow.image.digest import DiffID, Digest, chain_ids, hex_of, parse_digest
 from scow.image.dropped import borrowing, fetch_dropped, layers_of, noted_blobs, read_note
-from scow.image.files import read_file
+from scow.image.files import read_file, sync_directory
 from scow.image.gc import collect, delete_blobs, named_by
 from scow.image.install import rebuild_summary
 from scow.image.repair import (
@@ -367,6 +367,7 @@ class _Check:
                         set_aside(self.store, path)
                     elif self.repair and not name.startswith("lease-"):
                         os.unlink(path)
+                        sync_directory(directory)
 
     def _unnamed(self) -> None:
         """Content that no image, lease or container stands on."""
