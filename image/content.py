@@ -48,6 +48,7 @@ from scow.image.index import damaged_index, decode_index, encode_index
 from scow.image.lease import Lease as Lease
 from scow.image.lease import LeaseRecord as LeaseRecord
 from scow.image.lease import open_lease, read_lease
+from scow.image.waiting import lock_file
 from scow.native.errors import (
     IntegrityError,
     NotFound,
@@ -244,11 +245,14 @@ class ContentStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Exclusive right to change the index and to remove content; never held over a wait."""
+        """Exclusive right to change the index and to remove content; never held over a wait.
+
+        DeadlineExceeded where somebody has it and does nothing.
+        """
         self.prepare()
         fd = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            lock_file(fd, f"the image store '{self.root}'")
             yield
         finally:
             os.close(fd)

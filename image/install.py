@@ -231,16 +231,17 @@ def _install_blobs(
     jobs: list[_LayerJob],
     progress: ProgressSink,
 ) -> None:
-    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+    from concurrent.futures import FIRST_COMPLETED, wait
 
     from scow.image.ranges import Fetcher
     from scow.image.stall import LOOK_S, StallWatch
+    from scow.image.workers import Workers
 
     stop = threading.Event()
     watch = StallWatch(progress)
     with (
         Fetcher(source, stop) as fetcher,
-        ThreadPoolExecutor(PARALLEL_LAYERS, thread_name_prefix="scow-layer") as pool,
+        Workers(PARALLEL_LAYERS, "scow-layer") as pool,
     ):
         # The documents beside the layers, not after them: their fsyncs cost nothing then.
         waiting = {pool.submit(store.content.write_blob, *document) for document in documents}
@@ -256,7 +257,6 @@ def _install_blobs(
         except BaseException:
             # The first failure decides; the others end at their next chunk.
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
@@ -312,8 +312,10 @@ class _LayerInstall:
         descriptor = self._job.descriptor
         content = self._store.content
         # Another process may be fetching it: what it gets counts as progress of ours.
-        look = self._progress.growing(content.ingest_path(descriptor.digest), self._stop.is_set)
+        path = content.ingest_path(descriptor.digest)
+        look = self._progress.growing(path, self._stop.is_set)
         ingest = content.ingest(descriptor.digest, descriptor.size, look)
+        self._progress.arrived(path)
         if ingest is None:
             return self._unpack_stored()
         with ingest:
