@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from fixtures.faults import FaultProxy
 from fixtures.handmade import Archive, busybox_layer, file, pack
 from fixtures.registry import Registry
 from scow.image import policy
-from scow.image.digest import Digest, parse_digest
+from scow.image.digest import Digest, digest_bytes, parse_digest
 from scow.image.dropped import drop_blobs, read_note
 from scow.image.gc import collect
 from scow.image.push import Compression, push_image
@@ -281,3 +283,47 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text(text)
         with pytest.raises(InvalidArgument, match=r"scow\.toml"):
             policy.drops_blobs()
+
+
+def test_two_pulls_at_once_fetch_each_blob_once(
+    store: ImageStore, proxy: FaultProxy, name: str, needed: None
+) -> None:
+    """The second one waits for the first, finds no blob, and takes the layer all the same."""
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(ImageStore(store.root).pull, (name, name))
+        assert first == second
+        asked = Counter(path for method, path, _ in proxy.log if "/blobs/" in path)
+        digests = {f"/blobs/{digest}" for digest in layer_blobs(store, first)}
+        fetched = {p: n for p, n in asked.items() if p[p.rfind("/blobs/") :] in digests}
+        assert len(fetched) == len(digests)
+        assert set(fetched.values()) == {1}, fetched
+        assert not any(kept(store, first))
+        proxy.log.clear()
+        store.remove(name)
+    assert store.verify() == []
+
+
+def test_a_setting_that_comes_later_takes_hold_with_the_next_pull(
+    store: ImageStore, proxy: FaultProxy, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = store.pull(name)
+    assert all(kept(store, image))
+    monkeypatch.setenv(policy.VARIABLE, "needed")
+    proxy.log.clear()
+    assert store.pull(name) == image
+    assert [method for method, _, _ in proxy.log] == ["HEAD"]
+    assert not any(kept(store, image))
+    assert store.verify() == []
+
+
+def test_skopeo_reads_all_but_the_layers(store: ImageStore, name: str, needed: None) -> None:
+    image = store.pull(name)
+    layout = f"oci:{store.content.root}:{name}"
+    argv = ["skopeo", "inspect", "--raw", layout]
+    raw = subprocess.run(argv, capture_output=True, check=True).stdout
+    assert digest_bytes(raw) == image.manifest_digest
+    copy = ["skopeo", "copy", "-q", layout, f"dir:{store.root}/copy"]
+    done = subprocess.run(copy, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert layer_blobs(store, image)[0].partition(":")[2] in done.stderr
