@@ -202,6 +202,8 @@ def test_volumes_are_there_while_it_runs(base: Scow, tmp_path: Path) -> None:
         "/data",
         "-v",
         f"{tmp_path}:/host",
+        "-v",
+        "kept:/kept:ro",
         "--network",
         "none",
         "busybox",
@@ -222,7 +224,10 @@ def test_volumes_are_there_while_it_runs(base: Scow, tmp_path: Path) -> None:
             base.ok("cp", "v:/data", f"{tmp_path}/again")
             assert (tmp_path / "again/x").read_text() == "kept\n"
             base.ok("cp", f"{tmp_path}/x", "v:/data/new")
-            (volume,) = Path(base.env["SCOW_ROOT"], "volumes").iterdir()
+            refused = base("cp", f"{tmp_path}/x", "v:/kept/new")
+            assert "read-only file system" in refused.err.lower(), refused
+            volumes = Path(base.env["SCOW_ROOT"], "volumes").iterdir()
+            (volume,) = (path for path in volumes if path.name != "kept")
             assert sorted(os.listdir(volume / "data")) == ["new", "x"]
         else:
             assert "does not run" in done.err
