@@ -223,7 +223,10 @@ def fetch_blobs(
             continue
         note = read_note(store.content, blob.digest)
         if note is None:
-            raise NotFound(f"blob {blob.digest} is not kept here", hint="pull the image again")
+            raise NotFound(
+                f"blob {blob.digest} is missing: it is not kept here, and no note says where it is",
+                hint="pull the image again",
+            )
         wanted.setdefault(note.source, []).append(blob)
     for source, missing in wanted.items():
         _fetch_from(store, source, missing, warn)
