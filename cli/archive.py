@@ -10,6 +10,10 @@ from scow.cli.session import service
 from scow.cli.table import Argument, Command, UsageError, Values, flag, text
 
 
+def _warn(text: str) -> None:
+    print(f"scow: {text}", file=sys.stderr, flush=True)
+
+
 def _save(values: Values) -> int:
     from scow.image.save import DOCKER_ARCHIVE, OCI_DIR, save_archive, save_directory
 
@@ -20,13 +24,13 @@ def _save(values: Values) -> int:
         if path is None:
             raise UsageError("save: --format oci-dir needs -o DIRECTORY")
         try:
-            save_directory(images, names, path, platform=platform)
+            save_directory(images, names, path, platform=platform, warn=_warn)
         except OSError as error:
             raise UsageError(f"cannot write '{path}': {(error.strerror or '').lower()}") from error
         return 0
     elsewhere = "scow save app | ssh host scow load"
     with archive_output("save", path, elsewhere) as output:
-        save_archive(images, names, output, form=form, platform=platform)
+        save_archive(images, names, output, form=form, platform=platform, warn=_warn)
     return 0
 
 

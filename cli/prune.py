@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Filter = Callable[[int, Mapping[str, str]], bool]
 
 _FILTERS = ("until", "label", "label!")
+_BLOBS_WARNING = "compressed layers that are unpacked and can be fetched again"
 _FORCE = flag("-f", "--force", help="Do not ask")
 _FILTER: Option = many(
     "--filter",
@@ -95,6 +96,16 @@ def _images(values: Values, is_wanted: Filter) -> Pruned:
     return prune_images(service(), test)
 
 
+def _blobs(values: Values) -> list[Pruned]:
+    if not values.flag("blobs"):
+        return []
+    from scow.cri.prune import prune_blobs
+
+    pruned = prune_blobs(service())
+    _tell("Dropped Blobs:", pruned)
+    return [pruned]
+
+
 def _container_prune(values: Values) -> int:
     is_wanted = _filter(values)
     if not _confirm(values, "container prune", "This will remove all stopped containers."):
@@ -127,14 +138,21 @@ def _image_warning(values: Values) -> str:
 
 def _image_prune(values: Values) -> int:
     is_wanted = _filter(values)
-    if not _confirm(values, "image prune", f"This will remove {_image_warning(values)}."):
+    more = f" and {_BLOBS_WARNING}" if values.flag("blobs") else ""
+    if not _confirm(values, "image prune", f"This will remove {_image_warning(values)}{more}."):
         return 1
-    pruned = _images(values, is_wanted)
-    _tell("Deleted Images:", pruned)
-    return _total(pruned)
+    parts = [_images(values, is_wanted)]
+    _tell("Deleted Images:", parts[0])
+    parts += _blobs(values)
+    return _total(*parts)
 
 
 _ALL = flag("-a", "--all", help="All images that no container uses, not only those without a name")
+_BLOBS = flag(
+    "--blobs",
+    help="Also compressed layers that are unpacked and that their registry can give again: containers "
+    "do not need them; save and push fetch them when they do",
+)
 
 IMAGE_PRUNE = Command(
     "image prune",
@@ -142,9 +160,10 @@ IMAGE_PRUNE = Command(
     _image_prune,
     description="Removes images that have lost their name (by a pull or tag that gave it to another "
     "one) and that no container uses.",
-    options=(_ALL, _FILTER, _FORCE),
+    options=(_ALL, _BLOBS, _FILTER, _FORCE),
     examples=(
         ("scow image prune", "after asking"),
+        ("scow image prune --blobs", "and keep images unpacked only"),
         ("scow image prune -a -f", "keep only what containers use"),
     ),
     needs_root="images belong to root",
@@ -158,6 +177,8 @@ def _system_prune(values: Values) -> int:
     things = ["all stopped containers", _image_warning(values), "what failed downloads left"]
     if values.flag("volumes"):
         things.insert(1, "all anonymous volumes not used by at least one container")
+    if values.flag("blobs"):
+        things.append(_BLOBS_WARNING)
     listed = "".join(f"\n  - {thing}" for thing in things)
     if not _confirm(values, "system prune", f"This will remove:{listed}\n"):
         return 1
@@ -168,6 +189,7 @@ def _system_prune(values: Values) -> int:
         _tell("Deleted Volumes:", parts[-1])
     parts.append(_images(values, is_wanted))
     _tell("Deleted Images:", parts[-1])
+    parts += _blobs(values)
     parts.append(prune_leftovers(service()))
     return _total(*parts)
 
@@ -180,6 +202,7 @@ SYSTEM_PRUNE = Command(
         flag(
             "-a", "--all", help="All images that no container uses, not only those without a name"
         ),
+        _BLOBS,
         flag("--volumes", help="Also volumes without a name that no container mounts any more"),
         _FILTER,
         _FORCE,

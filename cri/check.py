@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from scow.cri.objects import ObjectStore, R
+from scow.cri.freezing import thaw_abandoned
+from scow.cri.objects import ObjectStore, R, names_in
 from scow.cri.pods import Pods
 from scow.cri.records import ID_LENGTH, SHORT_ID
+from scow.image.files import sync_directory
 from scow.native.errors import NotFound, ScowError
 from scow.runtime.state import State
 
@@ -25,6 +27,7 @@ def check(service: Service, *, repair: bool, quick: bool = False) -> list[str]:
     found: list[str] = []
     found += _check_attempts(service.store, repair=repair)
     found += _check_records(service, repair=repair)
+    found += _check_frozen(service)
     found += _check_runs(service, repair=repair)
     found += _check_run_dirs(service, repair=repair)
     pods = Pods(service)
@@ -67,6 +70,8 @@ def _check_records(service: Service, *, repair: bool) -> list[str]:
                 # Its log and files may be wanted: it is set aside.
                 source = service.store.container_dir(container_id)
                 os.rename(source, f"{service.root}/damaged-{container_id[:SHORT_ID]}")
+                sync_directory(os.path.dirname(source))
+                sync_directory(service.root)
             text = f"container {container_id[:SHORT_ID]} has a damaged record"
             found.append(_line(text, mended=repair))
     return found
@@ -99,6 +104,13 @@ def _check_runs(service: Service, *, repair: bool) -> list[str]:
     return found
 
 
+def _check_frozen(service: Service) -> list[str]:
+    """Find what a commit that was killed left frozen; whoever looks at such a container thaws it."""
+    records = service.store.list()
+    left = [record.name for record in records if thaw_abandoned(service.store, record)]
+    return [_line(f"container {name} was left frozen by a commit", mended=True) for name in left]
+
+
 def _check_run_dirs(service: Service, *, repair: bool) -> list[str]:
     from scow.native.fs import remove_tree
 
@@ -120,7 +132,7 @@ def _check_run_dirs(service: Service, *, repair: bool) -> list[str]:
 def _check_pods(pods: Pods, *, repair: bool) -> list[str]:
     """Find pods that were never finished, and what is left of those that are gone."""
     found = _check_attempts(pods.store, repair=repair)
-    for name in os.listdir(f"{pods.store.run}/pods"):
+    for name in names_in(f"{pods.store.run}/pods"):
         if not os.path.isdir(pods.store.directory(name)):
             if repair:
                 pods.release_run_dir(name)
@@ -164,7 +176,7 @@ def _check_cgroups(service: Service, pods: Pods, *, repair: bool) -> list[str]:
 def _check_names(service: Service, *, repair: bool) -> list[str]:
     found: list[str] = []
     base = f"{service.root}/names"
-    for name in os.listdir(base):
+    for name in names_in(base):
         try:
             holder = os.readlink(f"{base}/{name}")
         except FileNotFoundError:
@@ -177,7 +189,7 @@ def _check_names(service: Service, *, repair: bool) -> list[str]:
 
 
 def _check_trash(service: Service, *, repair: bool) -> list[str]:
-    left = os.listdir(f"{service.root}/trash")
+    left = names_in(f"{service.root}/trash")
     if left and repair:
         service.store.empty_trash()
     return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
 from scow.cri.launch import base_layer
@@ -19,8 +19,10 @@ from scow.image.digest import DiffID
 from scow.image.overlay import mount_overlay
 from scow.image.place import Source, copy_source, pack_source
 from scow.image.tarwriter import TarWriter
-from scow.native.errors import InvalidState
+from scow.native import sys as kernel
+from scow.native.errors import InvalidState, NotFound
 from scow.native.fs import Root
+from scow.runtime.mounts import open_bind_source
 from scow.runtime.state import State
 
 if TYPE_CHECKING:
@@ -90,20 +92,19 @@ def _container_root(
                 raise InvalidState(f"container '{record.name}' has just ended")
             yield root
         return
-    _refuse_mounts(record, path)
     directory = service.store.container_dir(record.id)
     lowers = service.images.lower_paths([DiffID(diff_id) for diff_id in record.diff_ids])
     lowers.append(base_layer(service.store))
     if not writable:
         with mount_overlay([f"{directory}/upper", *lowers]) as mount:
-            yield Root(mount.fileno())
+            yield _with_volumes(service, record, Root(mount.fileno()), path)
         return
     # A start would stack the same upper directory a second time, which overlayfs forbids.
     with service.store.locked(container_id):
         if _running_pid(service, record):
             raise InvalidState(f"container '{record.name}' has just been started")
         with mount_overlay(lowers, f"{directory}/upper", f"{directory}/work") as mount:
-            yield Root(mount.fileno())
+            yield _with_volumes(service, record, Root(mount.fileno()), path)
 
 
 def _running_pid(service: Service, record: Record) -> int:
@@ -111,10 +112,35 @@ def _running_pid(service: Service, record: Record) -> int:
     return status.pid if status.state in _RUNNING else 0
 
 
-def _refuse_mounts(record: Record, path: str) -> None:
-    """Volumes are mounted only while the container runs: what is below them would not be seen."""
+def _with_volumes(service: Service, record: Record, root: Root, path: str) -> Root:
+    """The root with the volumes in it, as Docker has it. Other mounts are there only while it runs."""
+    read_only = {m.target for m in record.options.mounts if m.kind == "volume" and m.read_only}
+    attached: set[str] = set()
+    for use in sorted(record.volumes, key=lambda use: use.target.count("/")):
+        source = service.volumes.data_dir(use.name)
+        # No mount point: it never ran. EINVAL: a detached tree takes mounts from Linux 6.15 on.
+        with suppress(OSError, NotFound):
+            _attach(source, root, use.target, read_only=use.target in read_only)
+            attached.add(os.path.normpath(use.target).strip("/"))
+    _refuse_mounts(record, path, attached)
+    return root
+
+
+def _attach(source: str, root: Root, target: str, *, read_only: bool) -> None:
+    with (
+        open_bind_source(source, recursive=False) as tree,
+        root.open(target, os.O_PATH | os.O_DIRECTORY) as place,
+    ):
+        if read_only:
+            kernel.mount_setattr(tree.fileno(), "", kernel.AT_EMPTY_PATH, kernel.MOUNT_ATTR_RDONLY)
+        flags = kernel.MOVE_MOUNT_F_EMPTY_PATH | kernel.MOVE_MOUNT_T_EMPTY_PATH
+        kernel.move_mount(tree.fileno(), "", place.fileno(), "", flags)
+
+
+def _refuse_mounts(record: Record, path: str, attached: set[str]) -> None:
+    """What is below a mount that is not there would not be seen."""
     place = os.path.normpath(f"/{path}").strip("/")
-    for target in mount_points(record):
+    for target in mount_points(record) - attached:
         if place == target or place.startswith(f"{target}/"):
             raise InvalidState(
                 f"cannot reach '{path}' in container '{record.name}': it is on the mount at "

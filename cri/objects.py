@@ -63,15 +63,30 @@ class ObjectStore(Generic[R]):
         self._trash = f"{root}/trash"
         # Called before what a dead attempt left is removed.
         self.on_burial: Callable[[str], None] = lambda object_id: None
+        self._unprepared: OSError | None = None
 
     def prepare(self) -> None:
-        """Make the directories, closed to everyone but root (CVE-2021-41091)."""
+        """Make the directories, closed to everyone but root (CVE-2021-41091).
+
+        On a read-only disk what only looks goes on without them; `making` raises then.
+        """
         for path in (self.root, self.run):
-            os.makedirs(path, mode=0o700, exist_ok=True)
-            if os.stat(path).st_mode & 0o777 != 0o700:
-                os.chmod(path, 0o700)
+            with self._unless_read_only():
+                os.makedirs(path, mode=0o700, exist_ok=True)
+                if os.stat(path).st_mode & 0o777 != 0o700:
+                    os.chmod(path, 0o700)
         for path in (self._objects, self._names, self._trash, f"{self.run}/{self.folder}"):
-            os.makedirs(path, mode=0o700, exist_ok=True)
+            with self._unless_read_only():
+                os.makedirs(path, mode=0o700, exist_ok=True)
+
+    @contextmanager
+    def _unless_read_only(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            self._unprepared = error
 
     def directory(self, object_id: str) -> str:
         """Give the kept directory of an object."""
@@ -83,10 +98,7 @@ class ObjectStore(Generic[R]):
 
     def ids(self) -> Sequence[str]:
         """List the ids of all objects."""
-        try:
-            return [name for name in os.listdir(self._objects) if len(name) == ID_LENGTH]
-        except FileNotFoundError:
-            return []
+        return [name for name in names_in(self._objects) if len(name) == ID_LENGTH]
 
     def new_id(self) -> str:
         """Give an unused random id."""
@@ -135,12 +147,9 @@ class ObjectStore(Generic[R]):
     def release_name(self, name: str, object_id: str) -> None:
         """Free `name` if it is this object's; freeing twice is fine."""
         path = f"{self._names}/{name}"
-        with self._names_locked():
-            try:
-                if os.readlink(path) == object_id:
-                    os.unlink(path)
-            except FileNotFoundError:
-                pass
+        with suppress(FileNotFoundError), self._names_locked():
+            if os.readlink(path) == object_id:
+                os.unlink(path)
 
     @contextmanager
     def _names_locked(self) -> Iterator[None]:
@@ -159,6 +168,8 @@ class ObjectStore(Generic[R]):
         The lock is what tells an object that is being made from what a dead attempt left: both
         have no record yet. So the directory gets its name when it is locked already.
         """
+        if self._unprepared is not None:
+            raise self._unprepared
         hidden = f"{self._objects}/.{object_id}"
         fd = -1
         try:
@@ -211,7 +222,7 @@ class ObjectStore(Generic[R]):
 
     def abandoned(self) -> Sequence[str]:
         """List the directories that dead attempts left."""
-        names = [name for name in os.listdir(self._objects) if len(name) >= ID_LENGTH]
+        names = [name for name in names_in(self._objects) if len(name) >= ID_LENGTH]
         return [name for name in names if self.is_abandoned(name)]
 
     def bury(self, entry: str) -> None:
@@ -310,7 +321,7 @@ class ObjectStore(Generic[R]):
 
     def sweep_trash(self) -> None:
         """Delete the objects whose removal was cut short; what else is being made there stays."""
-        for name in os.listdir(self._trash):
+        for name in names_in(self._trash):
             if len(name) == ID_LENGTH:
                 self.empty_trash(name)
 
@@ -328,6 +339,14 @@ class ObjectStore(Generic[R]):
                     continue
         finally:
             os.close(fd)
+
+
+def names_in(path: str) -> list[str]:
+    """What is in a directory; nothing where a read-only disk has none."""
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []
 
 
 def _lock(fd: int, what: str) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from scow.cri.check import image_users
 from scow.cri.records import Record
 from scow.image.df import StoreUsage, store_usage
+from scow.image.dropped import drop_blobs
 from scow.image.gc import collect
 from scow.image.tree import disk_bytes
 from scow.image.verify import clear_leftovers
@@ -89,6 +90,11 @@ def prune_images(service: Service, is_wanted: Callable[[ImageSummary], bool]) ->
         lines += said
     done = collect(service.images, measure=True)
     return Pruned(lines + [f"Deleted: {diff_id}" for diff_id in done.diff_ids], done.freed_bytes)
+
+
+def prune_blobs(service: Service) -> Pruned:
+    """Drop compressed layers that are unpacked and that a registry can give back."""
+    return Pruned(*drop_blobs(service.images))
 
 
 def _refuse(service: Service, image_id: str) -> list[str]:

@@ -19,6 +19,7 @@ from scow.cri import launch as launching
 from scow.cri import status as state_of
 from scow.cri.builtin import BUILTIN_IMAGE, layout_path, reference_is_builtin
 from scow.cri.creating import check_references, claim_ids, name_volumes, release_ids
+from scow.cri.freezing import thaw_abandoned
 from scow.cri.merge import check_platform, merge
 from scow.cri.names import free_name
 from scow.cri.options import ContainerOptions, ExecOptions
@@ -43,8 +44,7 @@ if TYPE_CHECKING:
     from scow.netns.network import BridgeNetwork
     from scow.runtime.spec import Spec
 
-# Inside the class `list` is the verb.
-Strings = list[str]
+Strings = list[str]  # inside the class `list` is the verb
 Steps = list[tuple[str, str]]
 
 DEFAULT_STOP_TIMEOUT_S = 10
@@ -357,6 +357,7 @@ class Service:
         """Freeze every process of the container."""
         with self.store.locked(container_id):
             record = self.store.read(container_id)
+            thaw_abandoned(self.store, record)
             require(record.name, self.status(record).state, Operation.PAUSE)
             launching.container_cgroup(record).freeze()
 
@@ -364,8 +365,9 @@ class Service:
         """Let a frozen container go on."""
         with self.store.locked(container_id):
             record = self.store.read(container_id)
-            require(record.name, self.status(record).state, Operation.UNPAUSE)
-            launching.container_cgroup(record).thaw()
+            if not thaw_abandoned(self.store, record):
+                require(record.name, self.status(record).state, Operation.UNPAUSE)
+                launching.container_cgroup(record).thaw()
 
     def update_cgroup(self, record: Record, resources: Resources) -> None:
         """Change the limits of a running container; its lock is held by the caller."""

@@ -8,10 +8,11 @@ read as they lie, without a mount: overlayfs forbids a second one of a running c
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from scow.cri.freezing import frozen
 from scow.cri.launch import base_layer
 from scow.cri.records import Record
 from scow.image.diff import Change, LayerWriter, changes
@@ -19,8 +20,7 @@ from scow.image.digest import DiffID
 from scow.image.pack import export_tree
 from scow.image.tarwriter import TarWriter
 from scow.image.trees import Stack
-from scow.native.errors import InvalidArgument, InvalidState, NotFound, ScowError
-from scow.runtime.state import State
+from scow.native.errors import InvalidArgument, NotFound, ScowError
 
 if TYPE_CHECKING:
     from scow.cri.service import Service
@@ -72,7 +72,10 @@ def commit(service: Service, container_id: str, wishes: Wishes, *, pause: bool =
     image = service.images.get(record.image_id)
 
     def write_layer(write: Write) -> bool:
-        with _frozen(service, container_id, pause), _stack(service, record) as stack:
+        with (
+            frozen(service, container_id) if pause else nullcontext(),
+            _stack(service, record) as stack,
+        ):
             tar = TarWriter(write)
             LayerWriter(stack, tar, mount_points(record)).run()
             tar.finish()
@@ -96,25 +99,6 @@ def _stack(service: Service, record: Record, below: list[str] | None = None) -> 
     lowers = service.images.lower_paths([DiffID(diff_id) for diff_id in record.diff_ids])
     with Stack.at([upper, *lowers, *(below or [])]) as stack:
         yield stack
-
-
-@contextmanager
-def _frozen(service: Service, container_id: str, pause: bool) -> Generator[None]:
-    """Freeze a container that runs, and thaw it; one that is frozen already stays so."""
-    record = service.store.read(container_id)
-    if not pause or service.status(record).state is not State.RUNNING:
-        yield
-        return
-    try:
-        service.pause(container_id)
-    except InvalidState:  # it has just ended, or somebody else froze it
-        yield
-        return
-    try:
-        yield
-    finally:
-        with suppress(InvalidState, NotFound):  # killed or thawed meanwhile
-            service.unpause(container_id)
 
 
 def _still_there(service: Service, record: Record, verb: str) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
+from scow.cri.freezing import thaw_abandoned
 from scow.cri.launch import container_cgroup
 from scow.cri.records import Record, RecordStore
 from scow.native.errors import InvalidState, NotFound, ScowError
@@ -70,7 +71,7 @@ def read_status(store: RecordStore, record: Record) -> Status:
         ended = _read_exit(store, record.id)
         return _lost(run.created_at) if ended is None else read_status(store, record)
     try:
-        paused = container_cgroup(record).is_frozen()
+        paused = container_cgroup(record).is_frozen() and not thaw_abandoned(store, record)
     except NotFound:
         paused = False  # it ends at this moment
     return Status(State.PAUSED if paused else State.RUNNING, pid=run.pid, started_ns=run.created_at)

@@ -7,6 +7,7 @@ blob means. On disk:
     ingest/ALG-HEX                          a blob that is being written; flock = somebody does
     ingest/lease-*                          what a pull under way needs; flock = it is alive
     summaries/HEX.json                      derived, see store.py
+    dropped/ALG-HEX                         of a blob that is not kept, see dropped.py
     lock                                    flock around every change of the index
     index.copy                              of index.json, which alone knows the names
     reserve                                 room to remove images in when the disk is full
@@ -47,6 +48,7 @@ from scow.image.index import damaged_index, decode_index, encode_index
 from scow.image.lease import Lease as Lease
 from scow.image.lease import LeaseRecord as LeaseRecord
 from scow.image.lease import open_lease, read_lease
+from scow.image.waiting import lock_file
 from scow.native.errors import (
     IntegrityError,
     NotFound,
@@ -71,12 +73,17 @@ class ContentStore:
         self.root = root
         self.ingest_dir = os.path.join(root, "ingest")
         self.summary_dir = os.path.join(root, "summaries")
+        self.note_dir = os.path.join(root, "dropped")
 
     # -- blobs ------------------------------------------------------------------------------------
 
     def blob_path(self, digest: Digest) -> str:
         """Where the blob is, or would be."""
         return os.path.join(self.root, "blobs", algorithm_of(digest), hex_of(digest))
+
+    def note_path(self, digest: Digest) -> str:
+        """Where it is noted that the blob was dropped, if it was."""
+        return os.path.join(self.note_dir, f"{algorithm_of(digest)}-{hex_of(digest)}")
 
     def has_blob(self, digest: Digest, size: int | None = None) -> bool:
         """Whether the blob is here, of this size if one is given."""
@@ -238,34 +245,42 @@ class ContentStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Exclusive right to change the index and to remove content; never held over a wait."""
+        """Exclusive right to change the index and to remove content; never held over a wait.
+
+        DeadlineExceeded where somebody has it and does nothing.
+        """
         self.prepare()
         fd = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            lock_file(fd, f"the image store '{self.root}'")
             yield
         finally:
             os.close(fd)
 
-    def replace_file(self, name: str, data: bytes, *, durable: bool = True) -> None:
+    def replace_file(
+        self, name: str, data: bytes, *, durable: bool = True, point: str = ""
+    ) -> None:
         """Durably replace the file `name` below the root; the caller holds `locked()`.
+
+        Its fail points begin with `point`.
 
         As only the holder of the lock writes such temporary files, any that another holder finds is
         a dead one's.
         """
         target = os.path.join(self.root, name)
         temporary = os.path.join(self.ingest_dir, "new-" + os.path.basename(name))
+        point = point or name
         with storage_errors(target):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-            failpoint(f"{name}.create")
+            failpoint(f"{point}.create")
             fd = os.open(temporary, flags, 0o600)
             try:
-                failpoint(f"{name}.write")
+                failpoint(f"{point}.write")
                 write_all(fd, data)
                 if durable:
-                    failpoint(f"{name}.sync")
+                    failpoint(f"{point}.sync")
                     os.fsync(fd)
-                failpoint(f"{name}.name")
+                failpoint(f"{point}.name")
                 os.rename(temporary, target)
             except BaseException:
                 os.unlink(temporary)
@@ -273,7 +288,7 @@ class ContentStore:
             finally:
                 os.close(fd)
             if durable:
-                failpoint(f"{name}.sync-name")
+                failpoint(f"{point}.sync-name")
                 sync_directory(os.path.dirname(target))
 
     def prepare(self) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from scow.image.content import ContentStore, IndexEntry, LeaseRecord
 from scow.image.digest import DiffID, hex_of, parse_diff_id, parse_digest
 from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.files import sync_directory
 from scow.native.errors import InvalidArgument, ScowError
 from scow.native.failpoint import failpoint
 
@@ -82,7 +83,7 @@ def named_by(
     layers: set[str] = set()
     for entry in entries:
         if entry.foreign:
-            blobs |= _reachable(store.content, entry.digest)
+            blobs |= reachable(store.content, entry.digest)
             continue
         blobs.add(entry.digest)
         summary = store.read_summary(entry)
@@ -95,7 +96,7 @@ def named_by(
     return blobs, layers
 
 
-def _reachable(content: ContentStore, digest: str) -> set[str]:
+def reachable(content: ContentStore, digest: str) -> set[str]:
     """All that an image of another program needs, whatever kind of document names it."""
     found: set[str] = set()
     pending = [digest]
@@ -140,18 +141,26 @@ def _delete_layers(store: ImageStore, diff_ids: list[str]) -> list[str]:
 
 
 def delete_blobs(store: ImageStore, digests: list[str]) -> int:
-    """Delete blobs, whole or in part; gives the bytes that this frees."""
+    """Delete blobs, whole, in part or dropped; gives the bytes that this frees."""
+    content = store.content
     freed = 0
+    changed: set[str] = set()
     for text in digests:
         digest = parse_digest(text)
-        for path in (store.content.blob_path(digest), store.content.ingest_path(digest)):
+        # The note last: it is what remains of a blob that was dropped.
+        for path_of in (content.blob_path, content.ingest_path, content.note_path):
+            path = path_of(digest)
             try:
                 failpoint("gc.blob")
                 size = os.lstat(path).st_blocks * 512
                 os.unlink(path)
                 freed += size
+                changed.add(os.path.dirname(path))
             except FileNotFoundError:
                 pass
+    for directory in sorted(changed):
+        failpoint("gc.sync-names")
+        sync_directory(directory)
     return freed
 
 

@@ -20,6 +20,7 @@ from scow.image.config_document import parse_config
 from scow.image.content import IMAGE_ID, BlobIngest, IndexEntry, Lease
 from scow.image.digest import DiffID, Digest, hex_of, quote, verify_bytes
 from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.dropped import drop_incoming, is_spared
 from scow.image.files import write_derived
 from scow.image.manifest import (
     Descriptor,
@@ -86,6 +87,7 @@ class _LayerJob:
     number: int
     descriptor: Descriptor
     diff_id: DiffID
+    origin: str = ""
 
 
 def read_image_document(
@@ -108,9 +110,11 @@ def install_image(
     what: str,
     platform: Platform | None,
     progress: ProgressSink,
+    origin: str = "",
 ) -> IndexEntry:
     """Fetch, verify, unpack and keep all of one image; returns its entry, still without a name.
 
+    With an `origin`, from where they can be had again, layers are not kept as blobs (dropped.py).
     `platform` is what the user asked for in so many words, or None. The caller adds the entry to the
     index while `lease` is still open.
     """
@@ -127,7 +131,8 @@ def install_image(
     _check_platform(config, platform, what, progress)
     lease.hold(layers=list(config.diff_ids))
     documents = [(config_data, manifest.config.digest), (document.data, document.digest)]
-    _install_blobs(store, source, documents, _layer_jobs(manifest, config, what), progress)
+    jobs = _layer_jobs(manifest, config, what, origin)
+    _install_blobs(store, source, documents, jobs, progress)
     _write_summary(store, _summarise(store, document, config))
     return IndexEntry(
         media_type=document.media_type,
@@ -199,7 +204,9 @@ def _check_platform(
         progress.warning(f"{what} is for {offered}, this host is {host_platform()}")
 
 
-def _layer_jobs(manifest: Manifest, config: ConfigDocument, what: str) -> list[_LayerJob]:
+def _layer_jobs(
+    manifest: Manifest, config: ConfigDocument, what: str, origin: str
+) -> list[_LayerJob]:
     """Each blob once, although a layer may stand several times in a stack."""
     jobs: dict[Digest, _LayerJob] = {}
     for number, (descriptor, diff_id) in enumerate(
@@ -207,7 +214,7 @@ def _layer_jobs(manifest: Manifest, config: ConfigDocument, what: str) -> list[_
     ):
         known = jobs.get(descriptor.digest)
         if known is None:
-            jobs[descriptor.digest] = _LayerJob(number, descriptor, diff_id)
+            jobs[descriptor.digest] = _LayerJob(number, descriptor, diff_id, origin)
         elif known.diff_id != diff_id or known.descriptor.size != descriptor.size:
             raise InvalidArgument(
                 f"invalid {what}: layers {known.number} and {number} are one blob "
@@ -224,16 +231,17 @@ def _install_blobs(
     jobs: list[_LayerJob],
     progress: ProgressSink,
 ) -> None:
-    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+    from concurrent.futures import FIRST_COMPLETED, wait
 
     from scow.image.ranges import Fetcher
     from scow.image.stall import LOOK_S, StallWatch
+    from scow.image.workers import Workers
 
     stop = threading.Event()
     watch = StallWatch(progress)
     with (
         Fetcher(source, stop) as fetcher,
-        ThreadPoolExecutor(PARALLEL_LAYERS, thread_name_prefix="scow-layer") as pool,
+        Workers(PARALLEL_LAYERS, "scow-layer") as pool,
     ):
         # The documents beside the layers, not after them: their fsyncs cost nothing then.
         waiting = {pool.submit(store.content.write_blob, *document) for document in documents}
@@ -249,7 +257,6 @@ def _install_blobs(
         except BaseException:
             # The first failure decides; the others end at their next chunk.
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
@@ -274,7 +281,8 @@ class _LayerInstall:
     def run(self) -> None:
         descriptor = self._job.descriptor
         has_blob = self._store.content.has_blob(descriptor.digest, descriptor.size)
-        if has_blob and self._store.layers.has(self._job.diff_id):
+        has_layer = self._store.layers.has(self._job.diff_id)
+        if has_layer and (has_blob or self._is_spared()):
             self._progress.exists(self._layer, descriptor.size)
             return
         self._progress.start(self._layer, descriptor.size)
@@ -288,16 +296,33 @@ class _LayerInstall:
             raise IntegrityError(f"layer {self._job.number}: {e.message}", hint=e.hint) from e
         self._progress.done(self._layer)
 
+    def _is_spared(self) -> bool:
+        job = self._job
+        return is_spared(self._store, job.descriptor, job.diff_id, job.origin)
+
+    def _keep(self, ingest: BlobIngest, *, is_new: bool) -> None:
+        job = self._job
+        if not job.origin or not drop_incoming(
+            self._store, ingest, job.diff_id, job.origin, is_new=is_new
+        ):
+            ingest.commit()
+
     def _attempt(self, *, may_resume: bool = True) -> bool:
         """Install the layer; False when it turned out damaged after a resume."""
         descriptor = self._job.descriptor
         content = self._store.content
         # Another process may be fetching it: what it gets counts as progress of ours.
-        look = self._progress.growing(content.ingest_path(descriptor.digest), self._stop.is_set)
+        path = content.ingest_path(descriptor.digest)
+        look = self._progress.growing(path, self._stop.is_set)
         ingest = content.ingest(descriptor.digest, descriptor.size, look)
+        self._progress.arrived(path)
         if ingest is None:
             return self._unpack_stored()
         with ingest:
+            has_layer = self._store.layers.has(self._job.diff_id)
+            if has_layer and self._is_spared():
+                ingest.discard()  # another pull was first, and did not keep it
+                return True
             if not may_resume:
                 ingest.restart()
             was_resumed = may_resume and ingest.resumable_bytes > 0
@@ -306,7 +331,7 @@ class _LayerInstall:
                 with closing(tee):
                     self._unpack(tee)
                     tee.drain()
-                ingest.commit()
+                self._keep(ingest, is_new=not has_layer)
             except IntegrityError:
                 ingest.discard()
                 if has_another_source(self._source, descriptor.digest) or was_resumed:

@@ -23,6 +23,7 @@ import msgspec
 
 from scow.image.digest import ChainID, DiffID, chain_ids, hex_of
 from scow.image.unpack import DEFAULT_LIMIT_BYTES, LowerNeeds, Unpacked, unpack
+from scow.image.waiting import lock_file
 from scow.native import fs
 from scow.native.errors import IntegrityError, NotFound
 from scow.native.failpoint import failpoint
@@ -176,6 +177,16 @@ class LayerStore:
 
         return is_sealed(self._file(hex_of(diff_id)))
 
+    def has_seal(self, diff_id: DiffID) -> bool:
+        """Whether the layer was sealed, be it as it was or not."""
+        return os.path.isfile(self._file(hex_of(diff_id), "seal"))
+
+    def seal(self, diff_id: DiffID) -> None:
+        """Seal a layer that was unpacked just now, durably; on a full disk there is none."""
+        from scow.image.seal import write_seal
+
+        write_seal(self._file(hex_of(diff_id)), durable=True, cold=False)
+
     def compare(
         self, diff_id: DiffID, chunks: Iterable[bytes], *, mend: bool, keep_old: bool = False
     ) -> Paths:
@@ -298,7 +309,10 @@ class LayerStore:
         while True:
             lock = OwnedFd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             try:
-                fcntl.flock(lock.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if wait:
+                    lock_file(lock.fileno(), f"layer '{name}'")
+                else:
+                    fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.close()
                 break

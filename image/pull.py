@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from scow.image.digest import Digest, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.dropped import drop_blobs
 from scow.image.gc import collect
 from scow.image.install import ImageDocument, install_image, read_image_document
 from scow.image.manifest import (
@@ -23,6 +24,7 @@ from scow.image.manifest import (
     parse_platform,
     platform_matches,
 )
+from scow.image.policy import drops_blobs
 from scow.image.progress import ProgressSink, SilentProgress
 from scow.image.reference import Reference, parse_reference
 from scow.image.registry import Registry
@@ -54,6 +56,7 @@ def pull_image(
     reference = parse_reference(name)
     asked = parse_platform(platform) if platform else None
     sink = progress or SilentProgress()
+    drops = drops_blobs()
     registry = Registry(
         reference,
         plain_http=plain_http,
@@ -66,6 +69,7 @@ def pull_image(
         resolution = _Resolution(store, registry, asked or host_platform())
         top_digest, document = resolution.resolve(reference)
         sink.resolved(reference.familiar, top_digest)
+        repo_digest = str(reference.with_digest(top_digest))
         entry = install_image(
             store,
             registry,
@@ -74,12 +78,14 @@ def pull_image(
             what=quote(reference.familiar),
             platform=asked,
             progress=sink,
+            origin=repo_digest if drops else "",
         )
         tag = str(reference) if reference.tag and not reference.digest else ""
-        repo_digest = str(reference.with_digest(top_digest))
         store.add(entry.annotated(name=tag, repo_digest=repo_digest))
         lease.finish()
     collect(store, now=False)
+    if drops:  # what came before that was the policy, or with an attempt that was cut
+        drop_blobs(store, [layer.digest for layer in document.manifest.layers])
     return store.get(str(reference.with_digest(top_digest)) if reference.digest else tag)
 
 

@@ -25,6 +25,7 @@ from scow.image.compress import (
 from scow.image.content import IndexEntry
 from scow.image.digest import Digest, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.dropped import borrowing, fetch_blobs, read_note
 from scow.image.install import Cancelled, ImageDocument, read_image_document
 from scow.image.lists import find_list
 from scow.image.manifest import (
@@ -145,7 +146,7 @@ def push_image(
         warn=sink.warning,
         credentials=credentials,
     )
-    with registry, store.content.lease() as lease:
+    with borrowing(store), registry, store.content.lease() as lease:
         try:
             digest = parse_digest(entry.digest)
             data = store.content.read_blob(digest, MAX_DOCUMENT_BYTES)
@@ -361,7 +362,12 @@ class _BlobPush:
             with open(self._store.content.blob_path(layer.digest), "rb") as file:
                 return is_compressed(file.read(_HEAD_BYTES), compression.kind)
         except FileNotFoundError:
-            return True  # nothing can be made of it; the registry may have it
+            if read_note(self._store.content, layer.digest) is None:
+                return True  # nothing can be made of it; the registry may have it
+            return layer.media_type.endswith(compression.kind)
+
+    def _have(self, blob: Descriptor) -> None:
+        fetch_blobs(self._store, [blob], self._sink.warning)
 
     def plain(self, blob: Descriptor) -> Descriptor:
         """Push a blob byte for byte."""
@@ -372,13 +378,11 @@ class _BlobPush:
         path = self._store.content.blob_path(blob.digest)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError as e:
+        except FileNotFoundError:
             if self._is_mounted(blob.digest, blob.size):
                 return blob
-            raise NotFound(
-                f"blob {blob.digest} is not kept here, and the registry does not have it",
-                hint="pull the image again, then push it",
-            ) from e
+            self._have(blob)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             was_sent = self._upload(BlobFile(fd, blob.digest, blob.size), blob.digest)
         finally:
@@ -402,6 +406,7 @@ class _BlobPush:
     def _recompressed(self, layer: Descriptor, compression: Compression) -> Descriptor:
         import tempfile
 
+        self._have(layer)
         self._sink.compressing(layer.digest, layer.size)
         directory = self._store.content.ingest_dir
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:

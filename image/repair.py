@@ -14,7 +14,9 @@ import msgspec
 from scow.image.content import IMAGE_ID, INDEX_COPY, LAYOUT, LAYOUT_TEXT, IndexEntry
 from scow.image.digest import Digest, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.files import sync_directory
 from scow.image.install import install_image, read_image_document
+from scow.image.policy import drops_blobs
 from scow.image.progress import SilentProgress
 from scow.image.reference import parse_reference
 from scow.native.errors import InvalidArgument, NotFound, ScowError
@@ -41,6 +43,7 @@ def set_aside(store: ImageStore, path: str, *, keep: bool = True) -> None:
     """Move a thing that is not what its name says out of the way; with `keep` false, delete a file."""
     if not keep and os.path.isfile(path) and not os.path.islink(path):
         os.unlink(path)
+        sync_directory(os.path.dirname(path))
         return
     directory = os.path.join(store.content.root, "aside")
     os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -48,7 +51,9 @@ def set_aside(store: ImageStore, path: str, *, keep: bool = True) -> None:
     try:
         os.rename(path, target)
     except FileNotFoundError:
-        pass
+        return
+    sync_directory(directory)
+    sync_directory(os.path.dirname(path))
 
 
 def write_layout(store: ImageStore) -> None:
@@ -105,7 +110,16 @@ def fetch_again(store: ImageStore, entry: IndexEntry, entries: list[IndexEntry])
         data, digest, media_type = registry.get_manifest(entry.digest)
         document = read_image_document(data, digest, media_type or entry.media_type, what)
         progress = SilentProgress()
-        install_image(store, registry, document, lease, what=what, platform=None, progress=progress)
+        install_image(
+            store,
+            registry,
+            document,
+            lease,
+            what=what,
+            platform=None,
+            progress=progress,
+            origin=source if drops_blobs() else "",
+        )
         lease.finish()
 
 

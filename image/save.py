@@ -8,7 +8,7 @@ before all of it is known to be here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
@@ -18,6 +18,7 @@ import msgspec
 from scow.image.content import REF_NAME, IndexEntry
 from scow.image.digest import Digest, algorithm_of, hex_of
 from scow.image.document import MAX_DOCUMENT_BYTES
+from scow.image.dropped import borrowing, fetch_blobs
 from scow.image.files import write_all
 from scow.image.install import read_image_document
 from scow.image.loaded import CONTAINERD_NAME
@@ -25,7 +26,7 @@ from scow.image.manifest import Descriptor, Platform, parse_platform, platform_m
 from scow.image.media_types import OCI_INDEX
 from scow.image.reference import Reference, parse_reference
 from scow.image.tarwriter import Member, TarWriter
-from scow.native.errors import AlreadyExists, InvalidArgument, NotFound, ScowError
+from scow.native.errors import AlreadyExists, InvalidArgument, NotFound
 from scow.native.fs import remove_tree
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class _Contents:
 
     entries: list[IndexEntry] = field(default_factory=list[IndexEntry])
     docker: dict[Digest, dict[str, object]] = field(default_factory=dict[Digest, dict[str, object]])
-    blobs: dict[Digest, int] = field(default_factory=dict[Digest, int])
+    blobs: dict[Digest, Descriptor] = field(default_factory=dict[Digest, Descriptor])
 
 
 def save_archive(
@@ -51,33 +52,39 @@ def save_archive(
     *,
     form: str = DOCKER_ARCHIVE,
     platform: str | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Write images as one tar.
 
     `docker-archive` is an OCI archive that `docker load` reads, too (as docker's own since 25);
     `oci-archive` leaves Docker's file out.
     """
-    with _contents(store, names, platform) as contents:
+    with _contents(store, names, platform, warn) as contents:
         tar = TarWriter(output.write)
         for name, data in _documents(contents, form).items():
             tar.add(Member(name.encode(), size=len(data)), data)
-        for digest, size in sorted(contents.blobs.items()):
-            tar.begin(Member(_blob_name(digest).encode(), size=size))
+        for digest, blob in sorted(contents.blobs.items()):
+            tar.begin(Member(_blob_name(digest).encode(), size=blob.size))
             for chunk in store.content.read_chunks(digest):
                 output.write(chunk)
-            tar.pad(size)
+            tar.pad(blob.size)
         tar.finish()
 
 
 def save_directory(
-    store: ImageStore, names: list[str], path: str, *, platform: str | None = None
+    store: ImageStore,
+    names: list[str],
+    path: str,
+    *,
+    platform: str | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Write images as an OCI layout below `path`, a new or an empty directory."""
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
         raise AlreadyExists(
             f"cannot save to '{path}': it is there already", hint="name a new directory"
         )
-    with _contents(store, names, platform) as contents, _fresh_directory(path) as part:
+    with _contents(store, names, platform, warn) as contents, _fresh_directory(path) as part:
         os.makedirs(f"{part}/blobs")
         for digest in sorted(contents.blobs):
             os.makedirs(f"{part}/blobs/{algorithm_of(digest)}", exist_ok=True)
@@ -113,13 +120,15 @@ def _write_file(path: str, chunks: Iterator[bytes]) -> None:
 
 
 @contextmanager
-def _contents(store: ImageStore, names: list[str], platform: str | None) -> Iterator[_Contents]:
+def _contents(
+    store: ImageStore, names: list[str], platform: str | None, warn: Callable[[str], None]
+) -> Iterator[_Contents]:
     """All that is to be written, held against `scow rmi` until it is."""
     if not names:
         raise InvalidArgument("nothing to save: no image was named")
     asked = parse_platform(platform) if platform else None
     contents = _Contents()
-    with store.content.lease() as lease:
+    with borrowing(store), store.content.lease() as lease:
         try:
             for name in names:
                 image, tags = _what_to_save(store, name)
@@ -127,7 +136,7 @@ def _contents(store: ImageStore, names: list[str], platform: str | None) -> Iter
                 lease.hold(blobs=[image.manifest_digest])
                 _add_image(store, contents, image, tags)
             lease.hold(blobs=list(contents.blobs))
-            _check_blobs(store, contents)
+            fetch_blobs(store, contents.blobs.values(), warn)
             yield contents
         finally:
             lease.finish()  # nothing came in that a retry could use
@@ -156,9 +165,7 @@ def _add_image(store: ImageStore, contents: _Contents, image: Image, tags: list[
     document = read_image_document(data, image.manifest_digest, None, f"image {image.id}")
     manifest = document.manifest
     top = Descriptor(document.media_type, document.digest, len(data))
-    contents.blobs.update(
-        {part.digest: part.size for part in (top, manifest.config, *manifest.layers)}
-    )
+    contents.blobs.update({part.digest: part for part in (top, manifest.config, *manifest.layers)})
     entry = IndexEntry(top.media_type, top.digest, top.size)
     wanted = [_named_entry(entry, tag) for tag in tags] or [entry]
     contents.entries += [new for new in wanted if new not in contents.entries]
@@ -173,12 +180,6 @@ def _add_image(store: ImageStore, contents: _Contents, image: Image, tags: list[
     before = known["RepoTags"]
     both = [*(before if isinstance(before, list) else []), *(tag.familiar for tag in tags)]
     known["RepoTags"] = list(dict.fromkeys(both)) or None
-
-
-def _check_blobs(store: ImageStore, contents: _Contents) -> None:
-    for digest, size in contents.blobs.items():
-        if not store.content.has_blob(digest, size):
-            raise ScowError(f"cannot save: blob {digest} is missing", hint="pull the image again")
 
 
 def _documents(contents: _Contents, form: str) -> dict[str, bytes]:

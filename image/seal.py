@@ -13,6 +13,7 @@ from contextlib import suppress
 from scow.image.digest import new_hasher
 from scow.image.tree import differences, tree_digest
 from scow.native import fs
+from scow.native.failpoint import failpoint
 from scow.native.fd import OwnedFd
 
 MOST_DIFFERENCES = 5  # told of one layer
@@ -29,10 +30,15 @@ def is_sealed(layer_dir: str) -> bool:
         return False
 
 
-def write_seal(layer_dir: str, *, durable: bool = False) -> None:
-    """Seal a layer. On a full or read-only disk there is none, and the next check takes longer."""
+def write_seal(layer_dir: str, *, durable: bool = False, cold: bool = True) -> None:
+    """Seal a layer. On a full or read-only disk there is none, and the next check takes longer.
+
+    Unless `cold` what the kernel remembers of its files is enough: it was written just now.
+    """
     with suppress(OSError), OwnedFd(os.open(layer_dir, _DIR)) as layer:
-        fs.write_atomic(layer.fileno(), "seal", _measure(layer.fileno()), durable=durable)
+        failpoint("layer.seal")
+        seal = _measure(layer.fileno(), cold=cold)
+        fs.write_atomic(layer.fileno(), "seal", seal, durable=durable)
 
 
 def differing(layer_dir: str, staging_fd: int) -> list[str]:
@@ -51,12 +57,12 @@ def differing(layer_dir: str, staging_fd: int) -> list[str]:
         return ["diff"]
 
 
-def _measure(layer_fd: int) -> bytes:
+def _measure(layer_fd: int, *, cold: bool = True) -> bytes:
     hasher = new_hasher()
     for name in ("layer.json", "needs-lower"):
         hasher.update((_read(layer_fd, name) or b"") + b"\0")
     with OwnedFd(os.open("diff", _DIR, dir_fd=layer_fd)) as diff:
-        hasher.update(tree_digest(diff.fileno()))
+        hasher.update(tree_digest(diff.fileno(), cold=cold))
     return hasher.hexdigest().encode()
 
 

@@ -11,10 +11,21 @@ from collections.abc import Callable
 
 from scow.image.disk_sync import is_syncing
 from scow.image.progress import ProgressSink
+from scow.image.waiting import Holder, find_holder
 from scow.native.errors import DeadlineExceeded
+from scow.native.fd import OwnedFd
 
 STALL_S = 300.0
+DISK_S = 900.0  # a disk that is asked for all it has may take its time
 LOOK_S = 1.0
+
+
+def _holder_of(path: str) -> Holder | None:
+    try:
+        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            return find_holder(fd.fileno())
+    except OSError:
+        return None
 
 
 class StallWatch:
@@ -23,21 +34,33 @@ class StallWatch:
     def __init__(self, sink: ProgressSink) -> None:
         self._sink = sink
         self._moved = time.monotonic()
+        self._was_syncing = False
+        self._awaited: set[str] = set()  # what others are writing
 
     def touch(self) -> None:
         """Something moved."""
         self._moved = time.monotonic()
 
     def check(self) -> None:
-        """Raise DeadlineExceeded if nothing has moved for STALL_S."""
-        if is_syncing():  # a disk may take its time
+        """Raise DeadlineExceeded if nothing has moved for STALL_S, or the disk not for DISK_S."""
+        syncs = is_syncing()
+        if self._was_syncing and not syncs:
             self.touch()
-        elif time.monotonic() - self._moved > STALL_S:
-            raise DeadlineExceeded(
-                f"the pull made no progress for {STALL_S:.0f} s: nothing was fetched or unpacked",
-                hint="what is here stays; pull again to go on. If another pull of this image runs, "
-                "this one waits for it",
+        self._was_syncing = syncs
+        limit = DISK_S if syncs else STALL_S
+        if time.monotonic() - self._moved <= limit:
+            return
+        holder = next(filter(None, map(_holder_of, sorted(self._awaited))), None)
+        if syncs:
+            why, hint = (
+                "the disk does not take what was unpacked",
+                "look at the kernel's log (dmesg)",
             )
+        elif holder:
+            why, hint = f"it waits for a layer that another fetches: {holder}", holder.hint
+        else:
+            why, hint = "nothing was fetched or unpacked", "what is here stays; pull again to go on"
+        raise DeadlineExceeded(f"the pull made no progress for {limit:.0f} s: {why}", hint=hint)
 
     def growing(self, path: str, then: Callable[[], bool]) -> Callable[[], bool]:
         """`then`, to be called while somebody else writes `path`: that counts, too."""
@@ -45,6 +68,7 @@ class StallWatch:
 
         def look() -> bool:
             nonlocal size
+            self._awaited.add(path)
             try:
                 now = os.stat(path).st_size
             except FileNotFoundError:
@@ -55,6 +79,10 @@ class StallWatch:
             return then()
 
         return look
+
+    def arrived(self, path: str) -> None:
+        """Nobody waits for `path` any more."""
+        self._awaited.discard(path)
 
     def resolved(self, reference: str, digest: str) -> None:
         """See ProgressSink."""

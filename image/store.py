@@ -54,6 +54,8 @@ class Layers(Protocol):
     def empty_trash(self) -> None: ...
     def trash_bytes(self) -> int: ...
     def is_sealed(self, diff_id: DiffID) -> bool: ...
+    def has_seal(self, diff_id: DiffID) -> bool: ...
+    def seal(self, diff_id: DiffID) -> None: ...
     def compare(
         self, diff_id: DiffID, chunks: Iterator[bytes], *, mend: bool, keep_old: bool = ...
     ) -> StringList: ...
@@ -288,8 +290,10 @@ class ImageStore:
             doomed = _doomed_entries(same, entry, name_or_id, force=force)
             lines = [f"Untagged: {_familiar(e.name)}" for e in doomed if e.name]
             if len(doomed) < len(same):
-                self.content.write_index([e for e in entries if e not in doomed], removes=True)
-                return lines, False
+                kept = [e for e in entries if e not in doomed]
+                gone = _left_alone(doomed, kept)
+                self.content.write_index([*kept, *gone], removes=True)
+                return lines, bool(gone)
             digests = dict.fromkeys(e.repo_digest for e in doomed if e.repo_digest)
             users = in_use(entry.image_id)
             if users and not force:
@@ -426,7 +430,15 @@ def place_entry(entries: list[IndexEntry], new: IndexEntry) -> list[IndexEntry]:
         elif _is_nameless(entry, new.image_id) and entry.repo_digest in ("", new.repo_digest):
             continue  # it existed to keep the image, or the digest that it came under
         result.append(entry)
-    return [*_without_spare(result, new), new]
+    kept = [*_without_spare(result, new), new]
+    return [*kept, *_left_alone(entries, kept)]
+
+
+def _left_alone(entries: list[IndexEntry], kept: list[IndexEntry]) -> list[IndexEntry]:
+    """For the collector: manifests that lose their last entry, as the same image packed otherwise."""
+    digests = {entry.digest for entry in kept}
+    gone = {e.digest: e for e in entries if e.image_id and e.digest not in digests}
+    return [entry.annotated(name="", deleting="yes") for entry in gone.values()]
 
 
 def _is_nameless(entry: IndexEntry, image_id: str) -> bool:

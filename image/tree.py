@@ -54,14 +54,14 @@ def _blocks(info: os.stat_result, seen: set[Inode]) -> int:
     return info.st_blocks * 512
 
 
-def tree_digest(root_fd: int) -> bytes:
+def tree_digest(root_fd: int, *, cold: bool = True) -> bytes:
     """One digest of all names, attributes and contents below a directory."""
     hasher = new_hasher()
     pending = ["."]
     while pending:
         here = pending.pop()
         hasher.update(b"D" + os.fsencode(here) + b"\0")
-        for name, (fingerprint, is_dir) in sorted(_listing(root_fd, here).items()):
+        for name, (fingerprint, is_dir) in sorted(_listing(root_fd, here, cold=cold).items()):
             hasher.update(os.fsencode(name) + b"\0" + fingerprint)
             if is_dir:
                 pending.append(f"{here}/{name}")

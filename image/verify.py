@@ -14,7 +14,8 @@ import msgspec
 
 from scow.image.content import INDEX, LAYOUT, LAYOUT_TEXT, IndexEntry
 from scow.image.digest import DiffID, Digest, chain_ids, hex_of, parse_digest
-from scow.image.files import read_file
+from scow.image.dropped import borrowing, fetch_dropped, layers_of, noted_blobs, read_note
+from scow.image.files import read_file, sync_directory
 from scow.image.gc import collect, delete_blobs, named_by
 from scow.image.install import rebuild_summary
 from scow.image.repair import (
@@ -26,13 +27,20 @@ from scow.image.repair import (
     write_layout,
 )
 from scow.image.store import MAX_SUMMARY_BYTES, SummaryFile
-from scow.native.errors import IntegrityError, NotFound, ScowError, Unsupported
+from scow.native.errors import (
+    IntegrityError,
+    InvalidArgument,
+    NotFound,
+    RegistryError,
+    ScowError,
+    Unsupported,
+)
 
 if TYPE_CHECKING:
     from scow.image.store import ImageStore
 
 _FILES = (LAYOUT, INDEX, "lock")
-_DIRECTORIES = ("blobs", "blobs/sha256", "blobs/sha512", "ingest", "summaries")
+_DIRECTORIES = ("blobs", "blobs/sha256", "blobs/sha512", "ingest", "summaries", "dropped")
 
 
 class Users(msgspec.Struct, frozen=True):
@@ -98,6 +106,8 @@ class _Check:
             if not self.quick:
                 self._layers()
                 self._summaries()
+            if self.repair:
+                self._give_back()
         try:
             self._left_over()
             if self.repair and self.is_index_good:
@@ -206,7 +216,8 @@ class _Check:
         missing = [
             f"blob {digest}"
             for digest in dict.fromkeys(blobs)
-            if digest in self.damaged or not self.content.has_blob(digest)
+            if digest in self.damaged
+            or not (self.content.has_blob(digest) or read_note(self.content, digest))
         ]
         layers = dict.fromkeys(summary.diff_ids)
         return missing + [f"layer {diff_id}" for diff_id in layers if not self._has_layer(diff_id)]
@@ -219,7 +230,10 @@ class _Check:
 
     def _mend(self, entry: IndexEntry) -> str:
         """Make an image whole again; "" for done, else what became of it."""
-        why = self._mend_layers(entry)
+        try:
+            why = self._mend_layers(entry)
+        except RegistryError as e:
+            return f" (not mended: {e})"
         self.damaged -= {d for d in self.damaged if self.content.has_blob(d)}
         if self._missing(entry):
             try:
@@ -240,8 +254,10 @@ class _Check:
     def _mend_layers(self, entry: IndexEntry) -> str:
         """Unpack again what can be had from blobs that are here."""
         summary = self.store.read_summary(entry)
-        for diff_id, text in _layers_of(summary) if summary else []:
-            if not self._has_layer(diff_id) and self._compare(diff_id, parse_digest(text)) is None:
+        for diff_id, text in layers_of(summary) if summary else []:
+            if self._has_layer(diff_id):
+                continue
+            if self._compare(diff_id, parse_digest(text)) is None:
                 self.store.layers.remove(diff_id)  # what is no layer is in the way of a new one
         return "it cannot be fetched again, its registry is not known"
 
@@ -251,12 +267,15 @@ class _Check:
         blobs: dict[DiffID, str] = {}
         for entry in self.entries:
             summary = self.store.read_summary(entry) if entry.image_id else None
-            blobs |= dict(_layers_of(summary)) if summary else {}
+            blobs |= dict(layers_of(summary)) if summary else {}
         for diff_id in sorted(self.store.layers.list()):
             if diff_id not in blobs or self.store.layers.is_sealed(diff_id):
                 continue
+            blob = parse_digest(blobs[diff_id])
             try:
-                differing = self._compare(diff_id, parse_digest(blobs[diff_id]))
+                differing = self._compare(diff_id, blob)
+                if differing is None and read_note(self.content, blob):
+                    self.found(f"layer {diff_id} is damaged, and its blob is not kept here")
             except (ScowError, OSError) as e:
                 self.found(f"layer {diff_id} cannot be checked: {e}", mended=False)
                 continue
@@ -296,12 +315,20 @@ class _Check:
             return  # blobs or layers lack: that is told of the image
 
     def _compare(self, diff_id: DiffID, blob: Digest) -> list[str] | None:
-        """Where a layer differs from what its blob unpacks to; None without that blob."""
-        if not self.content.has_blob(blob) or blob in self.damaged:
+        """Where a layer differs from what its blob unpacks to; None without that blob.
+
+        To mend a layer a blob that was dropped is fetched again.
+        """
+        if self.repair and not self.content.has_blob(blob):
+            if read_note(self.content, blob) is None:
+                return None
+        elif not self.content.has_blob(blob) or blob in self.damaged:
             return None
         with self.content.lease() as lease:
             lease.hold(blobs=[blob], layers=[diff_id])
             try:
+                if not self.content.has_blob(blob):
+                    fetch_dropped(self.store, blob)
                 return self.store.layers.compare(
                     diff_id,
                     self.content.read_chunks(blob),
@@ -313,6 +340,14 @@ class _Check:
 
     def _running(self) -> frozenset[str]:
         return self.users.running if self.users else frozenset()
+
+    def _give_back(self) -> None:
+        """Blobs that were fetched to mend layers are not kept, where that is the policy."""
+        try:
+            with borrowing(self.store):
+                pass
+        except InvalidArgument as e:
+            self.found(e.message, mended=False)
 
     # -- what nobody needs ------------------------------------------------------------------------
 
@@ -332,6 +367,7 @@ class _Check:
                         set_aside(self.store, path)
                     elif self.repair and not name.startswith("lease-"):
                         os.unlink(path)
+                        sync_directory(directory)
 
     def _unnamed(self) -> None:
         """Content that no image, lease or container stands on."""
@@ -342,7 +378,8 @@ class _Check:
             if None in summaries:
                 return  # what a damaged image needs is not known
             blobs, layers = named_by(self.store, entries, self.content.leases())
-            stray = [digest for digest in stored_blobs(self.store) if digest not in blobs]
+            known = [*stored_blobs(self.store), *noted_blobs(self.content)]
+            stray = [digest for digest in dict.fromkeys(known) if digest not in blobs]
             for digest in stray:
                 self.found(f"blob {digest} belongs to no image")
             if self.repair:
@@ -359,8 +396,3 @@ class _Check:
             self.store.layers.empty_trash()
             if not self.users.running:
                 self.store.layers.drop_aside()
-
-
-def _layers_of(summary: SummaryFile) -> list[tuple[DiffID, str]]:
-    """Each layer with its blob: manifest and config come first among the blobs."""
-    return list(zip(summary.diff_ids, summary.blobs[2:], strict=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -118,6 +119,17 @@ def test_a_read_only_disk(disk: Disk, state: State, archive: str) -> None:
     checked = state.forked("system", "check").output
     assert "cannot be checked" in checked
     assert "scow: " not in checked
+    # A disk that an older scow has last written to: not all of its directories are there.
+    subprocess.run(["mount", "-o", "remount,rw", disk.path], check=True)
+    for name in ("pods", "pod-names", "containers", "names", "trash", "images/dropped"):
+        shutil.rmtree(disk.path / "root" / name, ignore_errors=True)
+    subprocess.run(remount, check=True)
+    assert state.forked("system", "check").output == checked
+    assert state.forked("ps", "-a").status == state.forked("pod", "ps").status == 0
+    for words in (("create", NAME, "true"), ("pod", "create", "p")):
+        done = state.forked(*words)
+        assert "read-only file system" in done.output.lower(), done
+        assert "internal error" not in done.output, done
     subprocess.run(["mount", "-o", "remount,rw", disk.path], check=True)
     assert state.ok("system", "check") == CLEAN
     state.ok("rmi", NAME)

@@ -194,7 +194,21 @@ def test_hostile_links_lead_nowhere(scow: Scow, tmp_path: Path) -> None:
 def test_volumes_are_there_while_it_runs(base: Scow, tmp_path: Path) -> None:
     (tmp_path / "x").write_text("kept\n")
     base.ok(
-        "run", "-d", "--name", "v", "-v", "/data", "--network", "none", "busybox", "sleep", "1000"
+        "run",
+        "-d",
+        "--name",
+        "v",
+        "-v",
+        "/data",
+        "-v",
+        f"{tmp_path}:/host",
+        "-v",
+        "kept:/kept:ro",
+        "--network",
+        "none",
+        "busybox",
+        "sleep",
+        "1000",
     )
     try:
         base.ok("cp", f"{tmp_path}/x", "v:/data/x")
@@ -202,9 +216,27 @@ def test_volumes_are_there_while_it_runs(base: Scow, tmp_path: Path) -> None:
         base.ok("cp", "v:/data", f"{tmp_path}/data")
         assert (tmp_path / "data/x").read_text() == "kept\n"
         base.ok("stop", "-t", "0", "v")
+        takes_mounts = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
         done = base("cp", "v:/data/x", f"{tmp_path}/y")
+        assert (done.code == 0) == takes_mounts, done
+        if takes_mounts:
+            assert (tmp_path / "y").read_text() == "kept\n"
+            base.ok("cp", "v:/data", f"{tmp_path}/again")
+            assert (tmp_path / "again/x").read_text() == "kept\n"
+            base.ok("cp", f"{tmp_path}/x", "v:/data/new")
+            refused = base("cp", f"{tmp_path}/x", "v:/kept/new")
+            assert "read-only file system" in refused.err.lower(), refused
+            volumes = Path(base.env["SCOW_ROOT"], "volumes").iterdir()
+            (volume,) = (path for path in volumes if path.name != "kept")
+            assert sorted(os.listdir(volume / "data")) == ["new", "x"]
+        else:
+            assert "does not run" in done.err
+            assert "hint: start it first: scow start v" in done.err
+        done = base("cp", "v:/host/x", f"{tmp_path}/z")
         assert "does not run" in done.err
         assert "hint: start it first: scow start v" in done.err
+        with open("/proc/self/mountinfo", encoding="utf-8") as file:
+            assert base.env["SCOW_ROOT"] not in file.read()
     finally:
         base.remove_all()
 
