@@ -14,7 +14,7 @@ from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.native.errors import InvalidArgument, NotFound
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

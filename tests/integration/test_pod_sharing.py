@@ -17,7 +17,7 @@ from fixtures.pods import Cri
 from scow.cri.pod_init import init_pid
 from scow.native.errors import AlreadyExists, InvalidArgument, Unsupported
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 LISTEN = ["sh", "-c", "while :; do echo served | nc -l -p 8080; done"]
 
 
@@ -35,7 +35,7 @@ def test_localhost_ipc_and_names_are_shared(cri: Cri) -> None:
     pod = cri.pod(hostname="island")
     one, two = cri.running(pod, LISTEN), cri.running(pod)
     assert (
-        cri.sh(two, "for i in $(seq 50); do nc 127.0.0.1 8080 && break; sleep 0.1; done")
+        cri.sh(two, "for i in $(seq 300); do nc 127.0.0.1 8080 && break; sleep 0.1; done")
         == "served"
     )
     cri.sh(one, "echo shared > /dev/shm/x")
@@ -74,8 +74,9 @@ def test_one_pid_namespace_has_an_init(cri: Cri) -> None:
         assert "sleep 1002" in listing
         assert "scow-init" in listing
     # Orphans fall to the init, which reaps them.
-    cri.sh(one, "for i in $(seq 20); do (sleep 0.1 &); done; sleep 0.6")
-    assert "[sleep]" not in cri.sh(two, "ps")
+    cri.sh(one, "for i in $(seq 20); do (sleep 0.1 &); done")
+    gone = "until ! ps | grep -q '[s]leep 0.1\\|[[]sleep[]]'; do :; done"
+    cri.exec_sync(container_id=two, cmd=["sh", "-c", gone], timeout=60)
     cri.stop_container(container_id=one, timeout=0)
     assert "sleep 1002" in cri.sh(two, "ps")
     assert cri.pod_state(pod)["state"] == "SANDBOX_READY"

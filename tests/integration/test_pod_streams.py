@@ -17,7 +17,7 @@ from fixtures.registry import Registry
 from scow.native.errors import InvalidArgument, InvalidState, NotFound, PermissionDenied
 from scow.runtime.monitor import Exited, Output
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from scow.cri.launch import container_cgroup
 from scow.cri.pods import pod_cgroup
 from scow.native.errors import InvalidState
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 # Each of its processes makes two more, and none ever ends.
 BOMB = ["sh", "-c", "f() { f & f & wait; }; f"]
 
@@ -60,7 +60,7 @@ def test_what_a_frozen_pod_holds_is_stopped(cri: Cri, call: str) -> None:
     key, name = ("pod_sandbox_id", pod) if "pod" in call else ("container_id", container)
     begun = time.monotonic()
     getattr(cri, call)(**{key: name})
-    assert time.monotonic() - begun < 30  # KILL_TIMEOUT_S is for the kernel's own trouble
+    assert time.monotonic() - begun < 9  # KILL_TIMEOUT_S is for the kernel's own trouble
     states = {c["id"]: c["state"] for c in cri.list_containers()["containers"]}
     assert states.get(container, "CONTAINER_EXITED") == "CONTAINER_EXITED"
 
