@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.native.errors import (
     AlreadyExists,
@@ -21,16 +19,6 @@ from scow.native.errors import (
 )
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
-    made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
-    yield made
-    made.remove_all()
-    made.close()
-    assert made.service.check() == []
 
 
 def test_who_answers(cri: Cri) -> None:

@@ -18,16 +18,6 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
-    made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
-    yield made
-    made.remove_all()
-    made.close()
-    assert made.service.check() == []
-
-
-@pytest.fixture
 def shared(tmp_path: Path) -> Iterator[Path]:
     """A directory that is a shared mount of its own, with a tmpfs mounted below."""
     top = tmp_path / "shared"

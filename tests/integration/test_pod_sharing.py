@@ -7,28 +7,15 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.cri.pod_init import init_pid
 from scow.native.errors import AlreadyExists, InvalidArgument, Unsupported
 
 pytestmark = pytest.mark.timeout(300)
 LISTEN = ["sh", "-c", "while :; do echo served | nc -l -p 8080; done"]
-
-
-@pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
-    made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
-    yield made
-    made.remove_all()
-    made.close()
-    assert made.service.check() == []
 
 
 def test_localhost_ipc_and_names_are_shared(cri: Cri) -> None:

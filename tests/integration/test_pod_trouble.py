@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.cgroups.cgroup import Cgroup
 from scow.cri.launch import container_cgroup
@@ -18,16 +15,6 @@ from scow.native.errors import InvalidState
 pytestmark = pytest.mark.timeout(300)
 # Each of its processes makes two more, and none ever ends.
 BOMB = ["sh", "-c", "f() { f & f & wait; }; f"]
-
-
-@pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
-    made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
-    yield made
-    made.remove_all()
-    made.close()
-    assert made.service.check() == []
 
 
 def cgroup_of(cri: Cri, container: str) -> Cgroup:
