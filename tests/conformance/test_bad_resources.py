@@ -18,7 +18,7 @@ import pytest
 from fixtures.command import Scow
 from fixtures.handmade import Archive, busybox_layer
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 CPUS = os.cpu_count() or 1
 
 

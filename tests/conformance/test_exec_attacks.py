@@ -14,7 +14,7 @@ from fixtures.canary import SECRET, Canary
 from fixtures.command import Scow
 from fixtures.handmade import Archive, busybox_layer, file, pack
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 TIOCGPTN = 0x80045430
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,10 @@ def test_a_tracer_finds_nothing_of_the_host_in_an_exec(scow: Scow, words: tuple[
     end = time.monotonic() + 3
     count = 0
     while time.monotonic() < end:
-        assert scow(*words).code == 0
+        done = scow(*words)
+        if "it has just ended" in done.err or "is exited" in done.err:
+            break  # the hunter's own time is over, on a machine that is slow
+        assert done.code == 0, done
         count += 1
     scow.ok("wait", "hunter")
     found = scow.ok("logs", "hunter")

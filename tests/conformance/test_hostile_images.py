@@ -30,7 +30,7 @@ from fixtures.handmade import (
     removed,
 )
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 
 class Host:

@@ -19,7 +19,7 @@ import pytest
 from fixtures.bundle import Bundle
 from fixtures.hostile import World, bind, facts, mount, until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 
 def refusal(world: World, box: Bundle, *words: str) -> str:

@@ -23,7 +23,7 @@ from fixtures.canary import SECRET
 from fixtures.command import Terminal
 from fixtures.hostile import World, bind, capabilities, facts, until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 ROOT = Path(__file__).resolve().parents[2]
 

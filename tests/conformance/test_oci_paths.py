@@ -17,7 +17,7 @@ from fixtures.bundle import Bundle
 from fixtures.canary import SECRET
 from fixtures.hostile import World, bind, capabilities, facts, mount, until, without_mount
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 UP = "../" * 16
 FORMS = ("{canary}", UP + "{canary}", "/proc/1/root{canary}", "/proc/self/fd/5", "/{name}")
 

@@ -24,7 +24,7 @@ from fixtures.profile import (
     number,
 )
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 x86_64 = pytest.mark.skipif(
     os.uname().machine != "x86_64", reason="the numbers are those of x86_64"
 )

@@ -26,7 +26,7 @@ MANY = int(os.environ.get("SCOW_RACE_TURNS", "10000"))
 turns = pytest.mark.parametrize(
     "turns",
     [
-        pytest.param(1000, marks=pytest.mark.timeout(120)),
+        pytest.param(1000, marks=pytest.mark.timeout(600)),
         pytest.param(MANY, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
     ],
 )

@@ -21,7 +21,7 @@ from fixtures.bundle import SCOW_OCI, Bundle, Runtime
 from fixtures.hostile import KINDS, World, capabilities, facts, until
 from fixtures.profile import CAPABILITIES, DEFAULT, FORBIDDEN, USABLE
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 
 def setting(name: str, value: Any) -> Any:

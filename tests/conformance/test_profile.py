@@ -29,7 +29,7 @@ from fixtures.profile import (
     number,
 )
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[2]
 MKNOD, NET_RAW, SYS_ADMIN = 27, 13, 21
 

@@ -47,7 +47,7 @@ def world(shared: tuple[Scow, Canary, Path]) -> Iterator[tuple[Scow, Canary, Pat
 @pytest.mark.parametrize(
     "count",
     [
-        pytest.param(40, marks=pytest.mark.timeout(120)),
+        pytest.param(40, marks=pytest.mark.timeout(300)),
         pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
         pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
@@ -99,7 +99,7 @@ def test_mounts_below_a_directory_that_is_swapped_for_a_link(
     assert any(done.code == 0 for done in results)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_removing_volumes_and_containers_while_names_are_swapped(
     world: tuple[Scow, Canary, Path],
 ) -> None:

@@ -105,9 +105,11 @@ def test_what_runs_can_be_seen_stopped_and_removed(disk: Disk, state: State, kin
 
 def test_a_full_log_does_not_hold_the_program(disk: Disk, state: State) -> None:
     state.ok("run", "-d", "--name", NAME, "--network", "none", *PRINTER)
-    time.sleep(0.3)
+    deadline = time.monotonic() + 60
+    while "line 1\n" not in state.ok("logs", NAME):
+        assert time.monotonic() < deadline
     disk.fill()
-    time.sleep(0.3)
+    time.sleep(0.5)
     assert "Up" in state.ok("ps")
     assert "line 1\n" in state.ok("logs", NAME)
     state.ok("stop", "-t", "60", NAME)
@@ -132,7 +134,7 @@ def test_a_run_that_ends_while_the_disk_is_full(disk: Disk, state: State, kind: 
         "busybox",
         "sh",
         "-c",
-        "sleep 0.5; exit 4",
+        "sleep 2; exit 4",
     )
     fill(disk, kind)
     assert state.ok("wait", NAME) == "4\n"

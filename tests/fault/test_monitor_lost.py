@@ -130,11 +130,14 @@ def children_of(pid: int) -> list[int]:
 
 
 def test_everybody_who_waits_is_told(state: State) -> None:
-    state.ok("run", "-d", "--name", NAME, "--network", "none", "busybox", "sleep", "1000")
+    tick = "while :; do echo tick; sleep 0.1; done"
+    state.ok("run", "-d", "--name", NAME, "--network", "none", "busybox", "sh", "-c", tick)
     waiting = state.scow.spawn("wait", NAME)
     following = state.scow.spawn("logs", "-f", NAME)
     attached = state.scow.spawn("attach", NAME)
-    time.sleep(0.5)
+    for process in (following, attached):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"tick\n"
     kill_monitor(state)
     assert waiting.communicate(timeout=60)[0] == b"137\n"
     following.communicate(timeout=60)

@@ -52,6 +52,7 @@ class SlowWay:
         self._target = port
         self._pause_s = 4096 / bytes_per_s
         self._ended = threading.Event()
+        self.flows = threading.Event()  # a layer is on its way
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept)]
@@ -79,6 +80,8 @@ class SlowWay:
                     data = source.recv(4096)
                     if not data:
                         return
+                    if source is server and len(data) == 4096:
+                        self.flows.set()
                     (server if source is client else client).sendall(data)
                     self._ended.wait(self._pause_s if source is server else 0)
 
@@ -90,11 +93,11 @@ class SlowWay:
 
 
 @contextmanager
-def slow_way(reference: str, bytes_per_s: int) -> Iterator[str]:
+def slow_way(reference: str, bytes_per_s: int) -> Iterator[tuple[str, threading.Event]]:
     host, _, rest = reference.partition("/")
     way = SlowWay(int(host.rpartition(":")[2]), bytes_per_s)
     try:
-        yield f"127.0.0.1:{way.port}/{rest}"
+        yield f"127.0.0.1:{way.port}/{rest}", way.flows
     finally:
         way.close()
 
@@ -108,10 +111,11 @@ def test_a_pull_that_gets_a_signal(
     tmp_path: Path, images: ImageFactory, number: signal.Signals, status: int
 ) -> None:
     state = State(str(tmp_path / "root"), str(tmp_path / "run"))
-    with slow_way(images.busybox(), 500_000) as reference:
+    with slow_way(images.busybox(), 500_000) as (reference, flows):
         for words in (("pull", reference), ("run", "--rm", "--network", "none", reference, "true")):
+            flows.clear()
             process = state.scow.spawn(*words, stderr=subprocess.PIPE)
-            time.sleep(0.8)
+            assert flows.wait(60)
             process.send_signal(number)
             began = time.monotonic()
             _, errors = process.communicate(timeout=60)

@@ -196,10 +196,11 @@ def test_stop_that_is_interrupted(state: State) -> None:
         "busybox",
         "sh",
         "-c",
-        "trap '' TERM; while :; do sleep 1; done",
+        "trap 'echo asked' TERM; echo ready; while :; do sleep 0.05; done",
     )
+    wait_for_log(state, "ready")
     process = state.scow.spawn("stop", "-t", "100", NAME)
-    time.sleep(0.5)
+    wait_for_log(state, "asked")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -207,3 +208,9 @@ def test_stop_that_is_interrupted(state: State) -> None:
     assert "Up" in state.ok("ps")
     state.ok("rm", "-f", NAME)
     state.expect_clean()
+
+
+def wait_for_log(state: State, word: str) -> None:
+    deadline = time.monotonic() + 60
+    while word not in state.ok("logs", NAME):
+        assert time.monotonic() < deadline

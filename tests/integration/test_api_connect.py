@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fixtures.api import ApiServer, UnixHttp, post
+from fixtures.engines import wait_until
 
 STREAM = "application/connect+json"
 pytestmark = pytest.mark.usefixtures("api")
@@ -141,11 +142,11 @@ def test_bad_timeouts(api_socket: Path, text: str) -> None:
 def test_a_call_that_takes_too_long(api: ApiServer, api_socket: Path) -> None:
     """The client is told in time; the call itself goes on to its end."""
     begun = time.monotonic()
-    body = {"containerId": "x", "timeout": 700}
-    status, _, answer = post(api_socket, "StopContainer", body, connect_timeout_ms="100")
+    body = {"containerId": "x", "cmd": ["wait"]}
+    status, _, answer = post(api_socket, "ExecSync", body, connect_timeout_ms="300")
     assert (status, error_of(answer)[0]) == (504, "deadline_exceeded")
-    assert 0.1 <= time.monotonic() - begun < 0.6
-    assert [call.container_id for call in api.runtime.calls] == ["x"]
+    assert time.monotonic() - begun >= 0.3
+    api.runtime.release.set()
 
 
 def test_gzip_both_ways(api_socket: Path) -> None:
@@ -236,7 +237,7 @@ def test_a_stream_that_takes_too_long(api: ApiServer, api_socket: Path) -> None:
     found = stream(api_socket, "GetContainerEvents", envelope(b"{}"), connect_timeout_ms="300")
     assert [flags for flags, _ in found] == [0, 0, 2]
     assert found[-1][1]["error"]["code"] == "deadline_exceeded"
-    assert api.runtime.events[0].closed.wait(5)
+    assert api.runtime.events[0].closed.wait(60)
 
 
 def test_a_client_that_goes_ends_its_stream(api: ApiServer, api_socket: Path) -> None:
@@ -250,7 +251,7 @@ def test_a_client_that_goes_ends_its_stream(api: ApiServer, api_socket: Path) ->
     assert not api.runtime.events[0].closed.is_set()
     answer.close()
     connection.close()
-    assert api.runtime.events[0].closed.wait(5)
+    assert api.runtime.events[0].closed.wait(60)
 
 
 def test_streams_are_bounded(api: ApiServer, api_socket: Path) -> None:
@@ -261,7 +262,7 @@ def test_streams_are_bounded(api: ApiServer, api_socket: Path) -> None:
         connection.request("POST", path, envelope(b"{}"), {"content-type": STREAM})
         connection.getresponse()
         held.append(connection)
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + 60
     while len([e for e in api.runtime.events if e.count == 2]) < 64 and time.monotonic() < limit:
         time.sleep(0.02)
     time.sleep(0.2)  # the second item is out: all of them wait for a third
@@ -287,10 +288,10 @@ def test_long_calls_do_not_hold_up_others(api: ApiServer, api_socket: Path) -> N
     begun = time.monotonic()
     assert post(api_socket, "StopContainer", {"containerId": "x"})[0] == 200
     assert post(api_socket, "Version", {})[0] == 200
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 20  # the others' release comes after it, or after 30 s
     api.runtime.release.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -310,12 +311,12 @@ def test_a_graceful_stop(api: ApiServer, api_socket: Path) -> None:
     threads = [threading.Thread(target=slow), threading.Thread(target=events)]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
+    wait_until(lambda: bool(api.runtime.calls and api.runtime.events), "both to be asked")
     begun = time.monotonic()
     api.stop()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert idle.sock.recv(1) == b""
     idle.close()
     assert 200 in found

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.api import ApiServer, UnixHttp, post
+from fixtures.engines import wait_until
 from scow.cri.api import http, listeners
 from scow.cri.api.listeners import Listener, open_listener
 from scow.native.errors import AlreadyExists, InvalidArgument
@@ -115,7 +116,7 @@ def test_a_slow_head_is_given_up(
     assert b" 408 " in raw(api_socket, b"POST /run")
     assert b" 408 " in raw(api_socket, HEAD + b"content-length: 2\r\n\r\n{")
     assert raw(api_socket, b"") == b""
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60
     assert post(api_socket, "Version", {})[0] == 200
 
 
@@ -142,10 +143,10 @@ def test_stalled_readers_hold_nobody_up(
         begun = time.monotonic()
         assert post(api_socket, "Version", {})[0] == 200
         worst = max(worst, time.monotonic() - begun)
-    assert worst < 2
-    time.sleep(1.5)
-    _, _, text = post_get(api_socket, "/metrics")
-    assert b"scow_api_connections 1\n" in text
+    assert worst < 30
+    wait_until(
+        lambda: b"scow_api_connections 1\n" in post_get(api_socket, "/metrics")[2], "their end"
+    )
     for sock in stalled:
         sock.close()
 
@@ -179,8 +180,7 @@ def test_many_connections(api_socket: Path) -> None:
         for sock in held:
             sock.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    time.sleep(0.3)
-    assert post(api_socket, "Version", {})[0] == 200
+    wait_until(lambda: post(api_socket, "Version", {})[0] == 200, "room for a call")
 
 
 @pytest.mark.usefixtures("api")

@@ -65,16 +65,21 @@ def test_a_pods_life(client: Client, tmp_path: Path) -> None:
 
     def watch() -> None:
         with Client(client.address) as watcher, contextlib.suppress(DeadlineExceeded):
-            for event in watcher.stream("GetContainerEvents", timeout_s=6):
+            for event in watcher.stream("GetContainerEvents", timeout_s=100):
                 events.append((event.container_id, event.container_event_type))
+                if event.container_id in mine and "DELETED" in event.container_event_type:
+                    break
 
+    mine: list[str] = []
     watching = threading.Thread(target=watch)
     watching.start()
-    time.sleep(0.2)
+    while not events:  # what was before the watcher came is told to nobody
+        client.call("RemovePodSandbox", {"pod_sandbox_id": run_pod(client)})
     pod = run_pod(client, log_directory=str(tmp_path / "logs"), labels={"app": "web"})
     container = run_container(
         client, pod, ["sh", "-c", "echo hello; exec sleep 1000"], log_path="c.log"
     )
+    mine.append(container)
     found = client.call(
         "ExecSync", {"container_id": container, "cmd": ["sh", "-c", "echo -n x; exit 3"]}
     )
@@ -93,7 +98,7 @@ def test_a_pods_life(client: Client, tmp_path: Path) -> None:
         client.call("RemovePodSandbox", {"pod_sandbox_id": pod})
     with pytest.raises(NotFound):
         client.call("PodSandboxStatus", {"pod_sandbox_id": pod})
-    watching.join(20)
+    watching.join(60)
     assert not watching.is_alive()
     kinds = [kind.split("_")[1] for one, kind in events if one == container]
     assert kinds == [

@@ -273,7 +273,7 @@ def test_from_umoci(fresh: Scow, images: dict[str, Image]) -> None:
     assert out == f"Loaded image ID: {images[NAME].id}"
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_docker_both_ways(
     scow: Scow, fresh: Scow, images: dict[str, Image], tmp_path: Path
 ) -> None:

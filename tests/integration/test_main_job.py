@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -115,9 +115,8 @@ def test_a_shell_in_a_terminal(scow: Scow) -> None:
         terminal.expect(r"30 100")
         terminal.expect(r"/dev/pts/0")
         terminal.resize(40, 120)
-        time.sleep(0.2)
-        terminal.type("stty size\n")
-        terminal.expect(r"40 120")
+        terminal.type("until test \"$(stty size)\" = '40 120'; do sleep 0.05; done; echo size-$?\n")
+        terminal.expect(r"size-0")
         # Job control: Ctrl-C reaches the program in front, and the shell lives on.
         terminal.type("sleep 1000\n")
         time.sleep(0.3)
@@ -326,8 +325,7 @@ def test_pause_freezes_and_unpause_goes_on(scow: Scow) -> None:
     assert len(scow.ok("logs", "ticker")) <= size + 64
     assert scow("exec", "ticker", "true").code != 0
     scow.ok("unpause", "ticker")
-    time.sleep(0.4)
-    assert len(scow.ok("logs", "ticker")) > size + 64
+    until(lambda: len(scow.ok("logs", "ticker")) > size + 64)
     scow.ok("pause", "ticker")
     scow.ok("stop", "-t", "1", "ticker")
 
@@ -562,12 +560,11 @@ def test_an_init_reaps_and_passes_signals_on(scow: Scow) -> None:
         "-c",
         orphans,
     )
-    while "ready" not in scow("logs", "tended").out:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    listing = scow.ok("exec", "tended", "ps", "-o", "pid,stat,comm")
-    assert re.search(r"^\s*1 S\s+scow-init$", listing, re.MULTILINE)
-    assert " Z " not in listing
+    until(lambda: "ready" in scow("logs", "tended").out)
+    listing = ("exec", "tended", "ps", "-o", "pid,stat,comm")
+    assert re.search(r"^\s*1 S\s+scow-init$", scow.ok(*listing), re.MULTILINE)
+    # each of them was somebody else's child; the shell's own sleep may be a zombie for a moment
+    until(lambda: " Z " not in scow.ok(*listing))
     assert "exe" not in scow("exec", "tended", "cat", "/proc/1/exe").out
     scow.ok("stop", "tended")
     assert scow.inspect("tended")["State"]["ExitCode"] == 8
@@ -590,6 +587,13 @@ def test_an_init_leaves_job_control_to_the_shell(scow: Scow) -> None:
         # The first one is told about the stopped job.
         terminal.type("exit 5\nexit 5\n")
         assert terminal.wait() == 5
+
+
+def until(question: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not question():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def free_port(kind: int = socket.SOCK_STREAM) -> int:

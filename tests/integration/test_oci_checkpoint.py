@@ -23,7 +23,7 @@ import pytest
 from fixtures import kernel
 from fixtures.bundle import SCOW_OCI, Bundle, Runtime
 from fixtures.configs import hooks, linux, mount, namespaces, place, resources, user_namespace
-from fixtures.engines import OURS, missing, podman
+from fixtures.engines import OURS, missing, podman, wait_until
 
 NAME = "c1"
 COUNT = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done"
@@ -349,7 +349,8 @@ def test_hooks(oci: Runtime, bundle: Bundle, pipe: Pipe) -> None:
 def test_joined_network(oci: Runtime, bundle: Bundle, pipe: Pipe) -> None:
     holder = subprocess.Popen(["unshare", "-n", "sleep", "60"])
     try:
-        time.sleep(0.2)
+        # until unshare(1) has become sleep(1)
+        wait_until(lambda: "sleep" in Path(f"/proc/{holder.pid}/comm").read_text(), "sleep")
         own = os.stat(f"/proc/{holder.pid}/ns/net").st_ino
         namespaces("pid", "ipc", "uts", "mount", network=f"/proc/{holder.pid}/ns/net")(bundle)
         assert os.stat(f"/proc/{start(oci, bundle, pipe)}/ns/net").st_ino == own
@@ -396,11 +397,11 @@ def test_podman(tmp_path: Path, oci: Runtime) -> None:
     with podman(tmp_path, str(program)) as engines:
         engine = engines[OURS]
         engine.start("n", "busy", "sh", "-c", COUNT)
-        time.sleep(0.5)
+        wait_until(lambda: len(engine.ok("logs", "n").split()) > 3, "some lines")
         engine.ok("container", "checkpoint", "n")
         count = len(engine.ok("logs", "n").split())
         engine.ok("container", "restore", "n")
-        time.sleep(0.5)
+        wait_until(lambda: len(engine.ok("logs", "n").split()) > count, "more lines")
         numbers = [int(line) for line in engine.ok("logs", "n").split()]
         engine.ok("rm", "-f", "-t", "0", "n")
     assert numbers == list(range(len(numbers)))

@@ -61,11 +61,17 @@ def test_a_kill_is_told_when_it_happens(oci: Runtime, bundle: Bundle) -> None:
 
 
 def test_the_last_one_is_told_too(oci: Runtime, bundle: Bundle) -> None:
-    bundle.script(f"sleep 1; {EATER}")
+    bundle.script(f"until [ -e /tmp/go ]; do sleep 0.02; done; {EATER}")
     bundle.write()
     assert oci.quiet("run", "-d", "-b", str(bundle.path), NAME).code == 0
-    done = oci("events", "--interval", "10m", NAME)
-    assert [json.loads(line)["type"] for line in done.out.splitlines()] == ["stats", "oom"]
+    argv = [*oci.argv, "events", "--interval", "10m", NAME]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as events:
+        assert events.stdout is not None
+        assert read_event(events.stdout)["type"] == "stats"
+        (bundle.rootfs / "tmp/go").touch()
+        assert read_event(events.stdout)["type"] == "oom"
+        assert events.wait(60) == 0
+        assert events.stdout.read() == b""
 
 
 @pytest.mark.parametrize("interval", ["5", "0s", "x", "-1s"])

@@ -14,7 +14,7 @@ from fixtures.command import Scow
 from fixtures.pods import Cri
 from scow.native.errors import InvalidArgument
 
-pytestmark = [pytest.mark.cgroup_v2, pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cgroup_v2, pytest.mark.root, pytest.mark.timeout(300)]
 PROFILE = """
 profile scow-test-pod flags=(attach_disconnected) {
   file,

@@ -13,7 +13,7 @@ from fixtures import kernel
 from fixtures.pods import Cri
 from scow.native.errors import InvalidArgument, InvalidState, NotFound, ScowError, Unsupported
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 COUNT = ["sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done"]
 
 

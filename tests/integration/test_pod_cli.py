@@ -13,7 +13,7 @@ from fixtures.command import Scow
 from fixtures.images import ImageFactory
 from scow.cri.service import Service
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.native.errors import InvalidArgument, NotFound, ScowError
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 BRIDGE = "scowcni0"
 PLUGINS = "/usr/lib/cni"
 

@@ -5,27 +5,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.native.errors import AlreadyExists, InvalidArgument, InvalidState, NotFound, ScowError
 
 pytestmark = pytest.mark.timeout(300)
 CLIENTS, SECONDS = 8, 6.0
-
-
-@pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
-    made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
-    yield made
-    made.remove_all()
-    made.close()
-    assert made.service.check() == []
 
 
 class Client:

@@ -14,17 +14,7 @@ from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.native.errors import InvalidArgument, NotFound
 
-pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
-    made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
-    yield made
-    made.remove_all()
-    made.close()
-    assert made.service.check() == []
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

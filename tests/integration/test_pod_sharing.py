@@ -7,35 +7,22 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from scow.cri.pod_init import init_pid
 from scow.native.errors import AlreadyExists, InvalidArgument, Unsupported
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 LISTEN = ["sh", "-c", "while :; do echo served | nc -l -p 8080; done"]
-
-
-@pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
-    made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
-    yield made
-    made.remove_all()
-    made.close()
-    assert made.service.check() == []
 
 
 def test_localhost_ipc_and_names_are_shared(cri: Cri) -> None:
     pod = cri.pod(hostname="island")
     one, two = cri.running(pod, LISTEN), cri.running(pod)
     assert (
-        cri.sh(two, "for i in $(seq 50); do nc 127.0.0.1 8080 && break; sleep 0.1; done")
+        cri.sh(two, "for i in $(seq 300); do nc 127.0.0.1 8080 && break; sleep 0.1; done")
         == "served"
     )
     cri.sh(one, "echo shared > /dev/shm/x")
@@ -74,8 +61,9 @@ def test_one_pid_namespace_has_an_init(cri: Cri) -> None:
         assert "sleep 1002" in listing
         assert "scow-init" in listing
     # Orphans fall to the init, which reaps them.
-    cri.sh(one, "for i in $(seq 20); do (sleep 0.1 &); done; sleep 0.6")
-    assert "[sleep]" not in cri.sh(two, "ps")
+    cri.sh(one, "for i in $(seq 20); do (sleep 0.1 &); done")
+    gone = "until ! ps | grep -q '[s]leep 0.1\\|[[]sleep[]]'; do :; done"
+    cri.exec_sync(container_id=two, cmd=["sh", "-c", gone], timeout=60)
     cri.stop_container(container_id=one, timeout=0)
     assert "sleep 1002" in cri.sh(two, "ps")
     assert cri.pod_state(pod)["state"] == "SANDBOX_READY"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,17 +15,7 @@ from fixtures.registry import Registry
 from scow.native.errors import InvalidArgument, InvalidState, NotFound, PermissionDenied
 from scow.runtime.monitor import Exited, Output
 
-pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture
-def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
-    made = Cri(str(tmp_path / "root"), str(tmp_path / "run"))
-    made.load_busybox(images)
-    yield made
-    made.remove_all()
-    made.close()
-    assert made.service.check() == []
+pytestmark = pytest.mark.timeout(300)
 
 
 def read_all(connection: Any) -> tuple[bytes, int]:

@@ -18,7 +18,7 @@ from fixtures.command import Scow
 from fixtures.pods import Cri
 from scow.native.errors import InvalidArgument
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 HOST_UID, HOST_GID, COUNT = 700_000, 800_000, 65536
 
 

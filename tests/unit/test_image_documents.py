@@ -333,7 +333,7 @@ JSON = st.recursive(
 FIELDS = ["schemaVersion", "mediaType", "config", "layers", "manifests", "artifactType", "platform"]
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(FIELDS), JSON), st.sampled_from([None, OCI_MANIFEST, OCI_INDEX])
 )
@@ -344,7 +344,7 @@ def test_any_json_parses_or_is_refused(document: dict[str, Any], media_type: str
         pass
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     JSON,
     st.sampled_from(["Env", "Entrypoint", "User", "WorkingDir", "Volumes", "Labels", "StopSignal"]),

@@ -32,7 +32,7 @@ def check(*argv: str) -> None:
     program = str(tool) if tool.exists() else shutil.which(argv[0])
     assert program, f"{argv[0]} is not installed; run: make venv"
     done = subprocess.run(
-        [program, *argv[1:]], cwd=ROOT, capture_output=True, text=True, check=False, timeout=110
+        [program, *argv[1:]], cwd=ROOT, capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 0, f"{' '.join(argv)}\n{done.stdout}{done.stderr}"
 

@@ -50,7 +50,7 @@ _RULES = st.fixed_dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.fixed_dictionaries({"defaultAction": _ACTIONS, "syscalls": st.lists(_RULES, max_size=6)}),
     st.lists(st.tuples(_VALUES, _VALUES, _VALUES), min_size=1, max_size=8),
