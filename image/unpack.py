@@ -125,7 +125,7 @@ def unpack(
     with OwnedFd(os.memfd_create("scow-untar-report", os.MFD_CLOEXEC)) as report:
         read_end, write_end = _make_pipe()
         with read_end:
-            argv = (str(limit_bytes), str(MAX_ENTRIES), "nosync")  # disk_sync.py does it
+            argv = (str(limit_bytes), str(MAX_ENTRIES))
             fds = (layer_fd, report.fileno(), *keep_fds)
             try:
                 pid, pidfd = spawn.run_applet("scow-untar", argv, fds, stdin=read_end.fileno())
