@@ -60,7 +60,9 @@ def differing(layer_dir: str, staging_fd: int) -> list[str]:
 def _measure(layer_fd: int, *, cold: bool = True) -> bytes:
     hasher = new_hasher()
     for name in ("layer.json", "needs-lower"):
-        hasher.update((_read(layer_fd, name) or b"") + b"\0")
+        data = _read(layer_fd, name)
+        # An empty file is a damaged one; a missing one need not be.
+        hasher.update((b"" if data is None else data or b"empty") + b"\0")
     with OwnedFd(os.open("diff", _DIR, dir_fd=layer_fd)) as diff:
         hasher.update(tree_digest(diff.fileno(), cold=cold))
     return hasher.hexdigest().encode()

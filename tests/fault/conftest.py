@@ -62,6 +62,7 @@ def state(busybox_root: Path, own_network: None) -> Iterator[State]:
     state = State(str(busybox_root / "root"), str(busybox_root / "run"))
     yield state
     state.scow.remove_all()
+    state.ok("image", "prune", "-f")  # the store is everybody's: what was committed goes
     assert state.scow("system", "check", "--repair").code == 0
     state.expect_clean()
 

@@ -230,7 +230,7 @@ def test_exec_sync_in_what_is_paused_meanwhile(cri: Cri) -> None:
     finally:
         cgroup.thaw()
     with ThreadPoolExecutor(1) as pool:
-        command = ["sh", "-c", "echo > /here; sleep 1000"]
+        command = ["sh", "-c", "echo > /here; sleep 1234"]
         asked = pool.submit(cri.exec_sync, container_id=container, cmd=command, timeout=2)
         while not cri.sh(container, "ls /").count("here"):
             time.sleep(0.01)
@@ -238,7 +238,7 @@ def test_exec_sync_in_what_is_paused_meanwhile(cri: Cri) -> None:
         with pytest.raises(DeadlineExceeded):
             asked.result(timeout=60)
     cri.service.unpause(container)
-    while "sleep 1000" in cri.sh(container, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"):
+    while "sleep 1234" in cri.sh(container, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"):
         time.sleep(0.01)
     assert "late" not in cri.sh(container, "ls /")
 
