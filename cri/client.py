@@ -19,7 +19,6 @@ import ssl
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,6 +39,7 @@ from scow.native.errors import (
     ScowError,
     Unsupported,
 )
+from scow.native.fd import Closing
 
 DEFAULT_ADDRESS = "unix:///run/scow/scow.sock"
 CONNECT_S = 10.0
@@ -81,7 +81,7 @@ class ClientTls:
         return mutual_context(ssl.PROTOCOL_TLS_CLIENT, self.certificate, self.key, self.ca)
 
 
-class Client:
+class Client(Closing):
     """One service, by its address; a connection is made when needed and kept."""
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, tls: ClientTls | None = None) -> None:
@@ -258,17 +258,6 @@ class Client:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def method_named(name: str) -> Method:

@@ -13,7 +13,6 @@ import json
 import socket
 import struct
 from collections.abc import Iterator
-from types import TracebackType
 from urllib.parse import urlsplit
 
 from wsproto import ConnectionType, WSConnection
@@ -31,13 +30,14 @@ from wsproto.utilities import RemoteProtocolError
 
 from scow.cri.client import Client, Unavailable, error_of
 from scow.native.errors import ScowError
+from scow.native.fd import Closing
 
 STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 PROTOCOL = "v5.channel.k8s.io"
 READ_BYTES = 65536
 
 
-class Channels:
+class Channels(Closing):
     """Messages of (channel, bytes), both ways, until the service closes."""
 
     def __init__(self, client: Client, url: str) -> None:
@@ -122,17 +122,6 @@ class Channels:
         except OSError:
             pass
         self._sock.close()
-
-    def __enter__(self) -> Channels:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class ProcessStream(Channels):

@@ -56,6 +56,7 @@ from scow.native.errors import (
     ScowError,
 )
 from scow.native.failpoint import failpoint
+from scow.native.fd import Closing
 
 CHUNK_BYTES = 1 << 20
 MAX_INDEX_BYTES = 64 << 20
@@ -324,7 +325,7 @@ class ContentStore:
         return [record for record in found if record is not None]
 
 
-class BlobIngest:
+class BlobIngest(Closing):
     """One blob being written, with the lock on it.
 
     Left without `commit` the bytes stay for a resume if there are enough of them, unless `discard`
@@ -419,9 +420,3 @@ class BlobIngest:
                 os.unlink(path)
         finally:
             os.close(fd)
-
-    def __enter__(self) -> BlobIngest:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

@@ -18,6 +18,7 @@ import msgspec
 from scow.image.digest import DiffID, Digest
 from scow.image.files import read_exactly, storage_errors
 from scow.native.failpoint import failpoint
+from scow.native.fd import Closing
 
 if TYPE_CHECKING:
     from scow.image.content import ContentStore
@@ -40,7 +41,7 @@ class LeaseRecord(msgspec.Struct, frozen=True):
     layers: frozenset[str]
 
 
-class Lease:
+class Lease(Closing):
     """A promise of the collector not to touch some content."""
 
     def __init__(self, store: ContentStore, path: str, fd: int) -> None:
@@ -78,12 +79,6 @@ class Lease:
                     os.unlink(self._path)
             finally:
                 os.close(fd)
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def open_lease(store: ContentStore) -> Lease:

@@ -21,7 +21,7 @@ from scow.image.tarwriter import COPY_BYTES, TarWriter, data_segments
 from scow.image.trees import KEPT_XATTRS, Found, Node, Stack, Xattrs, read_xattrs
 from scow.native import sys
 from scow.native.errors import AlreadyExists, InvalidArgument, NotFound
-from scow.native.fd import OwnedFd
+from scow.native.fd import Closing, OwnedFd
 from scow.native.fs import Root
 
 _MAX_LINKS = 40
@@ -46,7 +46,7 @@ class Thing:
     xattrs: Xattrs = ()
 
 
-class Source:
+class Source(Closing):
     """What is copied: the directory that it is in, and its name there; "" is the directory itself."""
 
     def __init__(self, root: Root, path: str, *, follow: bool) -> None:
@@ -76,12 +76,6 @@ class Source:
 
     def close(self) -> None:
         self._above.close()
-
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def pack_source(source: Source, tar: TarWriter) -> None:

@@ -34,6 +34,7 @@ from scow.native.errors import (
     PermissionDenied,
     RegistryError,
 )
+from scow.native.fd import Closing
 
 MAX_ERROR_BYTES = 64 << 10
 MAX_WARNINGS = 50
@@ -54,7 +55,7 @@ class Connection(Wire, total=False):
     credentials: Credentials | None
 
 
-class Registry:
+class Registry(Closing):
     """One repository, at its registry and the registry's mirrors; safe to use from several threads.
 
     A subclass whose `_actions` say more than "pull" asks no mirrors. Without a path in the reference it is
@@ -124,12 +125,6 @@ class Registry:
         """Close idle connections."""
         for endpoint in self._endpoints:
             endpoint.close()
-
-    def __enter__(self) -> Registry:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     # -- requests ---------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from scow.image.rate_limit import retry_after_s
 from scow.image.targets import check_target, split_url
 from scow.image.tls import NO_FILES, TlsFiles, find_tls_files, make_tls_context
 from scow.native.errors import RegistryError, ScowError
+from scow.native.fd import Closing
 
 MAX_REDIRECTS = 5
 READ_BYTES = 256 << 10
@@ -67,7 +68,7 @@ class Body(Protocol):
     def __iter__(self) -> Iterator[bytes]: ...
 
 
-class Response:
+class Response(Closing):
     """An answer whose body is still on the wire; whoever gets it closes it."""
 
     def __init__(self, raw: requests.Response, url: str, patience: Patience) -> None:
@@ -129,12 +130,6 @@ class Response:
     def close(self) -> None:
         """Drop the connection, unless all was read; the rest of a body is never drained."""
         self._raw.close()
-
-    def __enter__(self) -> Response:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class _Adapter(HTTPAdapter):

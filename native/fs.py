@@ -12,11 +12,10 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Final
 
 from scow.native import sys
-from scow.native.fd import OwnedFd
+from scow.native.fd import Closing, OwnedFd
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _IN_ROOT: Final = sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS
@@ -34,7 +33,7 @@ def _error(number: int, path: str | bytes | None = None) -> OSError:
     return OSError(number, os.strerror(number), path)
 
 
-class Root:
+class Root(Closing):
     """A directory that everything is reached from; an int is borrowed, an OwnedFd becomes ours."""
 
     __slots__ = ("_fd", "_owned")
@@ -56,17 +55,6 @@ class Root:
         """Close it, when it is ours."""
         if self._owned is not None:
             self._owned.close()
-
-    def __enter__(self) -> Root:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _open(self, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
         return sys.openat2(self.fileno(), path or ".", flags, mode, _IN_ROOT | resolve)

@@ -22,6 +22,7 @@ from scow.native.errors import (
     ScowError,
     Unsupported,
 )
+from scow.native.fd import Closing
 
 WILDCARD = "0.0.0.0"
 PROTOCOLS = ("tcp", "udp")
@@ -181,7 +182,7 @@ def _parse_number(spec: str, what: str, value: str) -> int:
     return number
 
 
-class Reservation:
+class Reservation(Closing):
     """Host ports chosen for one container, their sockets bound until it is closed."""
 
     def __init__(
@@ -193,12 +194,6 @@ class Reservation:
         self._sockets = ExitStack()
         self._held = 0
         self._chosen: list[PortMapping] = []
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let the sockets go."""

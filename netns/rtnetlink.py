@@ -12,9 +12,10 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from types import TracebackType
 
 import msgspec
+
+from scow.native.fd import Closing
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -161,7 +162,7 @@ def split(data: bytes) -> Iterator[Reply]:
         offset += (length + 3) & ~3
 
 
-class NetlinkSocket:
+class NetlinkSocket(Closing):
     """A netlink socket in the network namespace of the thread that opens it."""
 
     __slots__ = ("_socket",)
@@ -177,17 +178,6 @@ class NetlinkSocket:
     def close(self) -> None:
         """Close the socket; closing twice is fine."""
         self._socket.close()
-
-    def __enter__(self) -> NetlinkSocket:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def execute(self, batch: bytes) -> None:
         """Send messages that each ask for an acknowledgement; stop at the first refusal.
