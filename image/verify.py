@@ -144,9 +144,10 @@ class _Check:
                 os.makedirs(os.path.join(self.content.root, name), mode=0o700, exist_ok=True)
         path = os.path.join(self.content.root, LAYOUT)
         try:
-            if read_file(path, 1 << 20) == LAYOUT_TEXT:
+            # Not by its bytes: skopeo, which may write here too, puts a blank into it.
+            if msgspec.json.decode(read_file(path, 1 << 20)) == msgspec.json.decode(LAYOUT_TEXT):
                 return
-        except (OSError, IntegrityError):
+        except (OSError, IntegrityError, ValueError):  # DecodeError and UnicodeDecodeError are
             pass
         if not os.path.exists(path) and not os.path.exists(os.path.join(self.content.root, INDEX)):
             if self.repair:

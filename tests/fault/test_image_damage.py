@@ -264,5 +264,10 @@ def test_rubbish_of_all_kinds(state: State, root: Path, piece: str) -> None:
     try_rubbish(state, root, piece, ("empty", "garbage", "newer"))
 
 
+def test_a_marker_in_another_hand_is_no_damage(state: State, root: Path) -> None:
+    (root / "images" / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}\n')  # as skopeo
+    assert state.ok("system", "check") == CLEAN
+
+
 def test_an_index_of_rubbish(state: State, root: Path) -> None:
     try_rubbish(state, root, "index", ("empty", "garbage", "newer"))
