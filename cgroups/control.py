@@ -19,6 +19,7 @@ from scow.native.errors import (
     ScowError,
     Unsupported,
 )
+from scow.native.fd import OwnedFd
 
 # No control file of a limit is longer; memory.stat has about 1,500 bytes.
 READ_SIZE = 64 * 1024
@@ -81,14 +82,18 @@ GONE = (errno.ENOENT, errno.ENODEV)
 
 
 @contextmanager
-def gone_is_not_found(path: str) -> Iterator[None]:
-    """Who watches a container may remove its cgroup between any two calls of ours."""
+def opened(name: str, cgroup: str, flags: int = os.O_DIRECTORY) -> Iterator[int]:
+    """A directory of `cgroup`, or a file of it; NotFound where that goes, be it in the block.
+
+    Who watches a container may remove its cgroup between any two calls of ours.
+    """
     try:
-        yield
+        with OwnedFd(os.open(name, os.O_RDONLY | os.O_CLOEXEC | flags)) as fd:
+            yield fd.fileno()
     except OSError as error:
         if error.errno not in GONE:
             raise
-        raise NotFound(f"cgroup '{path}' does not exist") from None
+        raise NotFound(f"cgroup '{cgroup}' does not exist") from None
 
 
 def keyed_values(text: str) -> dict[str, int]:

@@ -346,12 +346,9 @@ class V1Cgroup:
         return directory
 
     def _set_freezer(self, value: str) -> str:
-        with (
-            control.gone_is_not_found(self.path),
-            OwnedFd(os.open(self._freezer(), _DIRECTORY)) as fd,
-        ):
-            control.write_file(fd.fileno(), "freezer.state", value)
-            return control.read_file(fd.fileno(), "freezer.state").strip()
+        with control.opened(self._freezer(), self.path) as fd:
+            control.write_file(fd, "freezer.state", value)
+            return control.read_file(fd, "freezer.state").strip()
 
     def freeze(self) -> None:
         """See `cgroup.Cgroup`."""
@@ -378,11 +375,8 @@ class V1Cgroup:
     def is_frozen(self) -> bool:
         """See `cgroup.Cgroup`."""
         self._require()
-        with (
-            control.gone_is_not_found(self.path),
-            OwnedFd(os.open(self._freezer(), _DIRECTORY)) as fd,
-        ):
-            return control.read_file(fd.fileno(), "freezer.state").strip() != "THAWED"
+        with control.opened(self._freezer(), self.path) as fd:
+            return control.read_file(fd, "freezer.state").strip() != "THAWED"
 
     def kill(self) -> None:
         """See `cgroup.Cgroup`."""

@@ -305,25 +305,18 @@ class V2Cgroup:
 
     def _set_frozen(self, *, frozen: bool) -> None:
         self._require()
-        with (
-            control.gone_is_not_found(self.path),
-            OwnedFd(os.open(self._directory, _DIRECTORY)) as fd,
-        ):
-            control.write_file(fd.fileno(), "cgroup.freeze", "1" if frozen else "0")
+        with control.opened(self._directory, self.path) as fd:
+            control.write_file(fd, "cgroup.freeze", "1" if frozen else "0")
 
     def freeze(self) -> None:
         """See `cgroup.Cgroup`."""
         self._set_frozen(frozen=True)
         deadline = time.monotonic() + _FREEZE_TIMEOUT_S
-        events = f"{self._directory}/cgroup.events"
-        with (
-            control.gone_is_not_found(self.path),
-            OwnedFd(os.open(events, os.O_RDONLY | os.O_CLOEXEC)) as fd,
-        ):
+        with control.opened(f"{self._directory}/cgroup.events", self.path, 0) as fd:
             poll = select.poll()
             # kernfs tells a change of the file by POLLPRI, once it has been read.
-            poll.register(fd.fileno(), select.POLLPRI)
-            while not self._is_frozen(os.pread(fd.fileno(), control.READ_SIZE, 0)):
+            poll.register(fd, select.POLLPRI)
+            while not self._is_frozen(os.pread(fd, control.READ_SIZE, 0)):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     self._set_frozen(frozen=False)
@@ -344,11 +337,8 @@ class V2Cgroup:
     def is_frozen(self) -> bool:
         """See `cgroup.Cgroup`."""
         self._require()
-        with (
-            control.gone_is_not_found(self.path),
-            OwnedFd(os.open(self._directory, _DIRECTORY)) as fd,
-        ):
-            return control.read_file(fd.fileno(), "cgroup.freeze").strip() == "1"
+        with control.opened(self._directory, self.path) as fd:
+            return control.read_file(fd, "cgroup.freeze").strip() == "1"
 
     def kill(self) -> None:
         """See `cgroup.Cgroup`."""

@@ -6,12 +6,9 @@ import os
 import sys
 
 from scow.cli.export import archive_output
+from scow.cli.registry_options import warn
 from scow.cli.session import service
 from scow.cli.table import Argument, Command, UsageError, Values, flag, text
-
-
-def _warn(text: str) -> None:
-    print(f"scow: {text}", file=sys.stderr, flush=True)
 
 
 def _save(values: Values) -> int:
@@ -24,13 +21,13 @@ def _save(values: Values) -> int:
         if path is None:
             raise UsageError("save: --format oci-dir needs -o DIRECTORY")
         try:
-            save_directory(images, names, path, platform=platform, warn=_warn)
+            save_directory(images, names, path, platform=platform, warn=warn)
         except OSError as error:
             raise UsageError(f"cannot write '{path}': {(error.strerror or '').lower()}") from error
         return 0
     elsewhere = "scow save app | ssh host scow load"
     with archive_output("save", path, elsewhere) as output:
-        save_archive(images, names, output, form=form, platform=platform, warn=_warn)
+        save_archive(images, names, output, form=form, platform=platform, warn=warn)
     return 0
 
 

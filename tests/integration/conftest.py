@@ -9,6 +9,7 @@ import pytest
 
 from fixtures.images import ImageFactory
 from fixtures.pods import Cri
+from fixtures.registry import Registry
 
 
 @pytest.fixture
@@ -20,3 +21,11 @@ def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
     made.remove_all()
     made.close()
     assert made.service.check() == []
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Registry]:
+    """A second registry, empty."""
+    (tmp_path / "other").mkdir()
+    with Registry.start(tmp_path / "other") as running:
+        yield running

@@ -82,14 +82,6 @@ def loaded(scow: Here, archive: Path) -> Here:
     return scow
 
 
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[Registry]:
-    """A second registry, empty."""
-    (tmp_path / "other").mkdir()
-    with Registry.start(tmp_path / "other") as running:
-        yield running
-
-
 def run(*argv: object) -> str:
     words = [str(word) for word in argv]
     done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=110)
