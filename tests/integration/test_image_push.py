@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.command import run
 from fixtures.images import ImageFactory
 from fixtures.registry import Registry
 from fixtures.tokens import PASSWORD, USER, TokenServer, make_certificate
@@ -39,13 +39,6 @@ def store(scow_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return ImageStore(str(scow_root))
-
-
-def run(*argv: object) -> str:
-    words = [str(word) for word in argv]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
-    return done.stdout
 
 
 def raw(reference: object, *options: str) -> bytes:

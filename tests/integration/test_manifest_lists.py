@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fixtures.command import Done
+from fixtures.command import Done, run
 from fixtures.handmade import Archive, file, pack
 from fixtures.registry import Registry
 from scow.cli import main
@@ -80,13 +79,6 @@ def scow(
 def loaded(scow: Here, archive: Path) -> Here:
     scow.ok("load", "-i", str(archive))
     return scow
-
-
-def run(*argv: object) -> str:
-    words = [str(word) for word in argv]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
-    return done.stdout
 
 
 def raw(reference: str) -> bytes:
