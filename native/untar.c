@@ -3,9 +3,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 static uint64_t padding(uint64_t size)
 {
@@ -144,15 +141,6 @@ static int drain(struct untar *u)
     return r;
 }
 
-/* Ask the flusher; if its queue is full it has enough to do. */
-static void flush_some(struct untar *u)
-{
-    if (u->flush_fd < 0 || u->stream.offset - u->flushed_offset < UNTAR_FLUSH)
-        return;
-    u->flushed_offset = u->stream.offset;
-    (void)send(u->flush_fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
-}
-
 /* Unpack the whole stream below root_fd. */
 int untar_extract(struct untar *u)
 {
@@ -169,7 +157,6 @@ int untar_extract(struct untar *u)
         r = read_member(u, block);
         if (r < 0)
             break;
-        flush_some(u);
     }
     if (r == -ENODATA) {
         u->entry_offset = u->stream.offset;
@@ -181,9 +168,5 @@ int untar_extract(struct untar *u)
     if (r < 0)
         return r;
     untar_forget_dirs(u);
-    r = untar_apply_spool(u);
-    /* A layer is on the disk before it gets its name (the caller renames the staging directory). */
-    if (r == 0 && u->sync && syscall(SYS_syncfs, u->root_fd) < 0)
-        r = untar_fail(u, errno, "cannot write the layer to the disk: %s", strerror(errno));
-    return r;
+    return untar_apply_spool(u);
 }

@@ -24,7 +24,6 @@ enum {
     UNTAR_SYMLINKS = 40,       /* followed for one path, as the kernel's MAXSYMLINKS */
     UNTAR_DIRS = 16,           /* open directories kept between entries */
     UNTAR_SPOOL = 256 << 10,   /* directory times kept in memory before they spill to disk */
-    UNTAR_FLUSH = 128 << 20,   /* bytes after which the disk may begin to write */
     UNTAR_REPORT = 16 << 20,   /* bytes of report about things that need the lower layers */
 };
 
@@ -93,10 +92,9 @@ struct untar_failure {
 };
 
 struct untar {
-    int root_fd, report_fd, privileged_fd, flush_fd;
-    bool sync;
+    int root_fd, report_fd, privileged_fd;
     uint64_t max_entries;
-    uint64_t entry_offset, flushed_offset;
+    uint64_t entry_offset;
     struct untar_counts counts;
     struct untar_failure failure;
     struct untar_entry entry;
@@ -182,13 +180,11 @@ void untar_report_end(struct untar *u, int result);
 
 /* untar_privilege.c */
 int untar_start_helper(int *ret_fd);
-int untar_start_flusher(int root_fd, int *ret_fd);
 int untar_confine(struct untar *u);
 
 /* untar_filter.c */
 int untar_filter_calls(void);
 int untar_filter_opaque(void);
-int untar_filter_flush(void);
 
 /* untar.c */
 int untar_extract(struct untar *u);

@@ -1,4 +1,4 @@
-/* The system calls of the applet and of its two servers: whoever takes one over gets no others.
+/* The system calls of the applet and of its helper: whoever takes one over gets no others.
  *
  * Who gives scow-untar a call gives it to the list here; the tests of hostile layers find it by SIGSYS. */
 #include "untar.h"
@@ -64,8 +64,8 @@ int untar_filter_calls(void)
         /* the layer */
         SYS_openat, SYS_openat2, SYS_fstat, SYS_newfstatat, SYS_statx, SYS_getdents64, SYS_mkdirat, SYS_mknodat,
         SYS_symlinkat, SYS_readlinkat, SYS_linkat, SYS_unlinkat, SYS_fchdir, SYS_fchmod, SYS_fchmodat,
-        SYS_fchmodat2, SYS_fchown, SYS_fchownat, SYS_fsetxattr, SYS_lsetxattr, SYS_utimensat, SYS_syncfs,
-        /* the servers, the end */
+        SYS_fchmodat2, SYS_fchown, SYS_fchownat, SYS_fsetxattr, SYS_lsetxattr, SYS_utimensat,
+        /* the helper, the end */
         SYS_sendto, SYS_sendmsg, SYS_recvfrom, SYS_wait4, SYS_rt_sigreturn, SYS_restart_syscall, SYS_exit_group,
     };
 
@@ -75,13 +75,6 @@ int untar_filter_calls(void)
 int untar_filter_opaque(void)
 {
     static const int calls[] = { SYS_recvmsg, SYS_fsetxattr, SYS_close, SYS_sendto, SYS_exit_group };
-
-    return LOAD(calls);
-}
-
-int untar_filter_flush(void)
-{
-    static const int calls[] = { SYS_recvfrom, SYS_syncfs, SYS_exit_group };
 
     return LOAD(calls);
 }

@@ -1,4 +1,4 @@
-/* scow-untar [LIMIT-BYTES [MAX-ENTRIES [nosync]]]
+/* scow-untar [LIMIT-BYTES [MAX-ENTRIES]]
  *
  * fd 0: the tar stream; fd 3: the layer's (empty) directory; fd 4: the report. Further descriptors are
  * kept open: the starter's lock lives as long as we do. SIGTERM gives up. Exit status 0, or 1 with a reason in the report. */
@@ -19,7 +19,6 @@ static int parse_arguments(struct untar *u, int argc, char **argv)
 {
     u->stream.limit = UINT64_C(64) << 30;
     u->max_entries = 10000000;
-    u->sync = !(argc > 3 && !strcmp(argv[3], "nosync"));
     if (argc > 1 && untar_decimal(argv[1], strlen(argv[1]), &u->stream.limit) < 0)
         return untar_fail(u, EINVAL, "bad limit '%.40s'", argv[1]);
     if (argc > 2 && untar_decimal(argv[2], strlen(argv[2]), &u->max_entries) < 0)
@@ -32,8 +31,6 @@ static int prepare(struct untar *u)
     u->root_fd = openat(LAYER_FD, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (u->root_fd < 0)
         return untar_fail(u, errno, "cannot open the layer's directory: %s", strerror(errno));
-    if (u->sync && untar_start_flusher(u->root_fd, &u->flush_fd) < 0)
-        return untar_fail(u, errno, "cannot start the flusher: %s", strerror(errno));
     if (untar_start_helper(&u->privileged_fd) < 0)
         return untar_fail(u, errno, "cannot start the helper: %s", strerror(errno));
     return untar_confine(u);
@@ -53,7 +50,7 @@ int untar_main(int argc, char **argv)
     (void)umask(0);
     u->stream.fd = STREAM_FD;
     u->report_fd = REPORT_FD;
-    u->privileged_fd = u->flush_fd = u->spill_fd = -1;
+    u->privileged_fd = u->spill_fd = -1;
     for (int i = 0; i < UNTAR_DIRS; i++)
         u->dirs[i].fd = -1;
     r = parse_arguments(u, argc, argv);
@@ -62,12 +59,9 @@ int untar_main(int argc, char **argv)
     if (r == 0)
         r = untar_extract(u);
     untar_report_end(u, r);
-    /* The servers end with their sockets. An orphan would outlive us on the file system, and be a zombie
-     * where pid 1 does not reap. */
+    /* The helper ends with its socket. An orphan would be a zombie where pid 1 does not reap. */
     if (u->privileged_fd >= 0)
         (void)close(u->privileged_fd);
-    if (u->flush_fd >= 0)
-        (void)close(u->flush_fd);
     while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
         ;
     return r < 0;

@@ -83,24 +83,9 @@ static _Noreturn void serve_opaque(int sock)
     _exit(0);
 }
 
-/* Let the disk write while the layer is still coming: else all of it waits for the syncfs at the end. */
-static _Noreturn void serve_flush(int sock, int root_fd)
-{
-    char byte;
-
-    if (limit_process() < 0 || keep_capabilities(0) < 0 || untar_filter_flush() < 0)
-        _exit(1);
-    while (recv(sock, &byte, 1, 0) == 1) {
-        while (recv(sock, &byte, 1, MSG_DONTWAIT) == 1)
-            ; /* asked again meanwhile: once is enough */
-        (void)syscall(SYS_syncfs, root_fd);
-    }
-    _exit(0);
-}
-
-/* Fork a server at the other end of a socket, with the socket as 0 and `keep_fd` as 1 and nothing else:
- * it must not hold the pipe or the lock of the layer. It ends when we do. */
-static int start_server(int keep_fd, int *ret_fd)
+/* Fork the helper at the other end of a socket, with the socket as 0 and nothing else: it must not hold the
+ * pipe or the lock of the layer. It ends when we do. */
+int untar_start_helper(int *ret_fd)
 {
     int pair[2], r;
     pid_t pid;
@@ -115,27 +100,14 @@ static int start_server(int keep_fd, int *ret_fd)
         return r;
     }
     if (pid == 0) {
-        int sock = fcntl(pair[1], F_DUPFD, 10), root_fd = keep_fd >= 0 ? fcntl(keep_fd, F_DUPFD, 10) : -1;
-        if (sock < 0 || dup2(sock, 0) < 0 || (keep_fd >= 0 && dup2(root_fd, 1) < 0))
+        if (dup2(pair[1], 0) < 0)
             _exit(1);
-        (void)syscall(SYS_close_range, keep_fd >= 0 ? 2U : 1U, ~0U, 0U);
-        if (keep_fd >= 0)
-            serve_flush(0, 1);
+        (void)syscall(SYS_close_range, 1U, ~0U, 0U);
         serve_opaque(0);
     }
     (void)close(pair[1]);
     *ret_fd = pair[0];
     return 0;
-}
-
-int untar_start_helper(int *ret_fd)
-{
-    return start_server(-1, ret_fd);
-}
-
-int untar_start_flusher(int root_fd, int *ret_fd)
-{
-    return start_server(root_fd, ret_fd);
 }
 
 /* Bits by the ABI that brought them; a kernel refuses those that it does not know. */

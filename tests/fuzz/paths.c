@@ -33,7 +33,7 @@ static void clear(void) {
     struct untar *u = calloc(1, sizeof *u);
     for (int i = 0; i < UNTAR_DIRS; i++)
         u->dirs[i].fd = -1;
-    u->privileged_fd = u->flush_fd = u->spill_fd = -1;
+    u->privileged_fd = u->spill_fd = -1;
     (void)untar_remove(u, AT_FDCWD, root_path);
     untar_forget_dirs(u);
     free(u);

@@ -112,23 +112,17 @@ def test_its_memory_is_nobodys(applet: Applet) -> None:
 
 
 @pytest.mark.guest
-def test_its_servers(applet: Applet) -> None:
-    """One may write trusted.overlay.opaque, one nothing; neither holds the stream or a lock."""
-    children = Path(f"/proc/{applet.pid}/task/{applet.pid}/children").read_text().split()
-    deadline = time.monotonic() + 5  # they drop the rest as soon as they run
-    while True:
-        kept = sorted(int(status(int(pid))["CapPrm"], 16) for pid in children)
-        if kept == [0, SYS_ADMIN] or time.monotonic() > deadline:
-            break
+def test_its_helper(applet: Applet) -> None:
+    """It may write trusted.overlay.opaque, and holds neither the stream nor a lock."""
+    (pid,) = map(int, Path(f"/proc/{applet.pid}/task/{applet.pid}/children").read_text().split())
+    deadline = time.monotonic() + 30  # it drops the rest as soon as it runs, the filter comes last
+    while (seen := status(pid))["Seccomp"] != "2" and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert kept == [0, SYS_ADMIN]
-    for pid in map(int, children):
-        seen = status(pid)
-        assert (seen["Seccomp"], seen["NoNewPrivs"]) == ("2", "1")
-        check_limits(pid)
-        held = sorted(os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
-        assert not [name for name in held if name.startswith(("pipe:", "/memfd"))]
-        assert len(held) <= 2
+    assert (seen["Seccomp"], seen["NoNewPrivs"]) == ("2", "1")
+    assert int(seen["CapPrm"], 16) == SYS_ADMIN
+    check_limits(pid)
+    held = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    assert [name.partition(":")[0] for name in held] == ["socket"]
 
 
 @pytest.fixture(scope="module")

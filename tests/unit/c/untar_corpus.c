@@ -18,7 +18,7 @@ static int unpack(const char *dir, int stream_fd)
     u->stream.limit = 64 << 20;
     u->max_entries = 1000;
     u->report_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
-    u->privileged_fd = u->flush_fd = u->spill_fd = -1;
+    u->privileged_fd = u->spill_fd = -1;
     for (int i = 0; i < UNTAR_DIRS; i++)
         u->dirs[i].fd = -1;
     (void)untar_remove(u, AT_FDCWD, dir);
