@@ -129,6 +129,9 @@ def install_image(
     documents = [(config_data, manifest.config.digest), (document.data, document.digest)]
     _install_blobs(store, source, documents, _layer_jobs(manifest, config, what), progress)
     _write_summary(store, _summarise(store, document, config))
+    # What others brought in counts as well: its name may not have lasted yet.
+    store.content.sync_names()
+    store.layers.sync_names()
     return IndexEntry(
         media_type=document.media_type,
         digest=document.digest,
@@ -233,12 +236,14 @@ def _install_blobs(
     watch = StallWatch(progress)
     with (
         Fetcher(source, stop) as fetcher,
-        ThreadPoolExecutor(PARALLEL_LAYERS, thread_name_prefix="scow-layer") as pool,
+        # More than may have a turn: those that wait for the disk keep nobody from going on.
+        ThreadPoolExecutor(2 * PARALLEL_LAYERS, thread_name_prefix="scow-layer") as pool,
     ):
+        turn = _Turn(stop)
         # The documents beside the layers, not after them: their fsyncs cost nothing then.
         waiting = {pool.submit(store.content.write_blob, *document) for document in documents}
         waiting |= {
-            pool.submit(_LayerInstall(store, fetcher, job, watch, stop).run) for job in jobs
+            pool.submit(_LayerInstall(store, fetcher, job, watch, turn).run) for job in jobs
         }
         try:
             while waiting:
@@ -253,6 +258,30 @@ def _install_blobs(
             raise
 
 
+class _Turn:
+    """To be held while a blob's bytes come: as many layers as memory allows, and until one fails."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+        self._free = threading.BoundedSemaphore(PARALLEL_LAYERS)
+
+    def check(self) -> None:
+        """Give up with the others."""
+        if self.stop.is_set():
+            raise Cancelled("given up")
+
+    def __enter__(self) -> None:
+        self._free.acquire()
+        try:
+            self.check()
+        except Cancelled:
+            self._free.release()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self._free.release()
+
+
 class _LayerInstall:
     """One layer on its way in."""
 
@@ -262,14 +291,14 @@ class _LayerInstall:
         source: Fetcher,
         job: _LayerJob,
         progress: StallWatch,
-        stop: threading.Event,
+        turn: _Turn,
     ) -> None:
         self._store = store
         self._source = source
         self._job = job
         self._layer = job.descriptor.digest
         self._progress = progress
-        self._stop = stop
+        self._turn = turn
 
     def run(self) -> None:
         descriptor = self._job.descriptor
@@ -293,7 +322,9 @@ class _LayerInstall:
         descriptor = self._job.descriptor
         content = self._store.content
         # Another process may be fetching it: what it gets counts as progress of ours.
-        look = self._progress.growing(content.ingest_path(descriptor.digest), self._stop.is_set)
+        look = self._progress.growing(
+            content.ingest_path(descriptor.digest), self._turn.stop.is_set
+        )
         ingest = content.ingest(descriptor.digest, descriptor.size, look)
         if ingest is None:
             return self._unpack_stored()
@@ -301,12 +332,12 @@ class _LayerInstall:
             if not may_resume:
                 ingest.restart()
             was_resumed = may_resume and ingest.resumable_bytes > 0
-            tee = BlobTee(ingest, self._source, descriptor, self._progress, self._stop)
+            tee = BlobTee(ingest, self._source, descriptor, self._progress, self._turn)
             try:
                 with closing(tee):
-                    self._unpack(tee)
+                    synced_bytes = self._unpack(tee, ingest)
                     tee.drain()
-                ingest.commit()
+                ingest.commit(is_synced=synced_bytes == descriptor.size)
             except IntegrityError:
                 ingest.discard()
                 if has_another_source(self._source, descriptor.digest) or was_resumed:
@@ -319,8 +350,8 @@ class _LayerInstall:
         if self._store.layers.has(self._job.diff_id):
             return True
         try:
-            chunks = self._counted(self._store.content.read_chunks(self._layer))
-            self._store.layers.unpack(self._job.diff_id, chunks, limit_bytes=UNPACK_LIMIT_BYTES)
+            with closing(self._counted(self._store.content.read_chunks(self._layer))) as chunks:
+                self._store.layers.unpack(self._job.diff_id, chunks, limit_bytes=UNPACK_LIMIT_BYTES)
         except IntegrityError:
             if self._is_stored_intact():
                 raise
@@ -336,17 +367,18 @@ class _LayerInstall:
             return False
         return True
 
-    def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            if self._stop.is_set():
-                raise Cancelled("given up")
-            self._progress.fetched(self._layer, len(chunk))
-            yield chunk
-            self._progress.unpacked(self._layer, len(chunk))
+    def _counted(self, chunks: Iterator[bytes]) -> Chunks:
+        with self._turn:
+            for chunk in chunks:
+                self._turn.check()
+                self._progress.fetched(self._layer, len(chunk))
+                yield chunk
+                self._progress.unpacked(self._layer, len(chunk))
 
-    def _unpack(self, tee: BlobTee) -> None:
+    def _unpack(self, tee: BlobTee, ingest: BlobIngest) -> int:
+        """Returns how many bytes of the blob went to the disk with the layer."""
         if self._store.layers.has(self._job.diff_id):
-            return
+            return 0
         try:
             self._store.layers.unpack(self._job.diff_id, tee, limit_bytes=UNPACK_LIMIT_BYTES)
         except BaseException as e:
@@ -358,6 +390,7 @@ class _LayerInstall:
                 tee.drain()
                 tee.check()
             raise
+        return ingest.offset if _is_one_disk(self._store) else 0
 
 
 class BlobTee:
@@ -369,13 +402,13 @@ class BlobTee:
         source: Fetcher,
         descriptor: Descriptor,
         progress: ProgressSink,
-        stop: threading.Event,
+        turn: _Turn,
     ) -> None:
         self.error: BaseException | None = None
         self._ingest = ingest
         self._progress = progress
         self._layer = descriptor.digest
-        self._stop = stop
+        self._turn = turn
         self._handed_out = 0
         self._chunks = self._run(source, descriptor)
 
@@ -410,21 +443,30 @@ class BlobTee:
         self._chunks.close()
 
     def _run(self, source: Fetcher, descriptor: Descriptor) -> Chunks:
-        for chunk in self._ingest.resume():
-            self._count(chunk)
-            yield chunk
-        if self._ingest.offset == descriptor.size and descriptor.size:
-            return
-        with closing(source.open_blob(descriptor, self._ingest.offset)) as chunks:
-            for chunk in chunks:
-                self._ingest.write(chunk)
+        with self._turn:
+            for chunk in self._ingest.resume():
                 self._count(chunk)
                 yield chunk
+            if self._ingest.offset == descriptor.size and descriptor.size:
+                return
+            with closing(source.open_blob(descriptor, self._ingest.offset)) as chunks:
+                for chunk in chunks:
+                    self._ingest.write(chunk)
+                    self._count(chunk)
+                    yield chunk
 
     def _count(self, chunk: bytes) -> None:
-        if self._stop.is_set():
-            raise Cancelled("given up")
+        self._turn.check()
         self._progress.fetched(self._layer, len(chunk))
+
+
+def _is_one_disk(store: ImageStore) -> bool:
+    """Whether the syncfs of a layer writes blobs, too."""
+    places = (store.content.ingest_dir, os.path.join(store.root, "layers"))
+    try:
+        return len({os.stat(place).st_dev for place in places}) == 1
+    except FileNotFoundError:
+        return False
 
 
 def _summarise(store: ImageStore, document: ImageDocument, config: ConfigDocument) -> SummaryFile:

@@ -17,11 +17,13 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import NamedTuple
 
 import msgspec
 
 from scow.image.digest import ChainID, DiffID, chain_ids, hex_of
+from scow.image.disk_sync import disk_of
 from scow.image.unpack import DEFAULT_LIMIT_BYTES, LowerNeeds, Unpacked, unpack
 from scow.native import fs
 from scow.native.errors import IntegrityError, NotFound
@@ -46,6 +48,14 @@ class LayerInfo(msgspec.Struct, frozen=True):
     refers_lower: bool = False
     # The stack that a chain-<hex> layer completes, bottom first; empty for a plain layer.
     stack: tuple[DiffID, ...] = ()
+
+
+class _Making(NamedTuple):
+    """Thin layers of one stack that were missing: all get their names after one sync."""
+
+    held: ExitStack  # locks and staging directories
+    syncing: ExitStack
+    names: dict[str, str]  # by staging directory
 
 
 class LayerStore:
@@ -86,8 +96,9 @@ class LayerStore:
     ) -> LayerInfo:
         """Make the layer `diff_id` from its compressed bytes, unless it is there.
 
-        If it is (another process was first, while this one waited), `chunks` stay unread. Raises as
-        `scow.image.unpack.unpack` does; nothing is left behind then.
+        If it is (another process was first, while this one waited), `chunks` stay unread. All of it
+        is on the disk then but perhaps its name: who wants that to last calls `sync_names`. Raises
+        as `scow.image.unpack.unpack` does; nothing is left behind then.
         """
         self._prepare()
         name = hex_of(diff_id)
@@ -97,8 +108,14 @@ class LayerStore:
             self.sweep()
             with self._staged(name) as (staging, staging_fd):
                 info = _fill(staging_fd, diff_id, chunks, lock, limit_bytes)
-                self._commit(staging, staging_fd, name, info)
+                self._commit(staging, name)
                 return info
+
+    def sync_names(self) -> None:
+        """Make the names of all layers last."""
+        failpoint("layer.sync-name")
+        with OwnedFd(os.open(self.root_dir, _DIR)) as root:
+            os.fsync(root.fileno())
 
     def stack(self, diff_ids: Sequence[DiffID]) -> Paths:
         """The lower directories of an image whose layers are `diff_ids`, bottom first; top first.
@@ -107,22 +124,14 @@ class LayerStore:
         tar did not list): those thin layers depend on the stack, so they are kept by chain id.
         Raises NotFound for a missing layer, IntegrityError for a link to nothing.
         """
-        paths: Paths = []  # top first
-        chain: Sequence[ChainID] = ()
-        for index, diff_id in enumerate(diff_ids):
-            if not self.has(diff_id):
-                raise NotFound(f"layer '{diff_id}' is not unpacked", hint="pull the image again")
-            needs = self._read_needs(diff_id)
-            if needs.opaque_root:
-                paths = []
-            # A layer twice (an empty one, mostly): overlayfs refuses it, and the upper one decides.
-            own = self.path(diff_id)
-            below, paths = paths, [own, *(path for path in paths if path != own)]
-            if needs.links or (needs.implied and below):
-                chain = chain or chain_ids(diff_ids)
-                done = tuple(diff_ids[: index + 1])
-                paths[:0] = self._completion(chain[index], done, needs, paths, below)
-        return paths
+        with ExitStack() as held:
+            with ExitStack() as syncing:
+                making = _Making(held, syncing, {})
+                paths = self._stack(diff_ids, making)
+            for staging, name in making.names.items():
+                self._commit(staging, name)
+        named = {f"{staging}/diff": self._file(n, "diff") for staging, n in making.names.items()}
+        return [named.get(path, path) for path in paths]
 
     def remove(self, diff_id: DiffID) -> bool:
         """Take a layer away, and the thin ones that complete a stack with it; whether it was there.
@@ -192,7 +201,8 @@ class LayerStore:
             info = _fill(staging_fd, diff_id, chunks, lock, DEFAULT_LIMIT_BYTES, durable=mend)
             found = self._differences(name, staging_fd, info)
             if found and mend:
-                self._commit(staging, staging_fd, name, info, keep_old=keep_old)
+                self._commit(staging, name, keep_old=keep_old)
+                self.sync_names()
             if mend or not found:
                 write_seal(self._file(name))
             return found
@@ -246,30 +256,52 @@ class LayerStore:
             return ["layer.json"]
         return differing(self._file(name), staging_fd)
 
-    # -- one stack's completion --------------------------------------------------------------
+    # -- one stack's completions -------------------------------------------------------------
+
+    def _stack(self, diff_ids: Sequence[DiffID], making: _Making) -> Paths:
+        paths: Paths = []  # top first
+        chain: Sequence[ChainID] = ()
+        for index, diff_id in enumerate(diff_ids):
+            if not self.has(diff_id):
+                raise NotFound(f"layer '{diff_id}' is not unpacked", hint="pull the image again")
+            needs = self._read_needs(diff_id)
+            if needs.opaque_root:
+                paths = []
+            # A layer twice (an empty one, mostly): overlayfs refuses it, and the upper one decides.
+            own = self.path(diff_id)
+            below, paths = paths, [own, *(path for path in paths if path != own)]
+            if needs.links or (needs.implied and below):
+                chain = chain or chain_ids(diff_ids)
+                info = LayerInfo(diff_id, 0, 0, 0, stack=tuple(diff_ids[: index + 1]))
+                name = f"chain-{hex_of(chain[index])}"
+                paths[:0] = self._completion(making, name, info, needs, (paths, below))
+        return paths
 
     def _completion(
         self,
-        chain: ChainID,
-        stack: tuple[DiffID, ...],
+        making: _Making,
+        name: str,
+        info: LayerInfo,
         needs: LowerNeeds,
-        paths: Sequence[str],
-        below: Sequence[str],
+        stacks: tuple[Paths, Paths],
     ) -> Paths:
-        """The thin layer for the top of `stack`: its path, or nothing if all was well without."""
+        """The thin layer for the top of a stack: its path, or nothing if all was well without."""
         from scow.image import completion
+        from scow.image.seal import write_seal
 
-        name = f"chain-{hex_of(chain)}"
         if not os.path.exists(self._file(name, "layer.json")):
-            with self._locked(name):
-                if not os.path.exists(self._file(name, "layer.json")):
-                    with self._staged(name) as (staging, staging_fd):
-                        with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
-                            made = completion.complete(
-                                diff.fileno(), needs, [*paths], [*below], self._file(".empty")
-                            )
-                        info = LayerInfo(stack[-1], 0, 0, made, stack=stack)
-                        self._commit(staging, staging_fd, name, info, sealed=True)
+            # Everybody takes these locks from the bottom of a stack up.
+            making.held.enter_context(self._locked(name))
+            if not os.path.exists(self._file(name, "layer.json")):
+                staging, staging_fd = making.held.enter_context(self._staged(name))
+                if not making.names:
+                    making.syncing.enter_context(disk_of(staging_fd))
+                making.names[staging] = name
+                with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
+                    made = completion.complete(diff.fileno(), needs, *stacks, self._file(".empty"))
+                _write_info(staging_fd, msgspec.structs.replace(info, entries=made))
+                write_seal(staging)  # nothing else says what is right in a layer that has no blob
+                return [f"{staging}/diff"] if made else []
         return [self._file(name, "diff")] if self._read_info(name).entries else []
 
     def _completes(self, name: str, diff_id: DiffID) -> bool:
@@ -330,23 +362,8 @@ class LayerStore:
         finally:
             self._throw_away(parent, name)
 
-    def _commit(
-        self,
-        staging: str,
-        staging_fd: int,
-        name: str,
-        info: LayerInfo,
-        *,
-        keep_old: bool = False,
-        sealed: bool = False,
-    ) -> None:
-        """The order of truth: data (synced), then layer.json, then the name."""
-        from scow.image.seal import write_seal
-
-        failpoint("layer.json")
-        fs.write_atomic(staging_fd, "layer.json", msgspec.json.encode(info))
-        if sealed:  # nothing but the seal says what is right in a layer that has no blob
-            write_seal(staging, durable=True)
+    def _commit(self, staging: str, name: str, *, keep_old: bool = False) -> None:
+        """Give its name to a layer that is on the disk, layer.json too."""
         if os.path.lexists(self._file(name)):  # without a layer.json, or damaged
             if keep_old:
                 self._set_aside(name)
@@ -354,9 +371,6 @@ class LayerStore:
                 self._throw_away(self.root_dir, name)
         failpoint("layer.name")
         os.rename(staging, self._file(name))
-        failpoint("layer.sync-name")
-        with OwnedFd(os.open(self.root_dir, _DIR)) as root:
-            os.fsync(root.fileno())
 
     def _set_aside(self, name: str) -> None:
         """A mounted overlay must not lose the files below it (overlayfs.rst): they only move."""
@@ -444,20 +458,28 @@ def _fill(
     *,
     durable: bool = True,
 ) -> LayerInfo:
-    """Unpack into a staging directory all but layer.json; on the disk when this returns."""
-    with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
-        failpoint("layer.unpack")
-        done = unpack(
-            diff_id,
-            chunks,
-            diff.fileno(),
-            limit_bytes=limit_bytes,
-            keep_fds=(lock.fileno(),),
-            durable=durable,
-        )
-    if done.needs:
-        fs.write_atomic(staging_fd, "needs-lower", _encode_needs(done.needs))
-    return _describe(diff_id, done)
+    """Unpack into a staging directory; if `durable`, all of it is on the disk when this returns."""
+    with disk_of(staging_fd) if durable else nullcontext() as disk:
+        with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
+            failpoint("layer.unpack")
+            done = unpack(
+                diff_id,
+                chunks,
+                diff.fileno(),
+                limit_bytes=limit_bytes,
+                keep_fds=(lock.fileno(),),
+                disk=disk,
+            )
+        if done.needs:
+            fs.write_atomic(staging_fd, "needs-lower", _encode_needs(done.needs), durable=False)
+        info = _describe(diff_id, done)
+        _write_info(staging_fd, info)
+        return info
+
+
+def _write_info(staging_fd: int, info: LayerInfo) -> None:
+    failpoint("layer.json")
+    fs.write_atomic(staging_fd, "layer.json", msgspec.json.encode(info), durable=False)
 
 
 def _encode_needs(needs: LowerNeeds) -> bytes:

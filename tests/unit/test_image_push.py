@@ -64,6 +64,9 @@ class NoLayers:
             pass
         self.unpacked.add(diff_id)
 
+    def sync_names(self) -> None:
+        """It has no names."""
+
 
 class Blobs:
     """Where an image comes from that no registry has."""
