@@ -43,20 +43,7 @@ def complete(
                 if _stat_in(own.fileno(), name) is None:  # else a later entry took the name
                     _copy_link(dest_fd, merged, name, target, copied)
                     made += 1
-    _sync_tree(dest_fd)
     return made
-
-
-def _sync_tree(dest_fd: int) -> None:
-    """On the disk before it gets a name: file by file, since there are few."""
-    for _, _, files, directory_fd in os.fwalk(b".", dir_fd=dest_fd):
-        for name in files:
-            st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-            if stat.S_ISREG(st.st_mode):
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-                with OwnedFd(os.open(name, flags, dir_fd=directory_fd)) as file:
-                    os.fsync(file.fileno())
-        os.fsync(directory_fd)
 
 
 @contextmanager

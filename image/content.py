@@ -154,6 +154,12 @@ class ContentStore:
             time.sleep(LOCK_POLL_S)
         return None
 
+    def sync_names(self) -> None:
+        """Make the names of all blobs last."""
+        for algorithm in ("sha256", "sha512"):
+            failpoint("blob.sync-name")
+            sync_directory(os.path.join(self.root, "blobs", algorithm))
+
     def ingest_path(self, digest: Digest) -> str:
         """The file that a blob is written to before it has its name."""
         return os.path.join(self.ingest_dir, f"{algorithm_of(digest)}-{hex_of(digest)}")
@@ -377,17 +383,22 @@ class BlobIngest(Closing):
             write_all(self._fd, chunk)
         self.offset += len(chunk)
 
-    def commit(self) -> None:
-        """Verify and give the blob its name, durably."""
+    def commit(self, *, is_synced: bool = False) -> None:
+        """Verify and give the blob its name, durably.
+
+        `is_synced`: the caller saw its bytes to the disk, and calls `sync_names` for its name.
+        """
         self.verify()
         target = self._store.blob_path(self.digest)
         with storage_errors(target, self.discard):
-            failpoint("blob.sync")
-            os.fsync(self._fd)
+            if not is_synced:
+                failpoint("blob.sync")
+                os.fsync(self._fd)
             failpoint("blob.name")
             os.rename(self._store.ingest_path(self.digest), target)
-            failpoint("blob.sync-name")
-            sync_directory(os.path.dirname(target))
+            if not is_synced:
+                failpoint("blob.sync-name")
+                sync_directory(os.path.dirname(target))
         self.close()
 
     def verify(self) -> None:

@@ -32,6 +32,7 @@ from scow.image.manifest import (
     platform_matches,
 )
 from scow.image.store import SUMMARY_FORMAT, SummaryFile
+from scow.image.tee import PARALLEL_BLOBS, BlobTee, Turn
 from scow.native.errors import IntegrityError, InvalidArgument, NotFound, ScowError, Unsupported
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 Chunks = Generator[bytes, None, None]  # closed by whoever iterates, to end a transfer at once
 
-PARALLEL_LAYERS = 5  # a zstd layer takes its window beside, 8 MiB as most tools write it
 UNPACK_LIMIT_BYTES = 64 << 30  # of one layer, unpacked: what is more is taken for a bomb
 
 
@@ -66,10 +66,6 @@ class ManySources(Protocol):
 def has_another_source(source: BlobSource, digest: Digest) -> bool:
     """Call it after a blob's IntegrityError: whether the next `open_blob` will ask somebody else."""
     return isinstance(source, ManySources) and source.distrust(digest)
-
-
-class Cancelled(ScowError):
-    """This layer was given up because another one failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +130,9 @@ def install_image(
     jobs = _layer_jobs(manifest, config, what, origin)
     _install_blobs(store, source, documents, jobs, progress)
     _write_summary(store, _summarise(store, document, config))
+    # What others brought in counts as well: its name may not have lasted yet.
+    store.content.sync_names()
+    store.layers.sync_names()
     return IndexEntry(
         media_type=document.media_type,
         digest=document.digest,
@@ -241,12 +240,14 @@ def _install_blobs(
     watch = StallWatch(progress)
     with (
         Fetcher(source, stop) as fetcher,
-        Workers(PARALLEL_LAYERS, "scow-layer") as pool,
+        # More than may have a turn: those that wait for the disk keep nobody from going on.
+        Workers(2 * PARALLEL_BLOBS, "scow-layer") as pool,
     ):
+        turn = Turn(stop)
         # The documents beside the layers, not after them: their fsyncs cost nothing then.
         waiting = {pool.submit(store.content.write_blob, *document) for document in documents}
         waiting |= {
-            pool.submit(_LayerInstall(store, fetcher, job, watch, stop).run) for job in jobs
+            pool.submit(_LayerInstall(store, fetcher, job, watch, turn).run) for job in jobs
         }
         try:
             while waiting:
@@ -269,14 +270,14 @@ class _LayerInstall:
         source: Fetcher,
         job: _LayerJob,
         progress: StallWatch,
-        stop: threading.Event,
+        turn: Turn,
     ) -> None:
         self._store = store
         self._source = source
         self._job = job
         self._layer = job.descriptor.digest
         self._progress = progress
-        self._stop = stop
+        self._turn = turn
 
     def run(self) -> None:
         descriptor = self._job.descriptor
@@ -300,12 +301,12 @@ class _LayerInstall:
         job = self._job
         return is_spared(self._store, job.descriptor, job.diff_id, job.origin)
 
-    def _keep(self, ingest: BlobIngest, *, is_new: bool) -> None:
+    def _keep(self, ingest: BlobIngest, *, is_new: bool, is_synced: bool) -> None:
         job = self._job
         if not job.origin or not drop_incoming(
             self._store, ingest, job.diff_id, job.origin, is_new=is_new
         ):
-            ingest.commit()
+            ingest.commit(is_synced=is_synced)
 
     def _attempt(self, *, may_resume: bool = True) -> bool:
         """Install the layer; False when it turned out damaged after a resume."""
@@ -313,7 +314,7 @@ class _LayerInstall:
         content = self._store.content
         # Another process may be fetching it: what it gets counts as progress of ours.
         path = content.ingest_path(descriptor.digest)
-        look = self._progress.growing(path, self._stop.is_set)
+        look = self._progress.growing(path, self._turn.stop.is_set)
         ingest = content.ingest(descriptor.digest, descriptor.size, look)
         self._progress.arrived(path)
         if ingest is None:
@@ -326,12 +327,13 @@ class _LayerInstall:
             if not may_resume:
                 ingest.restart()
             was_resumed = may_resume and ingest.resumable_bytes > 0
-            tee = BlobTee(ingest, self._source, descriptor, self._progress, self._stop)
+            tee = BlobTee(ingest, self._source, descriptor, self._progress, self._turn)
             try:
                 with closing(tee):
-                    self._unpack(tee)
+                    synced_bytes = self._unpack(tee, ingest)
                     tee.drain()
-                self._keep(ingest, is_new=not has_layer)
+                is_synced = synced_bytes == descriptor.size
+                self._keep(ingest, is_new=not has_layer, is_synced=is_synced)
             except IntegrityError:
                 ingest.discard()
                 if has_another_source(self._source, descriptor.digest) or was_resumed:
@@ -344,8 +346,8 @@ class _LayerInstall:
         if self._store.layers.has(self._job.diff_id):
             return True
         try:
-            chunks = self._counted(self._store.content.read_chunks(self._layer))
-            self._store.layers.unpack(self._job.diff_id, chunks, limit_bytes=UNPACK_LIMIT_BYTES)
+            with closing(self._counted(self._store.content.read_chunks(self._layer))) as chunks:
+                self._store.layers.unpack(self._job.diff_id, chunks, limit_bytes=UNPACK_LIMIT_BYTES)
         except IntegrityError:
             if self._is_stored_intact():
                 raise
@@ -361,17 +363,18 @@ class _LayerInstall:
             return False
         return True
 
-    def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            if self._stop.is_set():
-                raise Cancelled("given up")
-            self._progress.fetched(self._layer, len(chunk))
-            yield chunk
-            self._progress.unpacked(self._layer, len(chunk))
+    def _counted(self, chunks: Iterator[bytes]) -> Chunks:
+        with self._turn:
+            for chunk in chunks:
+                self._turn.check()
+                self._progress.fetched(self._layer, len(chunk))
+                yield chunk
+                self._progress.unpacked(self._layer, len(chunk))
 
-    def _unpack(self, tee: BlobTee) -> None:
+    def _unpack(self, tee: BlobTee, ingest: BlobIngest) -> int:
+        """Returns how many bytes of the blob went to the disk with the layer."""
         if self._store.layers.has(self._job.diff_id):
-            return
+            return 0
         try:
             self._store.layers.unpack(self._job.diff_id, tee, limit_bytes=UNPACK_LIMIT_BYTES)
         except BaseException as e:
@@ -383,73 +386,16 @@ class _LayerInstall:
                 tee.drain()
                 tee.check()
             raise
+        return ingest.offset if _is_one_disk(self._store) else 0
 
 
-class BlobTee:
-    """An iterator over a blob's bytes that stores and hashes them on their way to the unpacker."""
-
-    def __init__(
-        self,
-        ingest: BlobIngest,
-        source: Fetcher,
-        descriptor: Descriptor,
-        progress: ProgressSink,
-        stop: threading.Event,
-    ) -> None:
-        self.error: BaseException | None = None
-        self._ingest = ingest
-        self._progress = progress
-        self._layer = descriptor.digest
-        self._stop = stop
-        self._handed_out = 0
-        self._chunks = self._run(source, descriptor)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._handed_out:
-            self._progress.unpacked(self._layer, self._handed_out)
-            self._handed_out = 0
-        try:
-            chunk = next(self._chunks)
-        except StopIteration:
-            raise
-        except BaseException as e:
-            self.error = e
-            raise
-        self._handed_out = len(chunk)
-        return chunk
-
-    def drain(self) -> None:
-        """Take what the unpacker did not want: bytes after the end of the archive."""
-        for _ in self:
-            pass
-
-    def check(self) -> None:
-        """Raise IntegrityError if the blob, all of it read by now, is not what its digest says."""
-        self._ingest.verify()
-
-    def close(self) -> None:
-        """End the transfer; the bytes so far stay where they are."""
-        self._chunks.close()
-
-    def _run(self, source: Fetcher, descriptor: Descriptor) -> Chunks:
-        for chunk in self._ingest.resume():
-            self._count(chunk)
-            yield chunk
-        if self._ingest.offset == descriptor.size and descriptor.size:
-            return
-        with closing(source.open_blob(descriptor, self._ingest.offset)) as chunks:
-            for chunk in chunks:
-                self._ingest.write(chunk)
-                self._count(chunk)
-                yield chunk
-
-    def _count(self, chunk: bytes) -> None:
-        if self._stop.is_set():
-            raise Cancelled("given up")
-        self._progress.fetched(self._layer, len(chunk))
+def _is_one_disk(store: ImageStore) -> bool:
+    """Whether the syncfs of a layer writes blobs, too."""
+    places = (store.content.ingest_dir, os.path.join(store.root, "layers"))
+    try:
+        return len({os.stat(place).st_dev for place in places}) == 1
+    except FileNotFoundError:
+        return False
 
 
 def _summarise(store: ImageStore, document: ImageDocument, config: ConfigDocument) -> SummaryFile:

@@ -4,7 +4,7 @@ What belongs here: which layers exist, making them appear whole or not at all, t
 must not: tar (native/untar*.c), the pipeline (unpack.py), images. Layout below the root:
 
     <hex>/diff/             the tree
-    <hex>/layer.json        what it is; written last, so a directory without it does not exist
+    <hex>/layer.json        what it is; a directory without it does not exist (layer_info.py)
     <hex>/needs-lower       only if the layer refers to lower ones (LowerNeeds)
     <hex>/seal              a digest of all that; there once it was compared with its blob
     chain-<hex>/            a thin layer that completes such a layer on one stack; by chain id
@@ -17,12 +17,15 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import NamedTuple
 
 import msgspec
 
 from scow.image.digest import ChainID, DiffID, chain_ids, hex_of
-from scow.image.unpack import DEFAULT_LIMIT_BYTES, LowerNeeds, Unpacked, unpack
+from scow.image.disk_sync import disk_of
+from scow.image.layer_info import LayerInfo, read_info, read_needs, write_info, write_needs
+from scow.image.unpack import DEFAULT_LIMIT_BYTES, LowerNeeds, unpack
 from scow.image.waiting import lock_file
 from scow.native import fs
 from scow.native.errors import IntegrityError, NotFound
@@ -37,16 +40,12 @@ Paths = list[str]
 DiffIDs = list[DiffID]
 
 
-class LayerInfo(msgspec.Struct, frozen=True):
-    """layer.json: a layer that exists. `size` counts the bytes of its files, holes left out."""
+class _Making(NamedTuple):
+    """Thin layers of one stack that were missing: all get their names after one sync."""
 
-    diff_id: DiffID
-    size: int
-    tar_bytes: int
-    entries: int
-    refers_lower: bool = False
-    # The stack that a chain-<hex> layer completes, bottom first; empty for a plain layer.
-    stack: tuple[DiffID, ...] = ()
+    held: ExitStack  # locks and staging directories
+    syncing: ExitStack
+    names: dict[str, str]  # by staging directory
 
 
 class LayerStore:
@@ -65,7 +64,7 @@ class LayerStore:
 
     def info(self, diff_id: DiffID) -> LayerInfo:
         """What layer.json says."""
-        return self._read_info(hex_of(diff_id))
+        return read_info(self.root_dir, hex_of(diff_id))
 
     def list(self) -> DiffIDs:
         """The layers that exist, in no order."""
@@ -73,7 +72,7 @@ class LayerStore:
         found: DiffIDs = []
         for name in names:
             try:
-                found.append(self._read_info(name).diff_id)
+                found.append(read_info(self.root_dir, name).diff_id)
             except (NotFound, IntegrityError):
                 continue  # taken away, or a leftover that has no name, or damaged
         return found
@@ -87,8 +86,9 @@ class LayerStore:
     ) -> LayerInfo:
         """Make the layer `diff_id` from its compressed bytes, unless it is there.
 
-        If it is (another process was first, while this one waited), `chunks` stay unread. Raises as
-        `scow.image.unpack.unpack` does; nothing is left behind then.
+        If it is (another process was first, while this one waited), `chunks` stay unread. All of it
+        is on the disk then but perhaps its name: who wants that to last calls `sync_names`. Raises
+        as `scow.image.unpack.unpack` does; nothing is left behind then.
         """
         self._prepare()
         name = hex_of(diff_id)
@@ -98,8 +98,14 @@ class LayerStore:
             self.sweep()
             with self._staged(name) as (staging, staging_fd):
                 info = _fill(staging_fd, diff_id, chunks, lock, limit_bytes)
-                self._commit(staging, staging_fd, name, info)
+                self._commit(staging, name)
                 return info
+
+    def sync_names(self) -> None:
+        """Make the names of all layers last."""
+        failpoint("layer.sync-name")
+        with OwnedFd(os.open(self.root_dir, _DIR)) as root:
+            os.fsync(root.fileno())
 
     def stack(self, diff_ids: Sequence[DiffID]) -> Paths:
         """The lower directories of an image whose layers are `diff_ids`, bottom first; top first.
@@ -108,22 +114,14 @@ class LayerStore:
         tar did not list): those thin layers depend on the stack, so they are kept by chain id.
         Raises NotFound for a missing layer, IntegrityError for a link to nothing.
         """
-        paths: Paths = []  # top first
-        chain: Sequence[ChainID] = ()
-        for index, diff_id in enumerate(diff_ids):
-            if not self.has(diff_id):
-                raise NotFound(f"layer '{diff_id}' is not unpacked", hint="pull the image again")
-            needs = self._read_needs(diff_id)
-            if needs.opaque_root:
-                paths = []
-            # A layer twice (an empty one, mostly): overlayfs refuses it, and the upper one decides.
-            own = self.path(diff_id)
-            below, paths = paths, [own, *(path for path in paths if path != own)]
-            if needs.links or (needs.implied and below):
-                chain = chain or chain_ids(diff_ids)
-                done = tuple(diff_ids[: index + 1])
-                paths[:0] = self._completion(chain[index], done, needs, paths, below)
-        return paths
+        with ExitStack() as held:
+            with ExitStack() as syncing:
+                making = _Making(held, syncing, {})
+                paths = self._stack(diff_ids, making)
+            for staging, name in making.names.items():
+                self._commit(staging, name)
+        named = {f"{staging}/diff": self._file(n, "diff") for staging, n in making.names.items()}
+        return [named.get(path, path) for path in paths]
 
     def remove(self, diff_id: DiffID) -> bool:
         """Take a layer away, and the thin ones that complete a stack with it; whether it was there.
@@ -203,7 +201,8 @@ class LayerStore:
             info = _fill(staging_fd, diff_id, chunks, lock, DEFAULT_LIMIT_BYTES, durable=mend)
             found = self._differences(name, staging_fd, info)
             if found and mend:
-                self._commit(staging, staging_fd, name, info, keep_old=keep_old)
+                self._commit(staging, name, keep_old=keep_old)
+                self.sync_names()
             if mend or not found:
                 write_seal(self._file(name))
             return found
@@ -251,41 +250,63 @@ class LayerStore:
         from scow.image.seal import differing
 
         try:
-            if self._read_info(name) != info:
+            if read_info(self.root_dir, name) != info:
                 return ["layer.json"]
         except (NotFound, IntegrityError):
             return ["layer.json"]
         return differing(self._file(name), staging_fd)
 
-    # -- one stack's completion --------------------------------------------------------------
+    # -- one stack's completions -------------------------------------------------------------
+
+    def _stack(self, diff_ids: Sequence[DiffID], making: _Making) -> Paths:
+        paths: Paths = []  # top first
+        chain: Sequence[ChainID] = ()
+        for index, diff_id in enumerate(diff_ids):
+            if not self.has(diff_id):
+                raise NotFound(f"layer '{diff_id}' is not unpacked", hint="pull the image again")
+            needs = read_needs(self.root_dir, diff_id)
+            if needs.opaque_root:
+                paths = []
+            # A layer twice (an empty one, mostly): overlayfs refuses it, and the upper one decides.
+            own = self.path(diff_id)
+            below, paths = paths, [own, *(path for path in paths if path != own)]
+            if needs.links or (needs.implied and below):
+                chain = chain or chain_ids(diff_ids)
+                info = LayerInfo(diff_id, 0, 0, 0, stack=tuple(diff_ids[: index + 1]))
+                name = f"chain-{hex_of(chain[index])}"
+                paths[:0] = self._completion(making, name, info, needs, (paths, below))
+        return paths
 
     def _completion(
         self,
-        chain: ChainID,
-        stack: tuple[DiffID, ...],
+        making: _Making,
+        name: str,
+        info: LayerInfo,
         needs: LowerNeeds,
-        paths: Sequence[str],
-        below: Sequence[str],
+        stacks: tuple[Paths, Paths],
     ) -> Paths:
-        """The thin layer for the top of `stack`: its path, or nothing if all was well without."""
+        """The thin layer for the top of a stack: its path, or nothing if all was well without."""
         from scow.image import completion
+        from scow.image.seal import write_seal
 
-        name = f"chain-{hex_of(chain)}"
         if not os.path.exists(self._file(name, "layer.json")):
-            with self._locked(name):
-                if not os.path.exists(self._file(name, "layer.json")):
-                    with self._staged(name) as (staging, staging_fd):
-                        with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
-                            made = completion.complete(
-                                diff.fileno(), needs, [*paths], [*below], self._file(".empty")
-                            )
-                        info = LayerInfo(stack[-1], 0, 0, made, stack=stack)
-                        self._commit(staging, staging_fd, name, info, sealed=True)
-        return [self._file(name, "diff")] if self._read_info(name).entries else []
+            # Everybody takes these locks from the bottom of a stack up.
+            making.held.enter_context(self._locked(name))
+            if not os.path.exists(self._file(name, "layer.json")):
+                staging, staging_fd = making.held.enter_context(self._staged(name))
+                if not making.names:
+                    making.syncing.enter_context(disk_of(staging_fd))
+                making.names[staging] = name
+                with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
+                    made = completion.complete(diff.fileno(), needs, *stacks, self._file(".empty"))
+                write_info(staging_fd, msgspec.structs.replace(info, entries=made))
+                write_seal(staging)  # nothing else says what is right in a layer that has no blob
+                return [f"{staging}/diff"] if made else []
+        return [self._file(name, "diff")] if read_info(self.root_dir, name).entries else []
 
     def _completes(self, name: str, diff_id: DiffID) -> bool:
         try:
-            return diff_id in self._read_info(name).stack
+            return diff_id in read_info(self.root_dir, name).stack
         except (NotFound, IntegrityError):
             return True  # half-made or damaged: it can be made again
 
@@ -344,23 +365,8 @@ class LayerStore:
         finally:
             self._throw_away(parent, name)
 
-    def _commit(
-        self,
-        staging: str,
-        staging_fd: int,
-        name: str,
-        info: LayerInfo,
-        *,
-        keep_old: bool = False,
-        sealed: bool = False,
-    ) -> None:
-        """The order of truth: data (synced), then layer.json, then the name."""
-        from scow.image.seal import write_seal
-
-        failpoint("layer.json")
-        fs.write_atomic(staging_fd, "layer.json", msgspec.json.encode(info))
-        if sealed:  # nothing but the seal says what is right in a layer that has no blob
-            write_seal(staging, durable=True)
+    def _commit(self, staging: str, name: str, *, keep_old: bool = False) -> None:
+        """Give its name to a layer that is on the disk, layer.json too."""
         if os.path.lexists(self._file(name)):  # without a layer.json, or damaged
             if keep_old:
                 self._set_aside(name)
@@ -368,9 +374,6 @@ class LayerStore:
                 self._throw_away(self.root_dir, name)
         failpoint("layer.name")
         os.rename(staging, self._file(name))
-        failpoint("layer.sync-name")
-        with OwnedFd(os.open(self.root_dir, _DIR)) as root:
-            os.fsync(root.fileno())
 
     def _set_aside(self, name: str) -> None:
         """A mounted overlay must not lose the files below it (overlayfs.rst): they only move."""
@@ -410,44 +413,6 @@ class LayerStore:
         except FileNotFoundError:
             return []
 
-    def _read(self, name: str, file: str) -> bytes | None:
-        try:
-            with open(self._file(name, file), "rb") as stream:
-                return stream.read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
-
-    def _read_info(self, name: str) -> LayerInfo:
-        data = self._read(name, "layer.json")
-        if data is None:
-            raise NotFound(f"no such layer: '{name}'")
-        try:
-            info = msgspec.json.decode(data, type=LayerInfo)
-        except msgspec.DecodeError as error:
-            raise _damaged(name, f"bad layer.json: {error}") from error
-        if name in (hex_of(info.diff_id), f"chain-{_chain_of(info)}"):
-            return info
-        raise _damaged(name, "its layer.json is of another layer")
-
-    def _read_needs(self, diff_id: DiffID) -> LowerNeeds:
-        data = self._read(hex_of(diff_id), "needs-lower")
-        if data is None:
-            return LowerNeeds()
-        try:
-            return msgspec.msgpack.decode(data, type=LowerNeeds)
-        except msgspec.DecodeError as error:
-            raise _damaged(hex_of(diff_id), f"bad needs-lower: {error}") from error
-
-
-def _damaged(name: str, why: str) -> IntegrityError:
-    return IntegrityError(
-        f"layer '{name}' is damaged: {why}", hint="`scow system check --repair` mends it"
-    )
-
-
-def _chain_of(info: LayerInfo) -> str:
-    return hex_of(chain_ids(info.stack)[-1]) if info.stack else ""
-
 
 def _fill(
     staging_fd: int,
@@ -458,32 +423,26 @@ def _fill(
     *,
     durable: bool = True,
 ) -> LayerInfo:
-    """Unpack into a staging directory all but layer.json; on the disk when this returns."""
-    with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
-        failpoint("layer.unpack")
-        done = unpack(
-            diff_id,
-            chunks,
-            diff.fileno(),
-            limit_bytes=limit_bytes,
-            keep_fds=(lock.fileno(),),
-            durable=durable,
+    """Unpack into a staging directory; if `durable`, all of it is on the disk when this returns."""
+    with disk_of(staging_fd) if durable else nullcontext() as disk:
+        with OwnedFd(os.open("diff", _DIR, dir_fd=staging_fd)) as diff:
+            failpoint("layer.unpack")
+            done = unpack(
+                diff_id,
+                chunks,
+                diff.fileno(),
+                limit_bytes=limit_bytes,
+                keep_fds=(lock.fileno(),),
+                disk=disk,
+            )
+        if done.needs:
+            write_needs(staging_fd, done.needs)
+        info = LayerInfo(
+            diff_id=diff_id,
+            size=done.data_bytes,
+            tar_bytes=done.tar_bytes,
+            entries=done.entries,
+            refers_lower=bool(done.needs),
         )
-    if done.needs:
-        fs.write_atomic(staging_fd, "needs-lower", _encode_needs(done.needs))
-    return _describe(diff_id, done)
-
-
-def _encode_needs(needs: LowerNeeds) -> bytes:
-    # Not JSON: names in a layer are bytes, not text.
-    return msgspec.msgpack.encode(needs)
-
-
-def _describe(diff_id: DiffID, done: Unpacked) -> LayerInfo:
-    return LayerInfo(
-        diff_id=diff_id,
-        size=done.data_bytes,
-        tar_bytes=done.tar_bytes,
-        entries=done.entries,
-        refers_lower=bool(done.needs),
-    )
+        write_info(staging_fd, info)
+        return info

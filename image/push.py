@@ -26,7 +26,7 @@ from scow.image.content import IndexEntry
 from scow.image.digest import Digest, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.dropped import borrowing, fetch_blobs, read_note
-from scow.image.install import Cancelled, ImageDocument, read_image_document
+from scow.image.install import ImageDocument, read_image_document
 from scow.image.lists import find_list
 from scow.image.manifest import (
     Descriptor,
@@ -40,6 +40,7 @@ from scow.image.media_types import DOCKER_LAYER, OCI_LAYER
 from scow.image.reference import Reference, parse_reference
 from scow.image.registry_write import RegistryWriter
 from scow.image.store import find_entry
+from scow.image.tee import Cancelled
 from scow.image.upload import BlobFile, BlobUpload, UploadProgress
 from scow.native.errors import InvalidArgument, NotFound
 

@@ -14,13 +14,12 @@ import queue
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 
 import msgspec
 
 from scow.image.decompress import Decompressor
 from scow.image.digest import DiffID, algorithm_of, new_hasher, quote
-from scow.image.disk_sync import DiskSync, disk_of
+from scow.image.disk_sync import DiskSync
 from scow.image.files import write_all
 from scow.native import spawn
 from scow.native.errors import IntegrityError, ResourceExhausted, ScowError
@@ -113,13 +112,13 @@ def unpack(
     *,
     limit_bytes: int = DEFAULT_LIMIT_BYTES,
     keep_fds: Sequence[int] = (),
-    durable: bool = True,
+    disk: DiskSync | None = None,
 ) -> Unpacked:
     """Unpack the layer `diff_id` from compressed `chunks` into the empty directory `layer_fd`.
 
-    On return every file is on the disk (if `durable`) and the digest was right. `keep_fds` stay open in
-    the applet (a lock). Raises what `chunks` raises, IntegrityError for a bad layer,
-    ResourceExhausted for a limit or a full disk; the directory then holds rubbish.
+    On return the digest was right, but nothing need be on the disk: `disk` only hears of what is
+    written. `keep_fds` stay open in the applet (a lock). Raises what `chunks` raises, IntegrityError
+    for a bad layer, ResourceExhausted for a limit or a full disk; the directory then holds rubbish.
     """
     algorithm = algorithm_of(diff_id)
     with OwnedFd(os.memfd_create("scow-untar-report", os.MFD_CLOEXEC)) as report:
@@ -132,7 +131,7 @@ def unpack(
             except BaseException:
                 write_end.close()
                 raise
-        with pidfd, disk_of(layer_fd) if durable else nullcontext() as disk:
+        with pidfd:
             writer = _PipeWriter(write_end, algorithm, disk)
             status = _feed(writer, chunks, pid, pidfd)
             return _judge(diff_id, f"{algorithm}:{writer.digest()}", status, _read_report(report))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from scow.image.digest import Digest, algorithm_of, hex_of, new_hasher
-from scow.image.install import Cancelled
 from scow.image.registry_write import RegistryWriter, Session
+from scow.image.tee import Cancelled
 from scow.image.transport import Body, Response, TransportError
 from scow.native.errors import IntegrityError
 

@@ -18,10 +18,10 @@ import pytest
 import zstandard
 
 from fixtures.fake_registry import FakeRegistry, Handler
-from scow.image.digest import parse_diff_id
+from scow.image.digest import hex_of, parse_diff_id
+from scow.image.layers import LayerStore
 from scow.image.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from scow.image.store import ImageStore
-from scow.image.unpack import unpack
 
 pytestmark = pytest.mark.root
 
@@ -178,18 +178,23 @@ def test_a_bomb_is_unpacked_in_little_memory(
     assert finish(start(scow_root, registry)) < ROOM_KB
 
 
-@pytest.mark.parametrize("durable", [True, False])
-def test_a_layer_is_synced_unless_told_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+def test_a_layer_is_synced_when_it_is_to_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr("scow.native.sys.syncfs", synced.append)
+    """What is only unpacked to be compared goes to no disk; what gets a name does, layer.json too."""
+    seen: list[bool] = []
+    store = LayerStore(str(tmp_path))
     tar = layer_tar({"file": b"x"})
     diff_id = parse_diff_id("sha256:" + hashlib.sha256(tar).hexdigest())
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        unpack(diff_id, [tar], fd, durable=durable)
-    finally:
-        os.close(fd)
-    assert len(synced) == durable
-    assert (tmp_path / "file").read_bytes() == b"x"
+    staged = tmp_path / ".staging" / hex_of(diff_id)
+
+    def sync(fd: int) -> None:
+        seen.append((staged / "layer.json").exists() and (staged / "diff/file").exists())
+
+    monkeypatch.setattr("scow.native.sys.syncfs", sync)
+    store.unpack(diff_id, [tar])
+    assert seen == [True]
+    assert not store.compare(diff_id, [tar], mend=False)
+    assert seen == [True]
+    assert store.compare(diff_id, [tar], mend=True) == []
+    assert seen == [True, True]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fixtures.fake_registry import QUICK, FakeRegistry, Handler, HashingLayers
-from scow.image import disk_sync, install, ranges, stall
+from scow.image import disk_sync, ranges, stall, workers
 from scow.image.disk_sync import disk_of
 from scow.image.progress import SilentProgress
 from scow.image.pull import pull_image
@@ -256,7 +256,8 @@ def test_one_failure_ends_the_parts_of_the_others(
 def test_the_largest_layer_is_first(
     store: ImageStore, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "PARALLEL_LAYERS", 1)
+    many = workers.Workers
+    monkeypatch.setattr(workers, "Workers", lambda count, name: many(1, name))
     digests = add(registry, 1000, 50_000, 20_000)
     begun: list[str] = []
 

@@ -21,7 +21,7 @@ from scow.image import push as push_module
 from scow.image import registry_list, upload
 from scow.image.credentials import Credentials
 from scow.image.digest import DiffID, Digest
-from scow.image.install import Cancelled, install_image, read_image_document
+from scow.image.install import install_image, read_image_document
 from scow.image.manifest import Descriptor
 from scow.image.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from scow.image.progress import SilentProgress
@@ -30,6 +30,7 @@ from scow.image.reference import parse_reference
 from scow.image.registry_list import RegistryLists
 from scow.image.registry_write import RegistryWriter, Session
 from scow.image.store import ImageStore
+from scow.image.tee import Cancelled
 from scow.image.transport import Patience
 from scow.native.errors import (
     IntegrityError,
@@ -63,6 +64,9 @@ class NoLayers:
         for _ in chunks:
             pass
         self.unpacked.add(diff_id)
+
+    def sync_names(self) -> None:
+        """It has no names."""
 
 
 class Blobs:
