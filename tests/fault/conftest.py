@@ -33,6 +33,13 @@ def busybox_root(tmp_path_factory: pytest.TempPathFactory, images: ImageFactory)
     return base
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nursery() -> Iterator[None]:
+    """Where the commands come from that a test forks (fixtures/victim.py)."""
+    with victim.nursery():
+        yield
+
+
 @pytest.fixture(scope="module")
 def own_network(busybox_root: Path) -> Iterator[None]:
     """Be in a new network namespace, with lo up."""
@@ -56,7 +63,6 @@ def _bring_up_loopback() -> None:
 @pytest.fixture
 def state(busybox_root: Path, own_network: None) -> Iterator[State]:
     """The state of a host with busybox and no container; after the test nothing may be left."""
-    victim.preload()
     # Of a test that failed.
     shutil.rmtree(busybox_root / "root" / "volumes", ignore_errors=True)
     state = State(str(busybox_root / "root"), str(busybox_root / "run"))

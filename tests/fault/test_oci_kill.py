@@ -54,7 +54,6 @@ def left() -> list[str]:
 @pytest.fixture(autouse=True)
 def preloaded() -> None:
     kernel.need(kernel.mount_refused)
-    victim.preload()
 
 
 @pytest.fixture
