@@ -43,8 +43,7 @@ def bundle(tmp_path: Path) -> Bundle:
 def oci(tmp_path: Path) -> Iterator[Runtime]:
     runtime = Runtime([*SCOW_OCI, "--criu", kernel.criu_program()], tmp_path / "state")
     yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
+    runtime.remove_all()
 
 
 class Pipe:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fixtures import kernel
-from fixtures.bundle import SCOW_OCI, Bundle, Runtime
+from fixtures.bundle import Bundle, Runtime
 
 # Chosen by the guest (tests/vm/run.py), whose kernel has AppArmor enabled.
 pytestmark = [pytest.mark.cgroup_v2, pytest.mark.root]
@@ -58,14 +58,6 @@ def bundle(tmp_path: Path) -> Bundle:
     (made.rootfs / "tmp/secret").write_text("secret\n")
     made.process["apparmorProfile"] = TIGHT
     return made
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Runtime]:
-    runtime = Runtime(SCOW_OCI, tmp_path / "state")
-    yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
 
 
 def run(oci: Runtime, bundle: Bundle) -> list[str]:
