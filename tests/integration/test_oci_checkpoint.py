@@ -278,7 +278,6 @@ def test_in_front(oci: Runtime, bundle: Bundle, pipe: Pipe) -> None:
         time.sleep(0.05)
     stat = Path(f"/proc/{pid_of(oci)}/stat").read_text()
     assert int(stat.rpartition(")")[2].split()[1]) == front.pid
-    time.sleep(0.2)
     front.terminate()
     assert front.wait(60) == 9
     assert oci.ok("list", "-q") == ""
