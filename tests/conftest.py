@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures import kernel, residue
+from fixtures.ahead import Ahead, ahead
+from fixtures.bundle import Done
 from fixtures.images import ImageFactory
 from fixtures.registry import Registry
 from fixtures.warm import Warm
@@ -22,6 +24,7 @@ from fixtures.warm import Warm
 if TYPE_CHECKING:
     from fixtures.api import ApiServer
 
+BEGUN = pytest.StashKey[Ahead]()
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
@@ -60,6 +63,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
     if removed:
         config.hook.pytest_deselected(items=removed)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.option.collectonly:
+        return
+    marks = [mark.args for item in session.items for mark in item.iter_markers("ahead")]
+    begun = ahead(marks)
+    session.config.stash[BEGUN] = begun.__enter__()
+    session.config.add_cleanup(lambda: begun.__exit__(None, None, None))
+
+
+@pytest.fixture
+def ran_ahead(request: pytest.FixtureRequest) -> Done:
+    """How the program of the test's marker `ahead` has ended."""
+    mark = request.node.get_closest_marker("ahead")
+    return request.config.stash[BEGUN].wait(mark.args)
 
 
 def pytest_terminal_summary(
