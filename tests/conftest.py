@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fixtures import kernel, residue
+from fixtures import kernel, nursery, residue
 from fixtures.ahead import Ahead, ahead
 from fixtures.bundle import Done
 from fixtures.images import ImageFactory
@@ -97,6 +97,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, None, None]:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"skipped with SCOW_CI=1: {reason}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_nursery(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where the commands come from that a test need not start (fixtures/nursery.py)."""
+    if any(item.get_closest_marker("root") for item in request.session.items):
+        with nursery.nursery():
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import victim
 from fixtures.command import Scow
 from fixtures.door import Door
 from fixtures.images import ImageFactory
@@ -31,13 +30,6 @@ def busybox_root(tmp_path_factory: pytest.TempPathFactory, images: ImageFactory)
     scow.ok("pull", images.busybox())
     scow.ok("tag", images.busybox(), "busybox")
     return base
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nursery() -> Iterator[None]:
-    """Where the commands come from that a test forks (fixtures/victim.py)."""
-    with victim.nursery():
-        yield
 
 
 @pytest.fixture(scope="module")
