@@ -25,7 +25,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=SCOW_CI,SCOW_TEST_C
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test stress fuzz test-vm test-power bench bench-oci bench-images bench-service venv types hello lint clean packages-run packages-test packages-vm packages-bench
+.PHONY: demo test stress fuzz test-vm test-power bench bench-oci bench-images bench-service venv types mypy pyright hello lint clean packages-run packages-test packages-vm packages-bench
 
 demo: $(VENV)/.stamp-run $(HELLO)
 	@[ -e /usr/local/bin/scow ] || { $(SUDO) ln -sfn $(abspath $(BIN))/scow /usr/local/bin/scow && \
@@ -33,16 +33,16 @@ demo: $(VENV)/.stamp-run $(HELLO)
 	$(SUDO) $(BIN)/scow run --rm -m 64m --cpus 0.5 --pids-limit 64 \
 		-e SCOW_HOST_NS="$$(readlink /proc/self/ns/* | tr '\n' ' ')" scow/hello
 
-test: packages-test venv types
+test: packages-test venv
 	$(SUDO) $(BIN)/python -m pytest -m "not slow" $(TESTS) $(ARGS)
 
 # Long loops: races, kills, clients that get in each other's way.
-stress: packages-test venv types
+stress: packages-test venv
 	$(SUDO) $(BIN)/python -m pytest -m slow $(TESTS) $(ARGS)
 
 # What a run finds lies in build/fuzz; what it adds to the corpus in tests/fuzz/corpus is to be committed.
 SECONDS ?= 600
-fuzz: packages-test venv types
+fuzz: packages-test venv
 	nice -n 19 $(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) --keep
 	$(SUDO) env SCOW_FUZZ_EXAMPLES=20000 nice -n 19 $(BIN)/python -m pytest tests/fuzz -k "not native" --timeout 7200 $(ARGS)
 
@@ -101,11 +101,13 @@ types:
 	@for room in $(ROOMS); do ln -sfn ../../../$$room build/types/scow/$$room; done
 	@rm -rf build/pyright && mkdir -p build/pyright/scow && cp -r $(ROOMS) build/pyright/scow
 
-lint: venv types
+mypy pyright: types
+	@$(BIN)/$@
+
+lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pyright
+	@$(MAKE) -s mypy pyright
 
 clean:
 	[ "$$(readlink /usr/local/bin/scow)" != $(abspath $(BIN))/scow ] || $(SUDO) rm /usr/local/bin/scow

@@ -6,7 +6,6 @@ host (/run/containerd, CNI's leases) is on a tmpfs of this run's; their cgroups 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -18,26 +17,12 @@ from pathlib import Path
 import peers  # beside this module
 from runtimes import Ctr, Failed, Runtime
 
-from fixtures.engines import cgroup_parent
+from fixtures.engines import CONTAINERD_CONF, cgroup_parent, dockerd_words
 from scow.native import sys as kernel
 
 WAIT_S = 30.0
 # Fixed paths that engines write to; the bench has its own.
 HIDDEN = ("/run/containerd", "/run/netns", "/var/lib/cni")
-_CONTAINERD = """
-version = 2
-root = "{top}/root"
-state = "{top}/state"
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.aufs",
-]
-[grpc]
-  address = "{top}/c.sock"
-[ttrpc]
-  address = "{top}/t.sock"
-"""
 
 
 def enter() -> None:
@@ -85,13 +70,7 @@ def docker(yard: peers.Yard) -> Runtime:
     parent = yard.stack.enter_context(cgroup_parent("scow-bench-docker"))
     top = yard.work / "docker"
     top.mkdir()
-    config = {"deprecated-key-path": f"{top}/key.json", "features": {"buildkit": False}}
-    (top / "daemon.json").write_text(json.dumps(config))
-    words = ["dockerd", "--config-file", f"{top}/daemon.json", "--data-root", f"{top}/root"]
-    words += ["--exec-root", f"{yard.run}/docker", "--pidfile", f"{top}/pid"]
-    words += ["--host", f"unix://{top}/sock", "--cgroup-parent", parent]
-    words += ["--exec-opt", "native.cgroupdriver=cgroupfs", "--oom-score-adjust", "0"]
-    process = _daemon(yard, words, top / "log")
+    process = _daemon(yard, dockerd_words(top, f"{yard.run}/docker", parent), top / "log")
     # The client that belongs to the daemon, if there are more.
     program = "/usr/bin/docker" if os.access("/usr/bin/docker", os.X_OK) else "docker"
     found = Runtime(
@@ -114,7 +93,7 @@ def ctr(yard: peers.Yard) -> Runtime:
     parent = yard.stack.enter_context(cgroup_parent("scow-bench-ctr"))
     top = yard.work / "containerd"
     top.mkdir()
-    (top / "config.toml").write_text(_CONTAINERD.format(top=top))
+    (top / "config.toml").write_text(CONTAINERD_CONF.format(top=top))
     process = _daemon(yard, ["containerd", "-c", f"{top}/config.toml"], top / "log")
     program = ["ctr", "--address", f"{top}/c.sock", "--namespace", parent.removeprefix("/")]
     found = Ctr(

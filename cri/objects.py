@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Generic, Protocol, TypeVar
@@ -20,7 +19,6 @@ import msgspec
 
 from scow.native.errors import (
     AlreadyExists,
-    DeadlineExceeded,
     InvalidArgument,
     NotFound,
     ScowError,
@@ -351,20 +349,12 @@ def names_in(path: str) -> list[str]:
 
 def _lock(fd: int, what: str) -> None:
     """Take the lock, at once or after a wait with an end: a start may hang in a stuck mount."""
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    pause = 0.0005
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise DeadlineExceeded(
-                    f"{what} is busy: another command has held it for {LOCK_TIMEOUT_S} s",
-                    hint="a start that hangs in the kernel (state D in ps) would do that",
-                ) from None
-        time.sleep(pause)
-        pause = min(pause * 2, 0.02)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        from scow.image.waiting import lock_file  # not for those who need not wait
+
+        lock_file(fd, what, most_s=LOCK_TIMEOUT_S)
 
 
 def _same_dir(fd: int, path: str) -> bool:

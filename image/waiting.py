@@ -14,7 +14,7 @@ from typing import NamedTuple
 from scow.native.errors import DeadlineExceeded
 
 PATIENCE_S = 60.0
-_POLL_S = 0.05
+_POLL_S = 0.02
 _STATES = {
     "T": "is stopped",
     "t": "is stopped by a debugger",
@@ -32,8 +32,8 @@ class Holder(NamedTuple):
 
     def __str__(self) -> str:
         if not self.state:
-            return "an unpacker of a process that has ended has it"
-        does = _STATES.get(self.state, "does nothing that can be seen")
+            return "a child of a process that has ended has it"
+        does = _STATES.get(self.state, "does not let go of it")
         return f"process {self.pid} ('{self.command}') has it, and {does}"
 
     @property
@@ -48,8 +48,12 @@ class Holder(NamedTuple):
         return f"end it: kill {self.pid}" if self.state else "try again"
 
 
-def lock_file(fd: int, what: str) -> None:
-    """flock(2), exclusively; DeadlineExceeded where the holder does nothing for PATIENCE_S."""
+def lock_file(fd: int, what: str, *, most_s: float | None = None) -> None:
+    """flock(2), exclusively; DeadlineExceeded where the holder does nothing for PATIENCE_S.
+
+    With `most_s` that is the end of the wait, whatever the holder does.
+    """
+    patience_s = PATIENCE_S if most_s is None else most_s
     pause = 0.0005
     known: Holder | None = None
     since = 0.0
@@ -59,12 +63,13 @@ def lock_file(fd: int, what: str) -> None:
             return
         except BlockingIOError:
             now = time.monotonic()
-            if not since or now - since > PATIENCE_S:
+            if not since or now - since > patience_s:
                 holder = find_holder(fd)
-                if since and (holder is None or holder[::3] == (known or holder)[::3]):
+                stands_still = holder is None or holder[::3] == (known or holder)[::3]
+                if since and (stands_still or most_s is not None):
                     told = holder or "it is not known who has it"
                     raise DeadlineExceeded(
-                        f"waited {PATIENCE_S:.0f} s for {what}: {told}",
+                        f"waited {patience_s:.0f} s for {what}: {told}",
                         hint=holder.hint if holder else None,
                     ) from None
                 known, since = holder, now

@@ -22,6 +22,7 @@ from scow.native.errors import InvalidArgument, ScowError, Unsupported
 from scow.native.fd import OwnedFd
 from scow.native.fs import Root
 from scow.runtime import criu, oci_state
+from scow.runtime import oci_parent as parent
 from scow.runtime.criu import Option
 from scow.runtime.hooks import run_hooks
 from scow.runtime.mounts import Options, open_bind_source
@@ -195,6 +196,8 @@ class _Restoration(Creation):
             raise ScowError("the container's first process is gone")
         pidfd = OwnedFd(os.pidfd_open(self._pid))
         self.record = self.record.born(self._pid, found[0])
+        if not self.options.detach:
+            parent.current().hold_signals()  # once it is seen to run, a signal is for it
         master = hand_over(self.options.console_socket, self._master)
         self.directory.save(self.record)
         write_pid_file(self.options.pid_file, self._pid)

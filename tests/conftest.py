@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fixtures import kernel, residue
+from fixtures import kernel, nursery, residue
+from fixtures.ahead import Ahead, ahead
+from fixtures.bundle import Done
 from fixtures.images import ImageFactory
 from fixtures.registry import Registry
 from fixtures.warm import Warm
@@ -22,6 +24,7 @@ from fixtures.warm import Warm
 if TYPE_CHECKING:
     from fixtures.api import ApiServer
 
+BEGUN = pytest.StashKey[Ahead]()
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
@@ -62,6 +65,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=removed)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.option.collectonly:
+        return
+    marks = [mark.args for item in session.items for mark in item.iter_markers("ahead")]
+    begun = ahead(marks)
+    session.config.stash[BEGUN] = begun.__enter__()
+    session.config.add_cleanup(lambda: begun.__exit__(None, None, None))
+
+
+@pytest.fixture
+def ran_ahead(request: pytest.FixtureRequest) -> Done:
+    """How the program of the test's marker `ahead` has ended."""
+    mark = request.node.get_closest_marker("ahead")
+    return request.config.stash[BEGUN].wait(mark.args)
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
@@ -78,6 +97,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, None, None]:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"skipped with SCOW_CI=1: {reason}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_nursery(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where the commands come from that a test need not start (fixtures/nursery.py)."""
+    if any(item.get_closest_marker("root") for item in request.session.items):
+        with nursery.nursery():
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)

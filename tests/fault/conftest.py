@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import victim
 from fixtures.command import Scow
 from fixtures.door import Door
 from fixtures.images import ImageFactory
@@ -56,7 +55,6 @@ def _bring_up_loopback() -> None:
 @pytest.fixture
 def state(busybox_root: Path, own_network: None) -> Iterator[State]:
     """The state of a host with busybox and no container; after the test nothing may be left."""
-    victim.preload()
     # Of a test that failed.
     shutil.rmtree(busybox_root / "root" / "volumes", ignore_errors=True)
     state = State(str(busybox_root / "root"), str(busybox_root / "run"))

@@ -7,7 +7,6 @@ import os
 import pytest
 
 from fixtures.state import State
-from scow.native import failpoint
 
 pytestmark = pytest.mark.root
 
@@ -24,11 +23,7 @@ LOOKS = {
 
 
 def kill_commit(state: State, point: str) -> None:
-    failpoint.arm(f"{point}=kill")
-    try:
-        assert state.forked("commit", NAME).killed
-    finally:
-        failpoint.arm("")
+    assert state.forked("commit", NAME, points=f"{point}=kill").killed
 
 
 def freezer(state: State) -> str:

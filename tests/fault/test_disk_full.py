@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import victim
 from fixtures.disk import Disk
 from fixtures.state import State, expect_refusal
 
@@ -28,7 +27,6 @@ SLEEPER = ("busybox", "sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do s
 
 @pytest.fixture
 def disk(tmp_path: Path, busybox_root: Path, own_network: None) -> Iterator[Disk]:
-    victim.preload()
     disk = Disk(tmp_path)
     try:
         yield disk

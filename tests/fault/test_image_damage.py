@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import victim
 from fixtures.state import State
 from scow.image.store import Image, ImageStore
 
@@ -33,7 +32,6 @@ def store(root: Path) -> ImageStore:
 
 @pytest.fixture
 def state(root: Path, tmp_path: Path, own_network: None) -> State:
-    victim.preload()
     state = State(str(root), str(tmp_path / "run"))
     state.log = str(tmp_path / "victim.log")
     return state

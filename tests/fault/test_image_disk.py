@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import victim
 from fixtures.disk import Disk
 from fixtures.handmade import Archive, busybox_layer, file, pack
 from fixtures.hostile import until
@@ -26,7 +25,6 @@ NAME = "example.com/app:1"
 @pytest.fixture
 def disk() -> Iterator[Disk]:
     """In memory: a remount syncs, and would wait for whatever else this machine writes."""
-    victim.preload()
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="scow-disk-") as base:
         disk = Disk(Path(base))
         try:

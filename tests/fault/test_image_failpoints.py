@@ -18,7 +18,6 @@ from fixtures.handmade import Archive, busybox_layer, file, pack
 from fixtures.images import ImageFactory
 from fixtures.state import State
 from scow.image.policy import ALWAYS, NEEDED, VARIABLE
-from scow.native import failpoint
 
 pytestmark = pytest.mark.root
 
@@ -86,11 +85,7 @@ class Bench:
         subprocess.run(["cp", "-a", self.start, self.state.root], check=True)
 
     def run(self, points: str, words: tuple[str, ...]) -> victim.Outcome:
-        failpoint.arm(points)
-        try:
-            return self.state.forked(*self.fill(words))
-        finally:
-            failpoint.arm("")
+        return self.state.forked(*self.fill(words), points=points)
 
     def attempt(self, verb: str, point: str, action: str) -> None:
         """Stop the verb there, look, mend, do it again: the store is as if nothing had been."""
@@ -135,7 +130,6 @@ def bench(
     busybox_root: Path, images: ImageFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Bench:
     monkeypatch.setenv(VARIABLE, ALWAYS)  # Bench.prepare sets another
-    victim.preload()
     archive = Archive()
     archive.add(EXTRA, [busybox_layer(), pack([file("own", os.urandom(100_000))])])
     path = archive.write(tmp_path / "extra.tar")

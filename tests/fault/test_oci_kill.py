@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ pytestmark = pytest.mark.root
 NAME = "c1"
 TOP = f"scow-oci-kill-{os.getpid()}"
 MOST_STEPS = 1000
+STRIDES = pytest.mark.parametrize(
+    "stride", [pytest.param(5, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+)
 HIERARCHIES = [entry.path for entry in os.scandir("/sys/fs/cgroup") if entry.is_dir()]
 
 
@@ -54,7 +58,6 @@ def left() -> list[str]:
 @pytest.fixture(autouse=True)
 def preloaded() -> None:
     kernel.need(kernel.mount_refused)
-    victim.preload()
 
 
 @pytest.fixture
@@ -75,9 +78,9 @@ def cgroups_at(path: str) -> list[str]:
     return [f"{top}/{path}" for top in (["/sys/fs/cgroup"] if is_unified else tops)]
 
 
-def kill_at_steps(container: Victim, expected: list[str], stride: int = 1) -> int:
-    """Kill create before each step, or before every third; see it deleted; how many there were."""
-    for step in range(1, MOST_STEPS, stride):
+def kill_at_steps(container: Victim, expected: list[str], stride: int) -> int:
+    """Kill create before each step, or before some that are so far apart; see it deleted; how many there were."""
+    for step in range(random.randint(1, stride), MOST_STEPS, stride):
         done = container.create(kill_at=step)
         assert done.killed or done.status == 0, f"step {step}: {done.status} {done.output}"
         container.delete()
@@ -87,20 +90,25 @@ def kill_at_steps(container: Victim, expected: list[str], stride: int = 1) -> in
     raise AssertionError(f"more than {MOST_STEPS} steps")
 
 
-@pytest.mark.parametrize(("path", "stride"), [(f"/{TOP}/parent/x", 1), (f"/{TOP}", 3)])
+@STRIDES
+@pytest.mark.parametrize("path", [f"/{TOP}/parent/x", f"/{TOP}"], ids=["parent", "alone"])
 def test_a_killed_create_leaves_no_cgroup(tmp_path: Path, path: str, stride: int) -> None:
     """Nothing of it existed before, in no hierarchy: neither the cgroup nor its parents."""
     assert kill_at_steps(Victim(tmp_path, path), [], stride) > 20
 
 
-def test_a_killed_create_leaves_what_others_made(tmp_path: Path, others: list[str]) -> None:
+@STRIDES
+def test_a_killed_create_leaves_what_others_made(
+    tmp_path: Path, others: list[str], stride: int
+) -> None:
     container = Victim(tmp_path, f"/{TOP}-other/x")
-    assert kill_at_steps(container, sorted(others), stride=3) > 20
+    assert kill_at_steps(container, sorted(others), stride) > 20
 
 
-def test_a_delete_that_is_killed_is_finished_by_the_next(tmp_path: Path) -> None:
+@STRIDES
+def test_a_delete_that_is_killed_is_finished_by_the_next(tmp_path: Path, stride: int) -> None:
     container = Victim(tmp_path, f"/{TOP}/parent/x")
-    for step in range(1, MOST_STEPS):
+    for step in range(random.randint(1, stride), MOST_STEPS, stride):
         assert container.create().status == 0
         done = container("delete", "--force", NAME, kill_at=step)
         container.delete()
@@ -110,8 +118,9 @@ def test_a_delete_that_is_killed_is_finished_by_the_next(tmp_path: Path) -> None
             return
 
 
+@STRIDES
 def test_a_killed_create_does_not_end_the_container_whose_cgroup_it_asked_for(
-    tmp_path: Path,
+    tmp_path: Path, stride: int
 ) -> None:
     container = Victim(tmp_path, f"/{TOP}/parent/x")
     assert container.create().status == 0
@@ -119,7 +128,7 @@ def test_a_killed_create_does_not_end_the_container_whose_cgroup_it_asked_for(
         before = left()
         pids = Path(cgroups_at(f"{TOP}/parent/x")[0], "cgroup.procs").read_text()
         assert pids
-        for step in range(1, MOST_STEPS):
+        for step in range(random.randint(1, stride), MOST_STEPS, stride):
             done = container.create(kill_at=step, name="second")
             container.delete("second")
             assert left() == before, f"step {step}"

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import victim
 from fixtures.disk import Disk
 from fixtures.images import ImageFactory
 from fixtures.state import State, expect_refusal
@@ -27,7 +26,6 @@ def test_pull_says_so_and_can_be_repeated(tmp_path: Path, images: ImageFactory) 
     reference = images.busybox()
     disk = Disk(tmp_path)
     try:
-        victim.preload()
         state = State(str(disk.path / "root"), str(tmp_path / "run"))
         state.log = str(tmp_path / "victim.log")
         state.ok("images")

@@ -7,14 +7,20 @@ import shutil
 import pytest
 from fuzz import run
 
-pytestmark = pytest.mark.timeout(120)
+from fixtures.bundle import Done
 
 
-@pytest.mark.parametrize("target", run.SOURCES)
-def test_target(target: str) -> None:
+def words(target: str) -> tuple[str, ...]:
+    return ("python", "tests/fuzz/run.py", "--seconds", "2", target)
+
+
+@pytest.mark.parametrize(
+    "target", [pytest.param(one, marks=pytest.mark.ahead(*words(one))) for one in run.SOURCES]
+)
+def test_target(target: str, ran_ahead: Done) -> None:
     assert shutil.which("clang-14") or shutil.which("clang"), (
         "clang is not installed: make packages-test"
     )
-    fine, text = run.run(target, 2)
-    print(text)
-    assert fine, text
+    print(ran_ahead.out)
+    assert ran_ahead.code == 0, ran_ahead.out
+    assert f"{target}: " in ran_ahead.out

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fixtures import kernel
+from fixtures.bundle import SCOW_OCI, Runtime
 from fixtures.images import ImageFactory
 from fixtures.pods import Cri
 from fixtures.registry import Registry
@@ -21,6 +23,15 @@ def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
     made.remove_all()
     made.close()
     assert made.service.check() == []
+
+
+@pytest.fixture
+def oci(tmp_path: Path) -> Iterator[Runtime]:
+    """scow-oci, each command in an interpreter of its own, with a state directory of this test's."""
+    kernel.need(kernel.mount_refused)
+    runtime = Runtime(SCOW_OCI, tmp_path / "state")
+    yield runtime
+    runtime.remove_all()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fixtures import residue
+from fixtures.engines import Engine, start_daemon
 from fixtures.images import MANY_LAYERS, ImageFactory
 from fixtures.registry import Registry
 
@@ -122,3 +123,17 @@ def test_a_registry_with_a_password(password_registry: Registry) -> None:
     with refused.value as answer:
         assert answer.code == 401
         assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+
+
+@pytest.mark.parametrize(("why", "begins_again"), [("pid file found", True), ("no", False)])
+def test_a_daemon_that_ends_at_its_start(tmp_path: Path, why: str, begins_again: bool) -> None:
+    top, log = tmp_path, tmp_path / "log"
+    script = f"[ ! -e {top}/once ] || {{ touch {top}/up; exec sleep 100; }}; echo {why}; touch {top}/once"
+    engine = Engine(["sh", "-c", f"test -e {top}/up"], {})
+    if begins_again:
+        daemon = start_daemon(["sh", "-c", script], engine, log, os.environ)
+        daemon.kill()
+        daemon.wait()
+    else:
+        with pytest.raises(AssertionError, match=f"sh ends at its start: status 0: {why}"):
+            start_daemon(["sh", "-c", script], engine, log, os.environ)

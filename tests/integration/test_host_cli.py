@@ -25,7 +25,7 @@ class Far:
     """The command line with --host, and with state directories that it has no business in."""
 
     def __init__(self, tmp_path: Path, address: str) -> None:
-        self.scow = Scow(str(tmp_path / "no-root"), str(tmp_path / "no-run"))
+        self.scow = Scow(str(tmp_path / "no-root"), str(tmp_path / "no-run"), cold=True)
         self.address = address
 
     def __call__(self, line: str, stdin: bytes = b"") -> Done:

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 def shared(tmp_path_factory: pytest.TempPathFactory, images: ImageFactory) -> Scow:
     """A state root with the images pulled once; the tests run containers in it."""
     base = tmp_path_factory.mktemp("main")
-    scow = Scow(str(base / "root"), str(base / "run"))
+    scow = Scow(str(base / "root"), str(base / "run"), cold=True)
     for reference in (images.busybox(), images.nginx(), images.python_zstd(), images.many()):
         scow.ok("pull", reference)
     scow.ok("tag", images.busybox(), "busybox")
@@ -463,7 +463,7 @@ def test_logs_rotate_and_follow_across(scow: Scow) -> None:
 def test_save_and_load(scow: Scow, tmp_path: Path) -> None:
     archive = tmp_path / "busybox.tar"
     scow.ok("save", "-o", str(archive), "busybox")
-    other = Scow(str(tmp_path / "root"), str(tmp_path / "run"))
+    other = Scow(str(tmp_path / "root"), str(tmp_path / "run"), cold=True)
     assert "Loaded image" in other.ok("load", "-i", str(archive))
     assert other.ok("images", "-q", "--no-trunc") in scow.ok("images", "-q", "--no-trunc")
 

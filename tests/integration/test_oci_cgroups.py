@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fixtures import kernel
-from fixtures.bundle import SCOW_OCI, Bundle, Runtime
+from fixtures.bundle import Bundle, Runtime
 
 pytestmark = [pytest.mark.root, pytest.mark.guest]
 
@@ -27,13 +26,6 @@ def bundle(tmp_path: Path) -> Bundle:
     made = Bundle(tmp_path / "bundle", f"/{PATH}")
     made.process["args"] = ["sleep", "1000"]
     return made
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Runtime]:
-    runtime = Runtime(SCOW_OCI, tmp_path / "state")
-    yield runtime
-    runtime("delete", "--force", NAME)
 
 
 def start(oci: Runtime, bundle: Bundle, **resources: Any) -> int:

@@ -43,8 +43,7 @@ def bundle(tmp_path: Path) -> Bundle:
 def oci(tmp_path: Path) -> Iterator[Runtime]:
     runtime = Runtime([*SCOW_OCI, "--criu", kernel.criu_program()], tmp_path / "state")
     yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
+    runtime.remove_all()
 
 
 class Pipe:
@@ -279,7 +278,6 @@ def test_in_front(oci: Runtime, bundle: Bundle, pipe: Pipe) -> None:
         time.sleep(0.05)
     stat = Path(f"/proc/{pid_of(oci)}/stat").read_text()
     assert int(stat.rpartition(")")[2].split()[1]) == front.pid
-    time.sleep(0.2)
     front.terminate()
     assert front.wait(60) == 9
     assert oci.ok("list", "-q") == ""

@@ -7,26 +7,15 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
-from fixtures import kernel
-from fixtures.bundle import SCOW_OCI, Bundle, Runtime
+from fixtures.bundle import Bundle, Runtime
 
 NAME = "c1"
 EATER = "a=x; while :; do a=$a$a; done"
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Runtime]:
-    kernel.need(kernel.mount_refused)
-    runtime = Runtime(SCOW_OCI, tmp_path / "state")
-    yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
 
 
 @pytest.fixture

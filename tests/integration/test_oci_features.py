@@ -7,7 +7,6 @@ import json
 import os
 import struct
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ def bundle(tmp_path: Path) -> Bundle:
     made = Bundle(tmp_path / "bundle", f"/scow-oci-test/{os.getpid()}")
     made.process["args"] = ["sleep", "100"]
     return made
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Runtime]:
-    runtime = Runtime(SCOW_OCI, tmp_path / "state")
-    yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
 
 
 def start(oci: Runtime, bundle: Bundle) -> int:

@@ -6,26 +6,15 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fixtures import kernel
 from fixtures.bundle import SCOW_OCI, Bundle, Runtime, without_unified
 
 MAPS = [{"containerID": 0, "hostID": 100000, "size": 65536}]
 TOP = f"scow-oci-files-{os.getpid()}"
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Runtime]:
-    kernel.need(kernel.mount_refused)
-    runtime = Runtime(SCOW_OCI, tmp_path / "state")
-    yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fixtures import kernel
-from fixtures.bundle import SCOW_OCI, Bundle, Runtime
+from fixtures import apparmor
+from fixtures.bundle import Bundle, Runtime
 
 # Chosen by the guest (tests/vm/run.py), whose kernel has AppArmor enabled.
 pytestmark = [pytest.mark.cgroup_v2, pytest.mark.root]
@@ -32,24 +31,10 @@ TIGHT, OTHER = "scow-test-tight", "scow-test-other"
 SHOW = "cat /proc/self/attr/current; cat /tmp/secret 2>&1"
 
 
-def apparmor_missing() -> str | None:
-    """Why no profile can be tested here."""
-    try:
-        enabled = Path("/sys/module/apparmor/parameters/enabled").read_text()
-    except OSError:
-        return "this kernel has no AppArmor"
-    return None if enabled.startswith("Y") else "AppArmor is not enabled"
-
-
 @pytest.fixture(scope="module", autouse=True)
 def profiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    kernel.need(kernel.mount_refused, apparmor_missing)
-    path = tmp_path_factory.mktemp("apparmor") / "profiles"
-    path.write_text(PROFILES)
-    parser = ["apparmor_parser", "--skip-cache", "--base", str(path.parent)]
-    subprocess.run([*parser, "--replace", str(path)], check=True)
-    yield
-    subprocess.run([*parser, "--remove", str(path)], check=True)
+    with apparmor.loaded(PROFILES, tmp_path_factory.mktemp("apparmor")):
+        yield
 
 
 @pytest.fixture
@@ -58,14 +43,6 @@ def bundle(tmp_path: Path) -> Bundle:
     (made.rootfs / "tmp/secret").write_text("secret\n")
     made.process["apparmorProfile"] = TIGHT
     return made
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Runtime]:
-    runtime = Runtime(SCOW_OCI, tmp_path / "state")
-    yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
 
 
 def run(oci: Runtime, bundle: Bundle) -> list[str]:

@@ -36,8 +36,7 @@ def oci(
         monkeypatch.setenv(warm.VARIABLE, str(request.getfixturevalue("warm_process").directory))
     runtime = Runtime(FRONT if request.param == "warm" else SCOW_OCI, tmp_path / "state")
     yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
+    runtime.remove_all()
 
 
 def until(question: Callable[[], bool], seconds: float = 60) -> None:

@@ -9,27 +9,16 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fixtures import kernel
 from fixtures.bundle import SCOW_OCI, Bundle, Runtime
 
 MAPS = [{"containerID": 0, "hostID": 100000, "size": 65536}]
 KINDS = ("pid", "network", "ipc", "uts", "cgroup", "time", "user")
 FILES = {"network": "net"}
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Runtime]:
-    kernel.need(kernel.mount_refused)
-    runtime = Runtime(SCOW_OCI, tmp_path / "state")
-    yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
 
 
 @pytest.fixture

@@ -63,8 +63,7 @@ def host() -> Iterator[None]:
 def oci(host: None, tmp_path: Path) -> Iterator[Runtime]:
     runtime = Runtime(["nsenter", f"--net=/run/netns/{HOST}", *SCOW_OCI], tmp_path / "state")
     yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
+    runtime.remove_all()
 
 
 @pytest.fixture

@@ -118,14 +118,6 @@ def runtimes(tmp_path: Path) -> Iterator[dict[str, Runtime]]:
         parent.rmdir()  # runc and crun leave it
 
 
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Runtime]:
-    runtime = Runtime(SCOW_OCI, tmp_path / "state")
-    yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
-
-
 REFUSED = ["mkdir: can't create directory '/tmp/x': No medium found", "1"]
 
 

@@ -33,8 +33,7 @@ def bundle(tmp_path: Path) -> Bundle:
 def oci(tmp_path: Path) -> Iterator[Runtime]:
     runtime = Runtime([*SCOW_OCI, "--systemd-cgroup"], tmp_path / "state")
     yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
+    runtime.remove_all()
     if os.path.isdir("/run/systemd/system"):
         systemctl("stop", "scowtest.slice")  # systemd made it and keeps it
 

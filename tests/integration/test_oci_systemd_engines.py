@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.bundle import Bundle
-from fixtures.engines import Engine
+from fixtures.engines import CONTAINERD_CONF, Engine, start_daemon
 
 pytestmark = [pytest.mark.cgroup_v2, pytest.mark.root]
 
@@ -27,16 +28,6 @@ default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 [engine]
 cgroup_manager = "systemd"
 events_logger = "file"
-"""
-_CONTAINERD = """
-version = 2
-root = "{top}/root"
-state = "{top}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "{top}/sock"
-[ttrpc]
-  address = "{top}/ttrpc"
 """
 
 
@@ -123,26 +114,15 @@ def test_podman_drives_a_life(pod: Engine) -> None:
 # --- containerd and docker ------------------------------------------------------------------------
 
 
-def wait_for(engine: Engine, daemon: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while engine("version").code != 0:
-        assert time.monotonic() < deadline, log.read_text()
-        assert daemon.poll() is None, log.read_text()
-        time.sleep(0.5)
-
-
 @pytest.mark.slow
 @pytest.mark.no_residue_check  # containerd's shims end after their task is deleted
 def test_containerd_with_systemd_cgroup(pod: Engine, tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text(_CONTAINERD.format(top=tmp_path))
+    (tmp_path / "config.toml").write_text(CONTAINERD_CONF.format(top=tmp_path))
     pod.ok("save", "--format", "oci-archive", "-o", str(tmp_path / "busy.tar"), "busy")
-    log = tmp_path / "log"
-    with log.open("wb") as file:
-        argv = ["containerd", "-c", str(tmp_path / "config.toml")]
-        daemon = subprocess.Popen(argv, stdout=file, stderr=file)
-    ctr = Engine(["ctr", "--address", f"{tmp_path}/sock", "--namespace", "scow-test"], {})
+    ctr = Engine(["ctr", "--address", f"{tmp_path}/c.sock", "--namespace", "scow-test"], {})
+    argv = ["containerd", "-c", str(tmp_path / "config.toml")]
+    daemon = start_daemon(argv, ctr, tmp_path / "log", os.environ)
     try:
-        wait_for(ctr, daemon, log)
         ctr.ok("images", "import", str(tmp_path / "busy.tar"))
         image = ctr.ok("images", "ls", "-q").splitlines()[0]
         ours = ["--runc-binary", runtime(tmp_path), "--snapshotter", "native"]
@@ -172,12 +152,9 @@ def test_docker_with_the_systemd_driver(tmp_path: Path) -> None:
     argv += ["--iptables=false", "--ip6tables=false", "--storage-driver", "vfs"]
     argv += ["--exec-opt", "native.cgroupdriver=systemd", "--cgroup-parent", "scowdocker.slice"]
     argv += ["--add-runtime", f"scow={runtime(tmp_path)}", "--default-runtime", "scow"]
-    log = tmp_path / "log"
-    with log.open("wb") as file:
-        daemon = subprocess.Popen(argv, stdout=file, stderr=file)
     docker = Engine(["docker", "--host", f"unix://{tmp_path}/sock"], {"HOME": str(tmp_path)})
+    daemon = start_daemon(argv, docker, tmp_path / "log", os.environ)
     try:
-        wait_for(docker, daemon, log)
         docker.ok("import", rootfs(tmp_path), "busy")
         words = ("run", "--rm", "--network", "none", *LIMITS, "busy", "sh", "-c")
         done = docker(*words, f"cd /sys/fs/cgroup; cat {FILES}; exit 9")

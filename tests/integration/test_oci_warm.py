@@ -43,8 +43,7 @@ def oci(warm_process: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv(warm.VARIABLE, str(warm_process.directory))
     runtime = Runtime([*FRONT, "--debug"], tmp_path / "state")
     yield runtime
-    for name in runtime.ok("list", "-q").split():
-        runtime("delete", "--force", name)
+    runtime.remove_all()
 
 
 def until(question: Callable[[], bool], seconds: float = TIMEOUT_S) -> None:

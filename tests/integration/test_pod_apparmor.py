@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fixtures import kernel
+from fixtures import apparmor
 from fixtures.command import Scow
 from fixtures.pods import Cri
 from scow.native.errors import InvalidArgument
@@ -28,24 +27,10 @@ NAME = "scow-test-pod"
 SHOW = "cat /proc/self/attr/current; echo x > /tmp/secret"
 
 
-def apparmor_missing() -> str | None:
-    """Why no profile can be tested here."""
-    try:
-        enabled = Path("/sys/module/apparmor/parameters/enabled").read_text()
-    except OSError:
-        return "this kernel has no AppArmor"
-    return None if enabled.startswith("Y") else "AppArmor is not enabled"
-
-
 @pytest.fixture(scope="module", autouse=True)
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    kernel.need(kernel.mount_refused, apparmor_missing)
-    path = tmp_path_factory.mktemp("apparmor") / "profile"
-    path.write_text(PROFILE)
-    parser = ["apparmor_parser", "--skip-cache", "--base", str(path.parent)]
-    subprocess.run([*parser, "--replace", str(path)], check=True)
-    yield
-    subprocess.run([*parser, "--remove", str(path)], check=True)
+    with apparmor.loaded(PROFILE, tmp_path_factory.mktemp("apparmor")):
+        yield
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(300)
 def scow(tmp_path: Path, images: ImageFactory) -> Iterator[Scow]:
     root, run = str(tmp_path / "root"), str(tmp_path / "run")
     Service(root, run).images.load_layout(str(images.layout("busybox")), "busybox")
-    made = Scow(root, run)
+    made = Scow(root, run, cold=True)
     yield made
     if names := made.ok("pod", "ps", "-q").split():
         made.ok("pod", "rm", "-f", *names)

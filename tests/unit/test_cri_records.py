@@ -9,9 +9,10 @@ from threading import Barrier
 
 import pytest
 
+from scow.cri import objects
 from scow.cri.options import ContainerOptions, UserSpec
 from scow.cri.records import Record, RecordStore
-from scow.native.errors import AlreadyExists, InvalidArgument, NotFound, ScowError
+from scow.native.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, ScowError
 
 
 @pytest.fixture
@@ -156,3 +157,19 @@ def test_an_end_between_two_looks_is_an_end(
     monkeypatch.setattr(status, "_read_exit", lambda *_: next(found))
     seen = status.read_status(store, make(store, "quick"))
     assert (seen.state, seen.exit_code) == (State.EXITED, 3)
+
+
+def test_who_keeps_a_record_locked_is_told(
+    store: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "LOCK_TIMEOUT_S", 0.1)
+    record = make(store, "web")
+    told = rf"container '{record.id[:12]}': process {os.getpid()} \('.*'\) has it, and"
+    with (
+        store.locked(record.id),
+        pytest.raises(DeadlineExceeded, match=told),
+        store.locked(record.id),
+    ):
+        pass
+    with store.locked(record.id):
+        pass

@@ -10,21 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.bundle import Done
+
 ROOT = Path(__file__).resolve().parents[2]
+TYPES = ("mypy", "pyright")
 ROOMS = ("native", "runtime", "image", "cgroups", "netns", "cri", "cli", "scheduler")
-
-
-@pytest.fixture(scope="module")
-def types() -> None:
-    """The links and copies by which mypy and pyright see the rooms as a package; `make types` makes the same."""
-    (ROOT / "build/types/scow").mkdir(parents=True, exist_ok=True)
-    for room in ROOMS:
-        link = ROOT / "build/types/scow" / room
-        if not link.is_symlink():
-            link.symlink_to(f"../../../{room}")
-        copy = ROOT / "build/pyright/scow" / room
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(ROOT / room, copy)
 
 
 def check(*argv: str) -> None:
@@ -45,14 +35,11 @@ def test_format() -> None:
     check("ruff", "format", "--check", "--quiet", ".")
 
 
-@pytest.mark.usefixtures("types")
-def test_mypy() -> None:
-    check("mypy")
-
-
-@pytest.mark.usefixtures("types")
-def test_pyright() -> None:
-    check("pyright")
+@pytest.mark.parametrize(
+    "tool", [pytest.param(tool, marks=pytest.mark.ahead("make", "-s", tool)) for tool in TYPES]
+)
+def test_types(tool: str, ran_ahead: Done) -> None:
+    assert ran_ahead.code == 0, f"{tool}\n{ran_ahead.out}"
 
 
 def test_shell_scripts_parse() -> None:
