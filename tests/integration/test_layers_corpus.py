@@ -84,6 +84,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         for kind in ("symlink", "hardlink", "fifo")
     },
     "E8 symlink loop": (symlink(b"a", b"b") + symlink(b"b", b"a") + entry(b"a/f"), "ymbolic link"),
+    "E10 loop through what is missing": (symlink(b"a", b"x/../a") + entry(b"a/f"), "ymbolic link"),
     "E12 chain of 41": (
         b"".join(symlink(b"l%d" % i, b"l%d" % (i + 1)) for i in range(45)) + entry(b"l0/f"),
         "ymbolic link",
@@ -190,10 +191,13 @@ def test_symlinked_parents_resolve_inside(layer: Layer) -> None:
         + directory(b"a/d")
         + symlink(b"t", b"..")
         + entry(b"t/i", b"evil")
+        + symlink(b"sub/abs", b"/elsewhere/x")
+        + entry(b"sub/abs/j", b"from the root of the layer, not from here")
         + END
     )
     inside = out.decode().lstrip("/")
     assert {f"{inside}/f", f"{inside}/g", f"{inside}/d", "proc/self/root/h", "i"} <= layer.names()
+    assert "elsewhere/x/j" in layer.names()
 
 
 def test_final_symlink_is_replaced_not_followed(layer: Layer) -> None:
