@@ -53,7 +53,7 @@ class Answer(HTTPResponse):
         super().__init__(sock, *words, **more)
         silence_s = sock.gettimeout()
         limit_s = None if silence_s is None else SILENCES * silence_s
-        self._clocked = _Clocked(self.fp.detach(), limit_s)  # type: ignore[attr-defined]  # a BufferedReader
+        self._clocked = _Clocked(self.fp.detach(), limit_s)
         self.fp = io.BufferedReader(self._clocked)
 
     def read(self, amt: int | None = None) -> bytes:
