@@ -11,12 +11,10 @@ from scow.cli.session import service
 from scow.cli.table import Argument, Command, Option, UsageError, Values, flag, many, text
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse
-
     from scow.image.commit import Wishes
+    from scow.native.errors import RegistryError
 
 Source: TypeAlias = "IO[bytes] | _Body"
-URL_TIMEOUT_S = 60
 
 _SHARED: tuple[Option, ...] = (
     many(
@@ -108,7 +106,7 @@ def _open_source(place: str) -> Source:
             raise UsageError("import: needs an archive on its input", hint="scow import - < FILE")
         return sys.stdin.buffer
     if place.startswith(("http://", "https://")):
-        return _open_url(place)
+        return _Body(place)
     try:
         return open(place, "rb")
     except OSError as error:
@@ -118,36 +116,44 @@ def _open_source(place: str) -> Source:
 class _Body:
     """What comes from a URL; that it stopped is an error in words."""
 
-    def __init__(self, url: str, answer: BaseHTTPResponse) -> None:
-        self._url, self._answer = url, answer
+    def __init__(self, url: str) -> None:
+        """Asked for as registries are: no other redirects, no password of ~/.netrc, no body without end."""
+        from scow.image.targets import split_url
+        from scow.image.transport import Transport
+        from scow.native.errors import RegistryError
+
+        parts = split_url(url, "the URL")
+        self._url, self._left = url, b""
+        is_plain = parts.scheme == "http"
+        self._transport = Transport(f"{parts.scheme}://{parts.netloc}", plain_http=is_plain)
+        try:
+            self._response = self._transport.get(url)
+            if self._response.status != 200:
+                self._response.close()
+                raise RegistryError(f"it answered status {self._response.status}")
+        except RegistryError as error:
+            self._transport.close()
+            raise self._failed(error) from error
+        self._chunks = self._response.chunks()
 
     def read(self, size: int, /) -> bytes:
-        from urllib3.exceptions import HTTPError
-
         from scow.native.errors import RegistryError
 
         try:
-            return self._answer.read(size)
-        except HTTPError as error:
-            raise RegistryError(f"cannot fetch '{self._url}': {error}") from error
+            data = self._left or next(self._chunks, b"")
+        except RegistryError as error:
+            raise self._failed(error) from error
+        self._left = data[size:]
+        return data[:size]
+
+    def _failed(self, error: RegistryError) -> RegistryError:
+        from scow.image.digest import quote
+
+        return type(error)(f"cannot fetch {quote(self._url)}: {error.message}", hint=error.hint)
 
     def close(self) -> None:
-        self._answer.close()
-
-
-def _open_url(url: str) -> Source:
-    """The body as it is: the archive's own compression is not the transfer's."""
-    import requests
-
-    from scow.native.errors import RegistryError
-
-    try:
-        headers = {"Accept-Encoding": "identity"}
-        answer = requests.get(url, headers=headers, stream=True, timeout=URL_TIMEOUT_S)
-        answer.raise_for_status()
-    except (requests.RequestException, ValueError) as error:
-        raise RegistryError(f"cannot fetch '{url}': {error}") from error
-    return _Body(url, answer.raw)
+        self._response.close()
+        self._transport.close()
 
 
 IMPORT = Command(

@@ -16,7 +16,7 @@ from scow.image.digest import Digest, digest_bytes, hex_of, new_hasher, quote
 from scow.image.document import MAX_DOCUMENT_BYTES, check_document, decode_document
 from scow.image.install import Chunks, ImageDocument, install_image, read_image_document
 from scow.image.loaded import Loaded
-from scow.image.manifest import MAX_LAYERS, Descriptor, Platform
+from scow.image.manifest import MAX_INDEX_ENTRIES, MAX_LAYERS, Descriptor, Platform
 from scow.image.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from scow.image.progress import ProgressSink
 from scow.image.reference import parse_reference
@@ -39,9 +39,15 @@ class _DockerSource:
     def __init__(self, files: ArchiveFiles) -> None:
         self._files = files
         self._names: dict[Digest, str] = {}
+        self._layers: dict[str, Descriptor] = {}
 
     def add(self, name: str) -> Descriptor:
-        """Hash a layer file and remember where it is."""
+        """Hash a layer file, once for all that name it, and remember where it is."""
+        if name not in self._layers:
+            self._layers[name] = self._hash(name)
+        return self._layers[name]
+
+    def _hash(self, name: str) -> Descriptor:
         hasher = new_hasher()
         size, head = 0, b""
         for chunk in self._files.open(name, 0):
@@ -80,12 +86,16 @@ def load_docker_images(
     images = decode_document(data, list[_DockerImage], "'manifest.json'")
     if not images:
         raise InvalidArgument("the docker archive holds no image")
+    if len(images) > MAX_INDEX_ENTRIES:
+        raise InvalidArgument(
+            f"the docker archive holds {len(images)} images, more than {MAX_INDEX_ENTRIES}"
+        )
     # All names are checked before anything is taken in.
     names = [[parse_reference(tag) for tag in image.repo_tags or []] for image in images]
+    source = _DockerSource(files)
     loaded: list[Loaded] = []
     for image, references in zip(images, names, strict=True):
         what = quote(references[0].familiar) if references else "the image"
-        source = _DockerSource(files)
         document = _read_docker_image(files, source, image, what)
         entry = install_image(
             store, source, document, lease, what=what, platform=platform, progress=sink

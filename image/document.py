@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 MAX_DOCUMENT_BYTES = 4 << 20  # distribution-spec: clients should take manifests up to 4 MiB
 MAX_NUMBER_DIGITS = 20  # an int64 has 19 and a sign
+MAX_CONTAINERS = 200_000  # lists and objects: an empty one has 2 bytes here, and 64 in memory
 
 
 def decode_document(data: bytes, kind: type[T], what: str) -> T:
@@ -41,6 +42,10 @@ def check_document(data: bytes, what: str) -> None:
         )
     if not data:
         raise InvalidArgument(f"invalid {what}: it is empty")
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:  # those in strings count, too
+        raise InvalidArgument(
+            f"invalid {what}: it has more than {MAX_CONTAINERS} lists and objects"
+        )
     try:
         text = data.decode("utf-8")
         # json's own BOM and UTF-16 guessing works on bytes only; as str it is strict.

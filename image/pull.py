@@ -89,6 +89,9 @@ def pull_image(
     return store.get(str(reference.with_digest(top_digest)) if reference.digest else tag)
 
 
+MAX_RESOLVED = 100  # documents on the way to one image: indexes may lead to a thousand more each
+
+
 class _Resolution:
     """From a tag or digest to the one manifest for a platform, through any indexes."""
 
@@ -96,6 +99,7 @@ class _Resolution:
         self._store = store
         self._registry = registry
         self._platform = platform
+        self._looked_at = 0
 
     def resolve(self, reference: Reference) -> tuple[Digest, ImageDocument]:
         """(digest that the reference stands for, manifest to install)."""
@@ -132,6 +136,9 @@ class _Resolution:
         if depth > MAX_INDEX_DEPTH:
             raise InvalidArgument(f"{what}: indexes are nested more than {MAX_INDEX_DEPTH} deep")
         for entry in candidates(index, self._platform, what):
+            self._looked_at += 1
+            if self._looked_at > MAX_RESOLVED:
+                raise InvalidArgument(f"{what}: no image in the first {MAX_RESOLVED} of its index")
             data, media_type = self._fetch(entry)
             document = parse_document(data, media_type, f"manifest {entry.digest} of {what}")
             if not isinstance(document, Index):

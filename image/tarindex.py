@@ -18,6 +18,7 @@ from scow.native.errors import IntegrityError, InvalidArgument
 BLOCK = 512
 MAX_MEMBERS = 100_000
 MAX_HEADER_DATA = 1 << 20
+MAX_NAME_BYTES = 16 << 20  # of all members and links together: they are kept in memory
 MAX_LINK_HOPS = 8
 _FILE_TYPES = (b"0", b"\0", b"7")
 
@@ -77,6 +78,7 @@ class TarIndex:
     def _scan(self) -> None:
         end = os.fstat(self._fd).st_size
         position, count, override = 0, 0, dict[str, str]()
+        name_bytes = 0
         while position + BLOCK <= end:
             header = os.pread(self._fd, BLOCK, position)
             if header == bytes(BLOCK):
@@ -94,6 +96,9 @@ class TarIndex:
                 continue
             if "size" in override:
                 size = _decimal(override["size"])
+            name_bytes += sum(map(len, override.values()))
+            if name_bytes > MAX_NAME_BYTES:
+                raise InvalidArgument(f"the archive has names of more than {MAX_NAME_BYTES} bytes")
             if kind in _FILE_TYPES:
                 self._members[_plain_name(override.get("path") or _name(header))] = Member(
                     data, size

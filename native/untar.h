@@ -25,6 +25,7 @@ enum {
     UNTAR_DIRS = 16,           /* open directories kept between entries */
     UNTAR_SPOOL = 256 << 10,   /* directory times kept in memory before they spill to disk */
     UNTAR_REPORT = 16 << 20,   /* bytes of report about things that need the lower layers */
+    UNTAR_NOTES = 1 << 18,     /* ... and how many: each is a hundred bytes more where it is read */
 };
 
 struct untar_stream {
@@ -104,7 +105,7 @@ struct untar {
     int spill_fd;
     size_t spool_used;
     size_t n_segments;
-    size_t report_used, report_total;
+    size_t report_used, report_total, n_notes;
     bool noted_implied, noted_opaque;
     char report[8192];
     struct untar_stream stream;

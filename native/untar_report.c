@@ -60,7 +60,7 @@ int untar_note(struct untar *u, char kind, const char *first, const char *second
 {
     char letter[2] = { kind, '\0' };
 
-    if (u->report_total > UNTAR_REPORT && kind != 'E' && kind != 'S')
+    if (kind != 'E' && kind != 'S' && (u->report_total > UNTAR_REPORT || ++u->n_notes > UNTAR_NOTES))
         return -E2BIG;
     put(u, letter);
     if (first)

@@ -192,6 +192,17 @@ def test_accepted(host: Host, case: str) -> None:
         assert {name: show(root, name) for name in wanted} == wanted
 
 
+def test_hard_links_through_links_of_lower_layers(host: Host) -> None:
+    """E16: a link of a lower layer that names a directory of the host leads to one of the image, or nowhere."""
+    inside = str(host.canary).encode().lstrip(b"/")
+    layout = Layout()
+    layout.image(symlink(b"d", b"/" + inside), hardlink(b"h", b"d/f"))
+    host.refused(layout, "no file in this or a lower layer")
+    lower = symlink(b"d", b"/" + inside) + entry(inside + b"/f", b"the image's")
+    with host.root(lower, hardlink(b"h", b"d/f")) as root:
+        assert show(root, "h") == "file the image's"
+
+
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
 CAPABILITY_3 = struct.pack("<6I", 0x03000001, 1 << 13, 0, 0, 0, 1000)
 

@@ -19,7 +19,7 @@ import pytest
 import zstandard
 
 from fixtures.layerhost import Host, show
-from fixtures.layertar import END, directory, entry, header, padded, sparse
+from fixtures.layertar import END, directory, entry, hardlink, header, padded, sparse
 from fixtures.layouts import LAYER, Layout, digest
 from scow.image import unpack as unpack_module
 from scow.image.digest import DiffID
@@ -138,6 +138,17 @@ def test_many_entries_meet_their_limit(host: Host, monkeypatch: pytest.MonkeyPat
     layout = Layout()
     layout.image(b"".join(entry(b"%d" % i) for i in range(1001)))
     host.refused(layout, "more than 1000 entries", ResourceExhausted)
+
+
+def test_links_into_other_layers_meet_their_limit(host: Host) -> None:
+    """E28: what a layer wants of the lower ones is kept in memory, so its number has a limit, too."""
+
+    def explode() -> None:
+        links = hardlink(b"ab", b"xy") * 1000
+        with pytest.raises(IntegrityError, match="too many hard links into other layers"):
+            host.layers.unpack(DiffID(digest(b"")), (links for _ in range(1000)))
+
+    grows(100 << 20, explode)
 
 
 def test_one_directory_with_many_names(host: Host) -> None:

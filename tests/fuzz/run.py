@@ -18,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +100,16 @@ def names() -> Iterator[bytes]:
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {"plan": plans, "untar": archives, "log": lines, "paths": names}  # fmt: skip
 
 
+@contextmanager
+def scratch(memory: str | None) -> Iterator[str]:
+    """A directory of its own; trees of a thousand directories are too deep for shutil."""
+    made = tempfile.mkdtemp(prefix="scow-fuzz-", dir=memory)
+    try:
+        yield made
+    finally:
+        subprocess.run(["rm", "-rf", made], check=True)
+
+
 def run(target: str, seconds: int, *, keep: bool = False) -> tuple[bool, str]:
     """Run one target; whether it found nothing, and a line of figures."""
     program = build(target)
@@ -107,7 +118,7 @@ def run(target: str, seconds: int, *, keep: bool = False) -> tuple[bool, str]:
     kept = CORPUS / target
     kept.mkdir(parents=True, exist_ok=True)
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="scow-fuzz-", dir=memory) as work:
+    with scratch(memory) as work:
         seeds = Path(work, "seeds")
         seeds.mkdir()
         for number, seed in enumerate(SEEDS[target]()):

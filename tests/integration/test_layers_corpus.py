@@ -84,6 +84,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         for kind in ("symlink", "hardlink", "fifo")
     },
     "E8 symlink loop": (symlink(b"a", b"b") + symlink(b"b", b"a") + entry(b"a/f"), "ymbolic link"),
+    "E10 loop through what is missing": (symlink(b"a", b"x/../a") + entry(b"a/f"), "ymbolic link"),
     "E12 chain of 41": (
         b"".join(symlink(b"l%d" % i, b"l%d" % (i + 1)) for i in range(45)) + entry(b"l0/f"),
         "ymbolic link",
@@ -122,11 +123,20 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "E24 bad length": (entry(b"p", b"99 path=x\n", kind=b"x") + entry(b"x"), "bad record"),
     "E24 zero length": (entry(b"p", b"0 path=x\n", kind=b"x") + entry(b"x"), "bad record"),
     "E24 length overflow": (entry(b"p", b"9" * 30 + b" a=b\n", kind=b"x"), "bad record"),
+    "E24 length beyond": (entry(b"p", b"99999999999 a=b\n", kind=b"x") + entry(b"x"), "bad record"),
+    "E24 zero length after a record": (
+        entry(b"p", b"6 a=b\n0 c=d\n", kind=b"x") + entry(b"x"),
+        "bad record",
+    ),
     "E24 no key": (entry(b"p", b"5 =x\n", kind=b"x") + entry(b"x"), "bad key"),
     "E24 size override": (pax((b"size", b"99999")) + entry(b"x", b"data"), "ends in the middle"),
     "E24 size huge": (pax((b"size", b"18446744073709551615")) + entry(b"x"), "size|number"),
     "E24 sparse 10^9 segments": (
         pax(*SPARSE, (b"GNU.sparse.realsize", b"9")) + entry(b"x", padded(b"1000000000\n")),
+        "segments",
+    ),
+    "E24 sparse map of several headers": (
+        pax((b"GNU.sparse.map", b"0,0," * 250_000 + b"0,0")) * 5 + entry(b"x"),
         "segments",
     ),
     "E24 sparse outside": (
@@ -146,6 +156,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         pax(*SPARSE, (b"GNU.sparse.realsize", b"99"))
         + entry(b"x", padded(b"1\n9223372036854775807\n9223372036854775807\n")),
         "outside",
+    ),
+    "E24 sparse number wraps": (
+        pax(*SPARSE, (b"GNU.sparse.realsize", b"9"))
+        + entry(b"x", padded(b"1\n18446744073709551616\n4\n") + b"data"),
+        "bad number",
     ),
     "E24 sparse torn": (pax(*SPARSE) + entry(b"x", b"3\n1\n"), "middle|number"),
     "E24 sparse map text": (pax((b"GNU.sparse.map", b"0,4,9")) + entry(b"x"), "middle"),
@@ -190,10 +205,13 @@ def test_symlinked_parents_resolve_inside(layer: Layer) -> None:
         + directory(b"a/d")
         + symlink(b"t", b"..")
         + entry(b"t/i", b"evil")
+        + symlink(b"sub/abs", b"/elsewhere/x")
+        + entry(b"sub/abs/j", b"from the root of the layer, not from here")
         + END
     )
     inside = out.decode().lstrip("/")
     assert {f"{inside}/f", f"{inside}/g", f"{inside}/d", "proc/self/root/h", "i"} <= layer.names()
+    assert "elsewhere/x/j" in layer.names()
 
 
 def test_final_symlink_is_replaced_not_followed(layer: Layer) -> None:
@@ -381,6 +399,7 @@ def test_dialects(layer: Layer) -> None:
         + entry(b"tail", b"2", tail=b"pre/fix")
         + entry(b"gnu", b"3", magic=b"ustar  \0", tail=b"12345678901")
         + pax((b"path", b"global"), kind=b"g")
+        + entry(b"after-global", b"8")
         + entry(b"L", b"long/" * 40 + b"name\0", kind=b"L")
         + entry(b"K", b"t/" * 150 + b"\0", kind=b"K")
         + entry(b"ignored", kind=b"2", link=b"ignored")
@@ -404,7 +423,7 @@ def test_dialects(layer: Layer) -> None:
         "contiguous": "5",
         "base256": "6",
     }
-    files["taken-back"] = "7"
+    files |= {"taken-back": "7", "after-global": "8"}
     assert {n: (layer.root / n).read_text() for n in files} == files
     assert os.readlink(layer.root / long) == "t/" * 150
     assert (layer.root / "dot/x/y").is_dir()

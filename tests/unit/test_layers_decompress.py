@@ -97,10 +97,15 @@ def test_other_formats_are_named(head: bytes) -> None:
         run(head + bytes(100))
 
 
-def test_zstd_window_is_limited() -> None:
-    frame = b"\x28\xb5\x2f\xfd" + bytes([0, (21 << 3)]) + b"\1\0\0"  # 2 GiB
+@pytest.mark.parametrize(
+    "header",
+    [bytes([0, (21 << 3)]), bytes([0xE0]) + (1 << 31).to_bytes(8, "little")],
+    ids=["told", "the content's size"],
+)
+def test_zstd_window_is_limited(header: bytes) -> None:
+    """E27: 2 GiB, in both places where a frame may ask for them."""
     with pytest.raises(Unsupported, match=f"larger than {MAX_ZSTD_WINDOW}"):
-        run(frame)
+        run(b"\x28\xb5\x2f\xfd" + header + b"\1\0\0")
 
 
 def test_zstd_dictionary_is_named() -> None:

@@ -16,9 +16,9 @@ FLAGS += ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
 FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
-def build(source: str, target: Path) -> Path:
+def build(source: str, target: Path, *flags: str) -> Path:
     sources = [ROOT / "tests/unit/c" / source, *sorted((ROOT / "native").glob("untar*.c"))]
-    subprocess.run(["gcc", *FLAGS, *sources, "-o", target], check=True)
+    subprocess.run(["gcc", *FLAGS, *flags, *sources, "-o", target], check=True)
     return target
 
 
@@ -63,3 +63,10 @@ def test_corpus(tmp_path: Path, tar_format: int) -> None:
     assert len(lines) == len(corpus)
     assert (lines["whole"], lines["empty"]) == ("unpacked", "unpacked")
     assert (lines["torn"], lines["text"], lines["at0"]) == ("refused",) * 3
+
+
+def test_removal_is_linear(tmp_path: Path) -> None:
+    """slow-removal, E28: what an entry replaces is read once, however many directories are in it."""
+    driver = build("untar_remove_count.c", tmp_path / "driver", "-Wl,--wrap=lseek")
+    done = subprocess.run([driver, tmp_path, "300"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 300 + 3
