@@ -437,6 +437,8 @@ def place_entry(entries: list[IndexEntry], new: IndexEntry) -> list[IndexEntry]:
     for entry in entries:
         if new.name and entry.name == new.name:
             if entry.image_id == new.image_id:
+                if entry.digest == new.digest and not new.repo_digest:
+                    new = new.annotated(repo_digest=entry.repo_digest)  # its registry still has it
                 continue
             entry = entry.annotated(name="")
         elif _is_nameless(entry, new.image_id) and entry.repo_digest in ("", new.repo_digest):

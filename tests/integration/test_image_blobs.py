@@ -232,13 +232,14 @@ def test_load_brings_back_what_was_dropped(
     assert not any(kept(store, image))
     assert store.load(str(archive)) == [f"Loaded image: {reference}"]
     assert all(kept(store, image))
+    assert store.get(reference) == image, "what its registry calls it is not forgotten"
     assert os.listdir(store.content.note_dir) == []
     again = BytesIO()
     save_archive(store, [reference], again)
     assert again.getvalue() == archive.read_bytes()
     assert all(kept(store, image))
     assert store.verify() == []
-    # A load that is refused brings nothing, and takes no note.
+    # A load that fails takes no note.
     drop_blobs(store)
     with pytest.raises(ScowError):
         store.load(BytesIO(archive.read_bytes()[:20_000]))
