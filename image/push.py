@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from scow.image.transport import Patience
 
 PARALLEL_BLOBS = 4
+POST_BYTES = (
+    64 << 10
+)  # of a blob in one request: more would be lost where the registry takes no such
 _HEAD_BYTES = 6  # the longest magic
 
 
@@ -451,14 +454,20 @@ class _BlobPush:
             self._sink.mounted(name, blob.size, source)
             return False
         self._sink.start(name, blob.size)
-        upload = BlobUpload(
-            self._registry,
-            blob,
-            session or self._registry.begin_upload(),
-            self._sink,
-            layer=name,
-            stop=self.stop,
-        )
-        upload.run()
+        is_small = session is None and 0 < blob.size <= POST_BYTES
+        if is_small:
+            session = self._registry.offer(blob.digest, os.pread(blob.fd, blob.size, 0))
+        if is_small and session is None:
+            self._sink.sent(name, blob.size)
+        else:
+            upload = BlobUpload(
+                self._registry,
+                blob,
+                session or self._registry.begin_upload(),
+                self._sink,
+                layer=name,
+                stop=self.stop,
+            )
+            upload.run()
         self._sink.done(name)
         return True
