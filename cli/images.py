@@ -34,8 +34,9 @@ HEADINGS = {
     "SharedSize": "SHARED SIZE",
     "UniqueSize": "UNIQUE SIZE",
     "VirtualSize": "VIRTUAL SIZE",
+    "ArtifactType": "ARTIFACT TYPE",
 }
-_FILTERS = ("dangling", "label", "reference", "before", "since", "until")
+_FILTERS = ("artifact", "dangling", "label", "reference", "before", "since", "until")
 
 
 def created_ns(moment: str) -> int:
@@ -108,6 +109,7 @@ def _row(line: _Line, sums: _Sums, *, full: bool, now_ns: int) -> Row:
         "SharedSize": lambda: human.decimal_size(sums.usage[image.id].shared),
         "UniqueSize": lambda: human.decimal_size(sums.usage[image.id].unique),
         "VirtualSize": lambda: human.decimal_size(image.size),
+        "ArtifactType": image.artifact_type,
     }
 
 
@@ -120,11 +122,12 @@ def _matches(line: _Line, pattern: str) -> bool:
 
 def _images(values: Values) -> int:
     filters = parse_filters(values.many("filter"), _FILTERS)
-    for wanted in filters.get("dangling", []):
-        if wanted not in ("true", "false", "1", "0"):
-            raise UsageError("invalid --filter 'dangling': true or false")
+    for key in ("artifact", "dangling"):
+        if {*filters.get(key, [])} - {"true", "false", "1", "0"}:
+            raise UsageError(f"invalid --filter '{key}': true or false")
     lines = lines_of(service().images.list())
     tests: dict[str, Callable[[_Line, str], bool]] = {
+        "artifact": lambda line, v: bool(line.image.artifact_type) == (v in ("true", "1")),
         "dangling": lambda line, v: (not line.image.names) == (v in ("true", "1")),
         "label": lambda line, v: matches_label(line.image.labels or {}, v),
         "reference": _matches,
@@ -153,6 +156,7 @@ IMAGES = Command(
     "images",
     "List the images that are here",
     _images,
+    description="Artifacts, which are no images, are among them: --filter artifact=true shows those.",
     arguments=(
         Argument(
             "REPOSITORY[:TAG]", "Only these; * stands for anything", count="?", complete="images"

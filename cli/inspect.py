@@ -71,7 +71,11 @@ def describe(name: str, kind: str) -> dict[str, object]:
 
 
 def describe_image(images: ImageStore, image: Image) -> dict[str, object]:
-    """An image in Docker's shape."""
+    """An image in Docker's shape, or an artifact."""
+    if image.artifact_type:
+        from scow.image.artifacts import describe_artifact
+
+        return describe_artifact(images, image)
     from scow.image.history import read_details
 
     details = read_details(images, image)
@@ -160,7 +164,8 @@ IMAGE_INSPECT = Command(
     "image inspect",
     "Show everything about images, as JSON",
     lambda values: _show(values.words("IMAGE"), "image", values.text("format")),
-    description="The fields are Docker's, so that scripts written for it work.",
+    description="The fields are Docker's, so that scripts written for it work. Artifacts (what a "
+    "registry has besides images) have fewer, and tell of their files.",
     arguments=(Argument("IMAGE", "Name or id", count="+", complete="images"),),
     options=(
         text(

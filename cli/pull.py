@@ -63,8 +63,9 @@ def _pull_one(name: str, platform: str | None, how: Connection, *, quiet: bool) 
     with PullProgress(sys.stdout) as progress:
         image = images.pull(name, platform=platform, progress=progress, **how)
     print(f"Digest: {progress.digest or image.manifest_digest}")
-    state = "Image is up to date for" if before == image.id else "Downloaded newer image for"
-    print(f"Status: {state} {reference.familiar}")
+    kind = "artifact" if image.artifact_type else "image"
+    state = f"{kind.title()} is up to date" if before == image.id else f"Downloaded newer {kind}"
+    print(f"Status: {state} for {reference.familiar}")
     print(reference)
 
 
@@ -78,7 +79,7 @@ PULL = Command(
     _pull,
     description="A name without a host means docker.io, without a tag 'latest'. Layers that are "
     "here already are not fetched again. Log in first with 'scow login', or with --creds for this "
-    "call only.",
+    "call only. What is no image (a chart, a signature) is kept as it is; 'image inspect' shows it.",
     arguments=(Argument("IMAGE", "Name, such as debian, debian:12 or host:5000/team/app:v2"),),
     options=(
         flag("-a", "--all-tags", help="Fetch every tag that the registry has of the name"),

@@ -77,7 +77,11 @@ def merge(config: ImageConfig, options: ContainerOptions) -> Merged:
 
 
 def check_platform(image: Image, name: str) -> None:
-    """Refuse an image for another machine, before anything is made."""
+    """Refuse what is no image, or for another machine, before anything is made."""
+    if image.artifact_type:
+        from scow.image.artifacts import no_image
+
+        raise no_image(image)
     machine = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}.get(
         os.uname().machine, os.uname().machine
     )

@@ -16,6 +16,7 @@ from scow.image.content import REF_NAME
 from scow.image.digest import digest_bytes, hex_of, quote
 from scow.image.docker_archive import load_docker_images
 from scow.image.document import MAX_DOCUMENT_BYTES, decode_document
+from scow.image.dropped import take_back
 from scow.image.install import (
     BlobSource,
     Chunks,
@@ -32,6 +33,7 @@ from scow.image.manifest import (
     candidates,
     host_platform,
     is_attestation,
+    is_beside,
     parse_document,
     parse_platform,
 )
@@ -159,6 +161,7 @@ def _install(
     data = read_small_blob(files, manifest, f"manifest of {what}")
     document = read_image_document(data, manifest.digest, manifest.media_type, what)
     new = install_image(store, files, document, lease, what=what, platform=asked, progress=sink)
+    take_back(store, files, document.manifest.layers)
     return Loaded(new, [name] if name else [])
 
 
@@ -186,6 +189,7 @@ def _install_flat(
     entry = install_image(
         store, source, document, lease, what="the image", platform=asked, progress=sink
     )
+    take_back(store, source, document.manifest.layers)
     return Loaded(entry, [])
 
 
@@ -195,9 +199,15 @@ def _choose(
     data = read_small_blob(files, entry, f"manifest of {what}")
     document = parse_document(data, entry.media_type, f"manifest of {what}")
     if not isinstance(document, Index):
+        if depth and is_beside(entry, document.artifact):
+            raise NotFound(f"{what} is not available for {platform}")
         return entry
     if depth >= MAX_INDEX_DEPTH:
         raise InvalidArgument(f"{what}: indexes are nested more than {MAX_INDEX_DEPTH} deep")
     for candidate in candidates(document, platform, what):
-        return _choose(files, candidate, what, platform, depth + 1)
+        try:
+            return _choose(files, candidate, what, platform, depth + 1)
+        except NotFound:
+            if candidate.platform is not None:
+                raise
     raise NotFound(f"{what} is not available for {platform}")

@@ -71,7 +71,7 @@ def parse_config(data: bytes, what: str = "image config") -> ConfigDocument:
             architecture=_plain_word("architecture", wire.architecture),
             os=_plain_word("os", wire.os),
             variant=_plain_word("variant", wire.variant or ""),
-            created=_timestamp(wire.created),
+            created=parse_date(wire.created),
             author=wire.author if isinstance(wire.author, str) else "",
             config=_make_config(wire.config or _WireConfig()),
             diff_ids=tuple(parse_diff_id(d) for d in wire.rootfs.diff_ids or ()),
@@ -215,7 +215,7 @@ def _check_healthcheck(wire: _WireHealthcheck | None) -> Healthcheck | None:
     return Healthcheck(_check_argv("Healthcheck", wire.test) or (), *numbers.values())
 
 
-def _timestamp(value: object) -> str:
+def parse_date(value: object) -> str:
     """RFC 3339 or nothing: many builders write 1970, some garbage, and nobody's life hangs on it."""
     if isinstance(value, str) and re.fullmatch(
         r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})", value

@@ -14,6 +14,7 @@ import msgspec
 from scow.image.archive_files import ArchiveFiles
 from scow.image.digest import Digest, digest_bytes, hex_of, new_hasher, quote
 from scow.image.document import MAX_DOCUMENT_BYTES, check_document, decode_document
+from scow.image.dropped import take_back
 from scow.image.install import Chunks, ImageDocument, install_image, read_image_document
 from scow.image.loaded import Loaded
 from scow.image.manifest import MAX_INDEX_ENTRIES, MAX_LAYERS, Descriptor, Platform
@@ -100,6 +101,7 @@ def load_docker_images(
         entry = install_image(
             store, source, document, lease, what=what, platform=platform, progress=sink
         )
+        take_back(store, source, document.manifest.layers)
         loaded.append(Loaded(entry, references))
     return loaded
 

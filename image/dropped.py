@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -26,7 +26,7 @@ from scow.native.failpoint import failpoint
 
 if TYPE_CHECKING:
     from scow.image.content import BlobIngest, ContentStore, IndexEntry
-    from scow.image.registry import Registry
+    from scow.image.install import BlobSource
     from scow.image.store import ImageStore, SummaryFile
 
 MAX_NOTE_BYTES = 1 << 16
@@ -241,44 +241,37 @@ def fetch_dropped(store: ImageStore, digest: Digest) -> None:
 def _fetch_from(
     store: ImageStore, source: str, missing: list[Descriptor], warn: Callable[[str], None]
 ) -> None:
+    from scow.image.fetch import fetch_all
     from scow.image.registry import Registry
 
     reference = parse_reference(source)
     place = reference.familiar_repository
     count = "1 layer is" if len(missing) == 1 else f"{len(missing)} layers are"
     warn(f"{count} not kept here: fetching again from {place}")
+
+    def explain(blob: Descriptor, error: ScowError) -> ScowError:
+        return RegistryError(
+            f"blob {blob.digest} is not kept here, and {quote(place)} does not give it "
+            f"again: {error.message}",
+            hint=error.hint or "an image that has this layer can be pulled: scow pull IMAGE",
+        )
+
     with Registry(reference, warn=warn) as registry:
-        for blob in missing:
-            try:
-                _fetch(store, registry, blob)
-            except ScowError as e:
-                raise RegistryError(
-                    f"blob {blob.digest} is not kept here, and {quote(place)} does not give it "
-                    f"again: {e.message}",
-                    hint=e.hint or "an image that has this layer can be pulled: scow pull IMAGE",
-                ) from e
+        fetch_all(store, registry, missing, explain=explain)
 
 
-def _fetch(store: ImageStore, registry: Registry, blob: Descriptor) -> None:
-    from scow.image.install import has_another_source
+def take_back(store: ImageStore, source: BlobSource, layers: Iterable[Descriptor]) -> None:
+    """Have those of these blobs here that were dropped, from `source`, which stays nobody's to ask again.
 
-    ingest = store.content.ingest(blob.digest, blob.size)
-    if ingest is None:
-        return
-    with ingest:
-        while True:
-            was_resumed = ingest.resumable_bytes > 0
-            try:
-                for _ in ingest.resume():
-                    pass
-                if ingest.offset < blob.size:
-                    with closing(registry.open_blob(blob, ingest.offset)) as chunks:
-                        for chunk in chunks:
-                            ingest.write(chunk)
-                ingest.commit()
-                return
-            except IntegrityError:
-                if not (was_resumed or has_another_source(registry, blob.digest)):
-                    ingest.discard()
-                    raise
-                ingest.restart()
+    Their notes go: what a user brought by hand is not dropped because a registry once had it.
+    """
+    from scow.image.fetch import fetch_all
+
+    noted = [blob for blob in layers if os.path.exists(store.content.note_path(blob.digest))]
+    fetch_all(store, source, noted)
+    with store.content.locked():
+        for blob in noted:
+            with suppress(FileNotFoundError):
+                os.unlink(store.content.note_path(blob.digest))
+        if noted:
+            sync_directory(store.content.note_dir)

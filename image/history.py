@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from scow.image.artifacts import no_image
 from scow.image.digest import DiffID
 from scow.image.document import MAX_DOCUMENT_BYTES, check_document
 from scow.native.errors import NotFound
@@ -44,7 +45,12 @@ class _Document(msgspec.Struct):
 
 
 def read_details(store: ImageStore, image: Image) -> Details:
-    """Read an image's config again; nonsense in what is only for show reads as nothing."""
+    """Read an image's config again; nonsense in what is only for show reads as nothing.
+
+    Raises Unsupported for an artifact.
+    """
+    if image.artifact_type:
+        raise no_image(image)
     data = store.content.read_blob(image.id, MAX_DOCUMENT_BYTES)
     check_document(data, f"config of image {image.id}")
     document = msgspec.json.decode(data, type=_Document)

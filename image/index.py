@@ -39,7 +39,7 @@ class IndexEntry(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True
 
     @property
     def image_id(self) -> str:
-        """The digest of the config, or "" where another program wrote the entry."""
+        """The digest of the config (of an artifact: its own), or "" where another program wrote the entry."""
         return self.annotations.get(IMAGE_ID, "")
 
     @property

@@ -26,7 +26,7 @@ from scow.image.manifest import (
     Descriptor,
     Manifest,
     Platform,
-    check_runnable,
+    check_layers,
     host_platform,
     parse_document,
     platform_matches,
@@ -89,11 +89,11 @@ class _LayerJob:
 def read_image_document(
     data: bytes, digest: Digest, media_type: str | None, what: str
 ) -> ImageDocument:
-    """Parse a manifest (not an index) that must be of a container image."""
+    """Parse a manifest (not an index) of a container image, or of an artifact."""
     document = parse_document(data, media_type, what)
     if not isinstance(document, Manifest):
         raise InvalidArgument(f"{what} is an index where an image was expected")
-    check_runnable(document, what)
+    check_layers(document, what)
     return ImageDocument(data, digest, document.media_type, document)
 
 
@@ -117,6 +117,10 @@ def install_image(
     manifest = document.manifest
     blobs = [document.digest, manifest.config.digest, *(d.digest for d in manifest.layers)]
     lease.hold(blobs=blobs)
+    if manifest.artifact:
+        from scow.image.artifacts import install_artifact
+
+        return install_artifact(store, source, document, what=what, progress=progress)
     config_data = _read_config(store, source, manifest.config, what)
     config = parse_config(config_data, f"config of {what}")
     if len(config.diff_ids) != len(manifest.layers):
@@ -154,6 +158,10 @@ def rebuild_summary(store: ImageStore, digest: Digest, media_type: str) -> Summa
     """Make the summary of an image from its blobs."""
     data = store.content.read_blob(digest, MAX_DOCUMENT_BYTES)
     document = read_image_document(data, digest, media_type, f"manifest {digest}")
+    if document.manifest.artifact:
+        from scow.image.artifacts import summarise_artifact
+
+        return summarise_artifact(document)
     config_data = store.content.read_blob(document.manifest.config.digest, MAX_DOCUMENT_BYTES)
     summary = _summarise(store, document, parse_config(config_data))
     with suppress(ScowError):  # a disk that is full or read-only: then it is made each time

@@ -33,9 +33,11 @@ FOREIGN_LAYER = re.compile(
 )
 
 MAX_LAYERS = 127  # what scow stacks in one overlay mount; Docker's limit, too
+MAX_ARTIFACT_BLOBS = 1000
 MAX_INDEX_ENTRIES = 1000
 MAX_INDEX_DEPTH = 3
 MAX_BLOB_BYTES = 1 << 40
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,19 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One image for one platform: a config and its layers, bottom first."""
+    """One image for one platform: a config and its layers, bottom first. Or an artifact: any blobs."""
 
     media_type: str
     config: Descriptor
     layers: tuple[Descriptor, ...]
     artifact_type: str = ""
+
+    @property
+    def artifact(self) -> str:
+        """The type of the artifact that it is of; "" for a container image."""
+        if self.config.media_type in CONFIG_TYPES:
+            return ""
+        return self.artifact_type or self.config.media_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +187,9 @@ def _make_manifest(wire: _WireDocument, media_type: str, what: str) -> Manifest:
         raise InvalidArgument(f"invalid {what}: it has no config")
     if wire.layers is None:
         raise InvalidArgument(f"invalid {what}: it has no layers")
-    if len(wire.layers) > MAX_LAYERS:
-        raise Unsupported(f"unsupported {what}: {len(wire.layers)} layers, more than {MAX_LAYERS}")
+    limit = MAX_LAYERS if wire.config.media_type in CONFIG_TYPES else MAX_ARTIFACT_BLOBS
+    if len(wire.layers) > limit:
+        raise Unsupported(f"unsupported {what}: {len(wire.layers)} layers, more than {limit}")
     return Manifest(
         media_type,
         _make_descriptor(wire.config, f"{what}: config"),
@@ -216,11 +226,12 @@ def _make_descriptor(wire: _WireDescriptor, what: str) -> Descriptor:
     )
 
 
-def check_runnable(manifest: Manifest, what: str) -> None:
-    """Raise Unsupported unless this is a container image whose layers scow can unpack."""
+def check_layers(manifest: Manifest, what: str) -> None:
+    """Raise Unsupported unless scow can unpack the layers, or need not: those of an artifact."""
     if manifest.config.media_type not in CONFIG_TYPES:
-        kind = manifest.artifact_type or manifest.config.media_type
-        raise Unsupported(f"{what} is not a container image (media type {quote(kind)})")
+        if not _MEDIA_TYPE.fullmatch(manifest.artifact):
+            raise Unsupported(f"{what}: its type {quote(manifest.artifact)} is no media type")
+        return
     for number, layer in enumerate(manifest.layers):
         if FOREIGN_LAYER.fullmatch(layer.media_type):
             continue  # fetched from the registry like any other; its `urls` are never followed
@@ -356,6 +367,11 @@ def is_attestation(entry: Descriptor) -> bool:
     return platform is not None and (platform.os == "unknown" or platform.architecture == "unknown")
 
 
+def is_beside(entry: Descriptor, artifact_type: str) -> bool:
+    """Whether an index entry for something of this type is no choice for any platform."""
+    return artifact_type not in {"", *CONFIG_TYPES} and entry.platform is None
+
+
 def candidates(index: Index, wanted: Platform, what: str) -> list[Descriptor]:
     """The entries of `index` worth trying for `wanted`, best first.
 
@@ -365,7 +381,9 @@ def candidates(index: Index, wanted: Platform, what: str) -> list[Descriptor]:
     usable = [
         entry
         for entry in index.manifests
-        if entry.media_type in MANIFEST_TYPES | INDEX_TYPES and not is_attestation(entry)
+        if entry.media_type in MANIFEST_TYPES | INDEX_TYPES
+        and not is_attestation(entry)
+        and not is_beside(entry, entry.artifact_type)
     ]
     order = acceptable_platforms(wanted)
     exact = [e for e in usable if e.platform is not None and _normal(e.platform) in order]

@@ -20,6 +20,7 @@ from scow.image.manifest import (
     Platform,
     candidates,
     host_platform,
+    is_beside,
     parse_document,
     parse_platform,
     platform_matches,
@@ -124,9 +125,8 @@ class _Resolution:
             offered = Platform(**(entry.platform or {"os": "", "architecture": ""}))
             if entry.repo_digest == repo_digest and not entry.is_deleting:
                 digest = parse_digest(entry.digest)
-                if platform_matches(offered, self._platform) and self._store.content.has_blob(
-                    digest
-                ):
+                fits = entry.artifact_type or platform_matches(offered, self._platform)
+                if fits and self._store.content.has_blob(digest):
                     data = self._store.content.read_blob(digest, MAX_DOCUMENT_BYTES)
                     return read_image_document(data, digest, entry.media_type, what)
         return None
@@ -142,6 +142,8 @@ class _Resolution:
             data, media_type = self._fetch(entry)
             document = parse_document(data, media_type, f"manifest {entry.digest} of {what}")
             if not isinstance(document, Index):
+                if is_beside(entry, document.artifact):
+                    continue
                 return read_image_document(data, entry.digest, media_type, what)
             try:
                 return self._choose(document, what, depth + 1)

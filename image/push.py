@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from scow.image.transport import Patience
 
 PARALLEL_BLOBS = 4
+POST_BYTES = (
+    64 << 10
+)  # of a blob in one request: more would be lost where the registry takes no such
 _HEAD_BYTES = 6  # the longest magic
 
 
@@ -105,8 +108,13 @@ class _Subject(msgspec.Struct, rename="camel"):
     digest: str
 
 
+class _Config(msgspec.Struct, rename="camel"):
+    media_type: str
+
+
 class _Extras(msgspec.Struct, rename="camel"):
     subject: _Subject | None = None
+    config: _Config | None = None
     artifact_type: str | None = None
     annotations: dict[str, str] | None = None
 
@@ -132,6 +140,8 @@ def push_image(
     if compression is not None:
         check_level(compression.kind, compression.level)
     entry, reference = _what_to_push(store, name, destination, platform)
+    if compression is not None and entry.artifact_type:
+        raise InvalidArgument(f"{quote(name)} is an artifact: it is pushed as it is")
     sink = progress or SilentPush()
     sink.begin(reference.repository)
     if platform is None and _came_from_index(entry, reference):
@@ -266,8 +276,10 @@ def push_manifest(registry: RegistryWriter, target: str, data: bytes, media_type
         "digest": digest_bytes(data),
         "size": len(data),
     }
-    if extras.artifact_type:
-        entry["artifactType"] = extras.artifact_type
+    # distribution-spec, "Pushing Manifests with Subject": without a type of its own the config's.
+    kind = extras.artifact_type or (extras.config.media_type if extras.config else "")
+    if kind:
+        entry["artifactType"] = kind
     if extras.annotations:
         entry["annotations"] = extras.annotations
     registry.add_referrer(parse_digest(extras.subject.digest), entry)
@@ -310,7 +322,7 @@ def push_blobs(
         # The large ones first: the last one to end should be a small one.
         layers = sorted({d.digest: d for d in manifest.layers}.values(), key=lambda d: -d.size)
         futures = {pool.submit(work.layer, d, compression): d.digest for d in layers}
-        if not has_config:
+        if not has_config and manifest.config.digest not in futures.values():
             futures[pool.submit(work.kept, manifest.config)] = manifest.config.digest
         try:
             pushed = {futures[future]: future.result() for future in as_completed(futures)}
@@ -443,14 +455,20 @@ class _BlobPush:
             self._sink.mounted(name, blob.size, source)
             return False
         self._sink.start(name, blob.size)
-        upload = BlobUpload(
-            self._registry,
-            blob,
-            session or self._registry.begin_upload(),
-            self._sink,
-            layer=name,
-            stop=self.stop,
-        )
-        upload.run()
+        is_small = session is None and 0 < blob.size <= POST_BYTES
+        if is_small:
+            session = self._registry.offer(blob.digest, os.pread(blob.fd, blob.size, 0))
+        if is_small and session is None:
+            self._sink.sent(name, blob.size)
+        else:
+            upload = BlobUpload(
+                self._registry,
+                blob,
+                session or self._registry.begin_upload(),
+                self._sink,
+                layer=name,
+                stop=self.stop,
+            )
+            upload.run()
         self._sink.done(name)
         return True

@@ -26,6 +26,7 @@ from scow.native.errors import (
     Unsupported,
 )
 
+BLOB_TYPE = {"Content-Type": "application/octet-stream"}
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _WORDS = {  # what a code of the spec means for who pushes, where the registry's words do not say
     b"MANIFEST_BLOB_UNKNOWN": "it lacks a blob that the manifest names",
@@ -51,6 +52,7 @@ class RegistryWriter(RegistryLists):
     """A registry whose one repository may be pushed to; safe to use from several threads."""
 
     _actions = "pull,push"
+    _takes_posts = True  # until it shows that it does not: many do not
 
     # -- blobs ------------------------------------------------------------------------------------
 
@@ -88,6 +90,24 @@ class RegistryWriter(RegistryLists):
             if response.status != 202:
                 raise self.refused(response, "starting an upload")
             return self._session(response)
+
+    def offer(self, digest: Digest, data: bytes) -> Session | None:
+        """Send a small blob with the request that begins its upload, if the registry may take that.
+
+        None when that was all; else an upload to go on with.
+        """
+        if self._takes_posts:
+            url = f"{self._base_url}blobs/uploads/?{urlencode({'digest': digest})}"
+            try:
+                with self.send("POST", url, data, BLOB_TYPE) as response:
+                    if response.status == 201:
+                        return None
+                    self._takes_posts = False
+                    if response.status == 202:
+                        return self._session(response)
+            except TransportError:
+                self._takes_posts = False  # whatever it was, the long way tells it better
+        return self.begin_upload()
 
     def send(
         self, method: str, url: str, body: bytes | Body, headers: Mapping[str, str]

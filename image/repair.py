@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from scow.image.artifacts import artifact_entry
 from scow.image.content import IMAGE_ID, INDEX_COPY, LAYOUT, LAYOUT_TEXT, IndexEntry
 from scow.image.digest import Digest, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
@@ -89,6 +90,9 @@ def _entries_from_blobs(store: ImageStore) -> list[IndexEntry]:
             document = read_image_document(data, digest, None, f"blob {digest}")
         except (ScowError, NotFound, msgspec.DecodeError, OSError):
             continue  # a layer, a config, or damaged
+        if document.manifest.artifact:
+            entries.append(artifact_entry(document))
+            continue
         config = document.manifest.config.digest
         entries.append(
             IndexEntry(document.media_type, digest, len(data), annotations={IMAGE_ID: config})

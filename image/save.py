@@ -57,7 +57,7 @@ def save_archive(
     """Write images as one tar.
 
     `docker-archive` is an OCI archive that `docker load` reads, too (as docker's own since 25);
-    `oci-archive` leaves Docker's file out.
+    `oci-archive` leaves Docker's file out. Artifacts are in the OCI part only.
     """
     with _contents(store, names, platform, warn) as contents:
         tar = TarWriter(output.write)
@@ -156,7 +156,7 @@ def _what_to_save(store: ImageStore, name: str) -> tuple[Image, list[Reference]]
 
 def _check_platform(image: Image, name: str, asked: Platform | None) -> None:
     offered = Platform(image.os, image.architecture, image.variant)
-    if asked is not None and not platform_matches(offered, asked):
+    if asked and not image.artifact_type and not platform_matches(offered, asked):
         raise NotFound(f"'{name}' is not here for {asked}", hint=f"it is here for {offered}")
 
 
@@ -169,6 +169,8 @@ def _add_image(store: ImageStore, contents: _Contents, image: Image, tags: list[
     entry = IndexEntry(top.media_type, top.digest, top.size)
     wanted = [_named_entry(entry, tag) for tag in tags] or [entry]
     contents.entries += [new for new in wanted if new not in contents.entries]
+    if image.artifact_type:
+        return  # Docker's file is about images only
     known = contents.docker.setdefault(
         image.id,
         {
@@ -190,7 +192,7 @@ def _documents(contents: _Contents, form: str) -> dict[str, bytes]:
         "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
         "index.json": msgspec.json.encode(index),
     }
-    if form == DOCKER_ARCHIVE:
+    if form == DOCKER_ARCHIVE and contents.docker:
         documents["manifest.json"] = msgspec.json.encode(list(contents.docker.values()))
     return documents
 

@@ -84,6 +84,9 @@ class Image(msgspec.Struct, frozen=True):
     config: ImageConfig
     diff_ids: tuple[DiffID, ...]  # bottom first
     lower_names: tuple[str, ...]  # for layer_paths()
+    artifact_type: str = (
+        ""  # of what is no container image (artifacts.py); its id is the manifest's
+    )
 
 
 class ImageSummary(msgspec.Struct, frozen=True):
@@ -97,6 +100,7 @@ class ImageSummary(msgspec.Struct, frozen=True):
     architecture: str = ""
     os: str = ""
     labels: dict[str, str] | None = None
+    artifact_type: str = ""
 
 
 class SummaryFile(msgspec.Struct, frozen=True):
@@ -114,6 +118,7 @@ class SummaryFile(msgspec.Struct, frozen=True):
     config: ImageConfig
     diff_ids: tuple[DiffID, ...]
     lower_names: tuple[str, ...]  # directories below layers/, top first
+    artifact_type: str = ""
 
 
 class ImageStore:
@@ -168,13 +173,19 @@ class ImageStore:
             image.architecture,
             image.os,
             image.config.labels,
+            image.artifact_type,
         )
 
     def layer_paths(self, image: Image) -> StringList:
         """The layers' directories, top first, as an overlay mount takes them.
 
-        They were worked out when the image came in (LayerStore.stack), so this reads nothing.
+        They were worked out when the image came in (LayerStore.stack), so this reads nothing. Raises
+        Unsupported for an artifact, which has none.
         """
+        if image.artifact_type:
+            from scow.image.artifacts import no_image
+
+            raise no_image(image)
         base = os.path.join(self.root, "layers")
         return [os.path.join(base, name) for name in image.lower_names]
 
@@ -211,6 +222,7 @@ class ImageStore:
             config=summary.config,
             diff_ids=summary.diff_ids,
             lower_names=summary.lower_names,
+            artifact_type=summary.artifact_type,
         )
 
     def read_summary(self, entry: IndexEntry) -> SummaryFile | None:
@@ -426,6 +438,8 @@ def place_entry(entries: list[IndexEntry], new: IndexEntry) -> list[IndexEntry]:
     for entry in entries:
         if new.name and entry.name == new.name:
             if entry.image_id == new.image_id:
+                if entry.digest == new.digest and not new.repo_digest:
+                    new = new.annotated(repo_digest=entry.repo_digest)  # its registry still has it
                 continue
             entry = entry.annotated(name="")
         elif _is_nameless(entry, new.image_id) and entry.repo_digest in ("", new.repo_digest):

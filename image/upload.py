@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from scow.image.digest import Digest, algorithm_of, hex_of, new_hasher
-from scow.image.registry_write import RegistryWriter, Session
+from scow.image.registry_write import BLOB_TYPE, RegistryWriter, Session
 from scow.image.tee import Cancelled
 from scow.image.transport import Body, Response, TransportError
 from scow.native.errors import IntegrityError
 
 PIECE_BYTES = 1 << 20
 CHUNK_BYTES = 16 << 20  # of an upload in several requests: what most proxies let pass
-_BLOB_TYPE = {"Content-Type": "application/octet-stream"}
 
 
 class UploadProgress(Protocol):
@@ -134,7 +133,7 @@ class BlobUpload:
 
     def _finish(self, body: bytes | Body) -> bool:
         url = self._session.with_digest(self._blob.digest)
-        with self._registry.send("PUT", url, body, _BLOB_TYPE) as response:
+        with self._registry.send("PUT", url, body, BLOB_TYPE) as response:
             if response.status in (200, 201, 204):
                 return True
             if response.status == 413 and self._make_chunks():
@@ -145,7 +144,7 @@ class BlobUpload:
 
     def _send_chunk(self, end: int) -> None:
         start = self._offset
-        headers = {**_BLOB_TYPE, "Content-Range": f"{start}-{end - 1}"}
+        headers = {**BLOB_TYPE, "Content-Range": f"{start}-{end - 1}"}
         body = self._span(start, end)
         with self._registry.send("PATCH", self._session.url, body, headers) as response:
             if response.status in (201, 202, 204):

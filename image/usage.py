@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Usage(NamedTuple):
-    """Bytes of an image's unpacked layers; `shared` ones belong to other images, too."""
+    """Bytes of an image's unpacked layers, or an artifact's; `shared` ones belong to other images, too."""
 
     shared: int
     unique: int
@@ -25,13 +25,15 @@ class Usage(NamedTuple):
 
 def usage(store: ImageStore) -> dict[Digest, Usage]:
     """The usage of every image that is here, by its id."""
-    layers = {summary.id: _layers_of(store, summary.id) for summary in store.list()}
+    summaries = store.list()
+    layers = {summary.id: _layers_of(store, summary.id) for summary in summaries}
+    artifacts = {summary.id: summary.size for summary in summaries if summary.artifact_type}
     users = Counter(diff_id for diff_ids in layers.values() for diff_id in diff_ids)
     sizes = {diff_id: _size(store, diff_id) for diff_id in users}
     return {
         image_id: Usage(
             shared=sum(sizes[d] for d in diff_ids if users[d] > 1),
-            unique=sum(sizes[d] for d in diff_ids if users[d] == 1),
+            unique=sum(sizes[d] for d in diff_ids if users[d] == 1) + artifacts.get(image_id, 0),
         )
         for image_id, diff_ids in layers.items()
     }

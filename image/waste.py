@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from scow.image.artifacts import no_image
 from scow.image.digest import DiffID, hex_of
 from scow.image.trees import Stack, is_whiteout
 
@@ -158,6 +159,8 @@ def _biggest(files: list[FileSize], keep: int) -> tuple[FileSize, ...]:
 
 def find_waste(store: ImageStore, image: Image, *, keep: int = 10) -> Waste:
     """Look at every layer of an image; `keep` says how many of the biggest files are named."""
+    if image.artifact_type:
+        raise no_image(image)
     base = os.path.join(store.root, "layers")
     root = _Directory()
     shares: list[LayerShare] = []

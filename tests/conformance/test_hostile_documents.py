@@ -193,14 +193,6 @@ REFUSED: dict[str, tuple[Callable[[Layout], None], str, type[ScowError]]] = {
     "D6 is a layer": (
         lambda layout: with_config(**(layout.blob(TAR, CONFIG)))(layout), "invalid config|not UTF-8|offset", BAD,
     ),
-    "D6 helm": (
-        artifact("application/vnd.cncf.helm.config.v1+json"),
-        r"not a container image \(media type 'application/vnd.cncf.helm.config.v1\+json'\)", NOT_OURS,
-    ),
-    "D6 cosign": (
-        artifact("application/vnd.oci.empty.v1+json", artifactType="application/vnd.dev.cosign.artifact.sig.v1+json"),
-        r"not a container image \(media type 'application/vnd.dev.cosign", NOT_OURS,
-    ),
     "D6 in-toto": (
         lambda layout: layout.add(layout.manifest(layout.config(TAR), [layout.blob(b"{}", "application/vnd.in-toto+json")])),
         "layer 0 has the unknown media type 'application/vnd.in-toto", NOT_OURS,
@@ -242,6 +234,11 @@ ACCEPTED: dict[str, Callable[[Layout], Any]] = {
     "D4 no layers": many_layers(0),
     "D4 127 layers": many_layers(127),
     "D5 3 deep": nested(3),
+    "D6 helm": artifact("application/vnd.cncf.helm.config.v1+json"),
+    "D6 cosign": artifact(
+        "application/vnd.oci.empty.v1+json",
+        artifactType="application/vnd.dev.cosign.artifact.sig.v1+json",
+    ),
     "D8 cosmetic": config_document(created="yesterday", history=[1, 2, 3], author=7),
     "D9 other architecture": config_document(architecture="s390x"),
     "D10 inline": inline(TAR),

@@ -25,7 +25,7 @@ from scow.image.gc import collect
 from scow.image.push import Compression, push_image
 from scow.image.save import save_archive
 from scow.image.store import Image, ImageStore
-from scow.native.errors import InvalidArgument, RegistryError
+from scow.native.errors import InvalidArgument, RegistryError, ScowError
 
 CLEAN = "nothing damaged, nothing left behind"
 
@@ -217,6 +217,34 @@ def test_a_registry_that_is_gone_is_told_in_a_line(
     assert "cannot be checked" in line
     assert "not kept here" in line
     assert store.get(reference) == image
+
+
+def test_load_brings_back_what_was_dropped(
+    store: ImageStore, small: str, registry: Registry, needed: None, tmp_path: Path
+) -> None:
+    """The registry is gone, a user has the archive: what they bring is kept from then on."""
+    with FaultProxy.start(registry.host) as gone:
+        reference = f"{gone.host}/{small.partition('/')[2]}"
+        image = store.pull(reference)
+        archive = tmp_path / "all.tar"
+        with archive.open("wb") as file:
+            save_archive(store, [reference], file)
+    assert not any(kept(store, image))
+    assert store.load(str(archive)) == [f"Loaded image: {reference}"]
+    assert all(kept(store, image))
+    assert store.get(reference) == image, "what its registry calls it is not forgotten"
+    assert os.listdir(store.content.note_dir) == []
+    again = BytesIO()
+    save_archive(store, [reference], again)
+    assert again.getvalue() == archive.read_bytes()
+    assert all(kept(store, image))
+    assert store.verify() == []
+    # A load that fails takes no note.
+    drop_blobs(store)
+    with pytest.raises(ScowError):
+        store.load(BytesIO(archive.read_bytes()[:20_000]))
+    assert not any(kept(store, image))
+    assert len(os.listdir(store.content.note_dir)) == len(set(layer_blobs(store, image)))
 
 
 def test_a_damaged_layer_is_mended_from_the_registry(

@@ -19,7 +19,7 @@ from scow.image.manifest import (
     Manifest,
     Platform,
     candidates,
-    check_runnable,
+    check_layers,
     parse_document,
     parse_platform,
     platform_matches,
@@ -28,6 +28,7 @@ from scow.image.media_types import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     OCI_CONFIG,
+    OCI_EMPTY,
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
@@ -149,12 +150,22 @@ def test_artifacts_are_named() -> None:
         None,
     )
     assert isinstance(helm, Manifest)
-    with pytest.raises(Unsupported, match=r"not a container image .*helm"):
-        check_runnable(helm, "'x'")
+    assert helm.artifact == "application/vnd.cncf.helm.config.v1+json"
+    check_layers(helm, "'x'")
     odd = parse_document(encode(manifest(layers=[descriptor(mediaType="text/html")])), None)
     assert isinstance(odd, Manifest)
     with pytest.raises(Unsupported, match="layer 0"):
-        check_runnable(odd, "'x'")
+        check_layers(odd, "'x'")
+    assert odd.artifact == ""
+    typed = encode(manifest(config=descriptor(mediaType=OCI_EMPTY), artifactType="a/b"))
+    parsed = parse_document(typed, None)
+    assert isinstance(parsed, Manifest)
+    assert parsed.artifact == "a/b"
+    bad = encode(manifest(config=descriptor(mediaType=OCI_EMPTY), artifactType="a/b\n\x1b[2J"))
+    parsed = parse_document(bad, None)
+    assert isinstance(parsed, Manifest)
+    with pytest.raises(Unsupported, match="is no media type"):
+        check_layers(parsed, "'x'")
 
 
 def index_of(*platforms: str | None, media_type: str = OCI_MANIFEST) -> Index:

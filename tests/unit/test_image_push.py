@@ -188,6 +188,61 @@ def test_byte_for_byte_and_only_once(server: PushServer, store: ImageStore, name
     assert server.methods() == ["HEAD"] * 3 + ["PUT"]
 
 
+def test_small_blobs_are_one_request(server: PushServer, store: ImageStore, name: str) -> None:
+    server.takes_posts = True
+    assert_pushed(server, store, name, push(store, name).digest)
+    small = [sha(data) for data in server.blobs.values() if len(data) < 1000]
+    assert len(small) == 2, "the config and a layer"
+    for digest in small:
+        assert server.methods(digest) == ["HEAD"]
+        posted = [path for method, path, _ in server.log if method == "POST" and digest[7:] in path]
+        assert len(posted) == 1
+    assert server.methods("uploads").count("POST") == 3
+    assert server.methods("uploads").count("PUT") == 1, "the large one"
+
+
+def test_a_registry_that_does_not_take_posts_is_asked_once(
+    server: PushServer, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers as the spec says, or by an error, or hangs up: the blobs get there all the same."""
+    monkeypatch.setattr(push_module, "PARALLEL_BLOBS", 1)
+
+    def refuse(handler: Handler) -> bool:
+        if handler.command != "POST" or "digest=" not in handler.path:
+            return False
+        handler.refuse(400)
+        return True
+
+    def hang_up(handler: Handler) -> bool:
+        if handler.command != "POST" or "digest=" not in handler.path:
+            return False
+        handler.close_connection = True
+        return True
+
+    for number, hooks in enumerate(([], [refuse], [hang_up])):
+        server.hooks[:] = hooks
+        server.log.clear()
+        server.blobs.clear()
+        name = f"{server.host}/team/app:1"
+        add_image(store, name, *(b"%d %d" % (number, layer) for layer in range(3)))
+        assert_pushed(server, store, name, push(store, name).digest)
+        asked = [path for method, path, _ in server.log if method == "POST" and "digest=" in path]
+        assert len(asked) == 1
+        assert server.methods("uploads").count("PUT") == 4
+
+
+def test_a_damaged_small_blob_is_our_own_fault(
+    server: PushServer, store: ImageStore, name: str
+) -> None:
+    server.takes_posts = True
+    config = store.get(name).id
+    with open(store.content.blob_path(config), "r+b") as file:
+        file.write(b"[")
+    with pytest.raises(IntegrityError, match="in the content store is damaged"):
+        push(store, name)
+    assert server.open_uploads() == 0
+
+
 def test_mount_from_another_repository(server: PushServer, store: ImageStore, name: str) -> None:
     push(store, name)
     server.log.clear()
