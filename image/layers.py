@@ -423,7 +423,7 @@ class LayerStore:
             raise NotFound(f"no such layer: '{name}'")
         try:
             info = msgspec.json.decode(data, type=LayerInfo)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise _damaged(name, f"bad layer.json: {error}") from error
         if name in (hex_of(info.diff_id), f"chain-{_chain_of(info)}"):
             return info
@@ -435,7 +435,7 @@ class LayerStore:
             return LowerNeeds()
         try:
             return msgspec.msgpack.decode(data, type=LowerNeeds)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise _damaged(hex_of(diff_id), f"bad needs-lower: {error}") from error
 
 
