@@ -248,7 +248,7 @@ class ObjectStore(Generic[R]):
                 return self._decoder.decode(file.read())
         except FileNotFoundError:
             raise NotFound(f"no such {self.noun}: '{object_id}'") from None
-        except msgspec.MsgspecError as error:
+        except ValueError as error:
             raise ScowError(
                 f"cannot read the record of {self.noun} '{object_id[:SHORT_ID]}': {error}",
                 hint="'scow system check --repair' sets damaged records aside",

@@ -138,7 +138,7 @@ class PodStore(ObjectStore[PodRecord]):
         try:
             with open(f"{self.directory(pod_id)}/pending.json", "rb") as file:
                 return _DECODER.decode(file.read())
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, ValueError):
             return None
 
 

@@ -147,7 +147,7 @@ def _exec_form(text: str) -> list[str] | None:
 
     try:
         return msgspec.json.decode(text, type=list[str])
-    except msgspec.DecodeError:
+    except ValueError:
         return None
 
 

@@ -33,12 +33,14 @@ from scow.image.digest import (
     verify_bytes,
 )
 from scow.image.files import (
+    checked,
     create_file,
     is_same_file,
     read_exactly,
     read_file,
     storage_errors,
     sync_directory,
+    unchecked,
     write_all,
 )
 from scow.image.index import IMAGE_ID as IMAGE_ID
@@ -64,7 +66,7 @@ KEEP_PARTIAL_BYTES = 1 << 20  # less is not worth a resume
 LOCK_POLL_S = 0.05
 INDEX, INDEX_COPY, LAYOUT = "index.json", "index.copy", "oci-layout"
 LAYOUT_TEXT = b'{"imageLayoutVersion":"1.0.0"}'
-RESERVE_BYTES = 1 << 20
+RESERVE, RESERVE_BYTES = "reserve", 1 << 20
 
 
 class ContentStore:
@@ -210,27 +212,29 @@ class ContentStore:
             return []
         except OSError as e:
             raise damaged_index(path, (e.strerror or str(e)).lower()) from e
-        return decode_index(data, path)
+        return decode_index(unchecked(data, path) if name == INDEX_COPY else data, path)
 
     def write_index(self, entries: list[IndexEntry], *, removes: bool = False) -> None:
         """Replace index.json; the caller holds `locked()`.
 
-        With `removes` it also works on a full disk: the reserve is given up for it.
+        With `removes` it also works on a full disk: the reserve is given up for it, then the copy.
         """
         data = encode_index(entries)
-        try:
-            self.replace_file(INDEX, data)
-        except ResourceExhausted:
-            if not removes or not self._give_up_reserve():
-                raise
-            self.replace_file(INDEX, data)
+        spare = [RESERVE, INDEX_COPY] if removes else []
+        while True:
+            try:
+                self.replace_file(INDEX, data)
+                break
+            except ResourceExhausted:
+                if not self._give_up(spare):
+                    raise
         # For the day that index.json is damaged. One that is not on the disk yet is of no harm.
         with contextlib.suppress(ScowError):
-            self.replace_file(INDEX_COPY, data, durable=False)
+            self.replace_file(INDEX_COPY, checked(data), durable=False)
 
     def keep_reserve(self) -> None:
         """Hold back a little of the disk, so that images can be removed when it is full."""
-        path = os.path.join(self.root, "reserve")
+        path = os.path.join(self.root, RESERVE)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
@@ -239,16 +243,17 @@ class ContentStore:
             if os.fstat(fd).st_blocks * 512 < RESERVE_BYTES:
                 os.posix_fallocate(fd, 0, RESERVE_BYTES)
         except OSError:
-            self._give_up_reserve()  # full already: it would only take what others need
+            self._give_up([RESERVE])  # full already: it would only take what others need
         finally:
             os.close(fd)
 
-    def _give_up_reserve(self) -> bool:
-        try:
-            os.unlink(os.path.join(self.root, "reserve"))
-        except OSError:
-            return False
-        return True
+    def _give_up(self, names: list[str]) -> bool:
+        """Take the first of these files from the list and from the disk; False where none is there."""
+        while names:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.root, names.pop(0)))
+                return True
+        return False
 
     @contextmanager
     def locked(self) -> Iterator[None]:

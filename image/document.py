@@ -28,7 +28,7 @@ def decode_document(data: bytes, kind: type[T], what: str) -> T:
     check_document(data, what)
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         raise InvalidArgument(f"invalid {what}: {_lower_first(str(e))}") from e
 
 

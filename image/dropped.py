@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from scow.image.digest import DiffID, Digest, parse_digest, quote
-from scow.image.files import read_file, storage_errors, sync_directory
+from scow.image.files import checked, read_file, storage_errors, sync_directory, unchecked
 from scow.image.manifest import Descriptor
 from scow.image.media_types import OCI_LAYER
 from scow.image.policy import drops_blobs
@@ -50,9 +50,9 @@ class Dropped(NamedTuple):
 def read_note(content: ContentStore, digest: Digest) -> Note | None:
     """The note on a blob, if it was dropped."""
     try:
-        data = read_file(content.note_path(digest), MAX_NOTE_BYTES)
-        return msgspec.json.decode(data, type=Note)
-    except (OSError, msgspec.DecodeError, IntegrityError):
+        path = content.note_path(digest)
+        return msgspec.json.decode(unchecked(read_file(path, MAX_NOTE_BYTES), path), type=Note)
+    except (OSError, ValueError, IntegrityError):
         return None
 
 
@@ -60,7 +60,7 @@ def _note(store: ImageStore, digest: Digest, note: Note) -> None:
     """Durably; the caller holds the store's lock."""
     path = os.path.relpath(store.content.note_path(digest), store.content.root)
     os.makedirs(store.content.note_dir, mode=0o700, exist_ok=True)
-    store.content.replace_file(path, msgspec.json.encode(note), point="note")
+    store.content.replace_file(path, checked(msgspec.json.encode(note)), point="note")
 
 
 def is_spared(store: ImageStore, blob: Descriptor, diff_id: DiffID, origin: str) -> bool:

@@ -13,11 +13,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from scow.image.digest import digest_bytes
-from scow.image.install import BlobTee, has_another_source
+from scow.image.install import has_another_source
 from scow.image.manifest import Descriptor
 from scow.image.progress import ProgressSink, SilentProgress
 from scow.image.ranges import Fetcher
 from scow.image.stall import LOOK_S, StallWatch
+from scow.image.tee import PARALLEL_BLOBS, BlobTee, Turn
 from scow.image.workers import Workers
 from scow.native.errors import IntegrityError, ScowError
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from scow.image.install import BlobSource
     from scow.image.store import ImageStore
 
-PARALLEL_BLOBS = 4
 EMPTY = b"{}"  # image-spec manifest.md, "Guidance for an Empty Descriptor": needs no request
 EMPTY_DIGEST = digest_bytes(EMPTY)
 
@@ -48,7 +48,7 @@ def fetch_all(
     # The largest first: else the end is one long blob alone.
     wanted = sorted({blob.digest: blob for blob in blobs}.values(), key=lambda blob: -blob.size)
     with Fetcher(source, stop) as fetcher, Workers(PARALLEL_BLOBS, "scow-blob") as pool:
-        work = _Fetch(store, fetcher, watch, stop)
+        work = _Fetch(store, fetcher, watch, Turn(stop))
         waiting = {pool.submit(work.one, blob, explain) for blob in wanted}
         try:
             while waiting:
@@ -64,13 +64,11 @@ def fetch_all(
 class _Fetch:
     """What the blobs of one call have in common."""
 
-    def __init__(
-        self, store: ImageStore, source: Fetcher, watch: StallWatch, stop: threading.Event
-    ) -> None:
+    def __init__(self, store: ImageStore, source: Fetcher, watch: StallWatch, turn: Turn) -> None:
         self._content = store.content
         self._source = source
         self._watch = watch
-        self._stop = stop
+        self._turn = turn
 
     def one(self, blob: Descriptor, explain: Callable[[Descriptor, ScowError], ScowError]) -> None:
         """Have one blob here."""
@@ -90,7 +88,7 @@ class _Fetch:
             self._content.write_blob(inline, blob.digest)
             return
         path = self._content.ingest_path(blob.digest)
-        look = self._watch.growing(path, self._stop.is_set)
+        look = self._watch.growing(path, self._turn.stop.is_set)
         ingest = self._content.ingest(blob.digest, blob.size, look)
         self._watch.arrived(path)
         if ingest is None:
@@ -108,7 +106,7 @@ class _Fetch:
             ingest.restart()
         was_resumed = ingest.resumable_bytes > 0
         try:
-            with closing(BlobTee(ingest, self._source, blob, self._watch, self._stop)) as tee:
+            with closing(BlobTee(ingest, self._source, blob, self._watch, self._turn)) as tee:
                 tee.drain()
             ingest.commit()
         except IntegrityError:

@@ -111,7 +111,7 @@ def reachable(content: ContentStore, digest: str) -> set[str]:
         found.add(known)
         try:
             document = msgspec.json.decode(content.read_blob(known, MAX_DOCUMENT_BYTES))
-        except (msgspec.DecodeError, ScowError, OSError):
+        except (ValueError, ScowError, OSError):
             continue  # a layer, or not here
         pending += _digests_in(document)
     return found

@@ -6,6 +6,8 @@ umoci) may write into the same layout: what is not scow's is given back byte for
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 
 from scow.image.digest import parse_digest
@@ -76,12 +78,12 @@ def _read_entry(raw: msgspec.Raw) -> IndexEntry:
     try:
         entry = msgspec.json.decode(data, type=IndexEntry)
         parse_digest(entry.digest)
-        if entry.image_id:
-            parse_digest(entry.image_id)
-            return msgspec.structs.replace(entry, foreign=b"")
-        return IndexEntry(entry.media_type, entry.digest, entry.size, foreign=data)
-    except (msgspec.DecodeError, InvalidArgument):
+    except (ValueError, InvalidArgument):
         return IndexEntry("", "", 0, foreign=data)
+    with suppress(InvalidArgument):
+        if entry.image_id and parse_digest(entry.image_id):
+            return msgspec.structs.replace(entry, foreign=b"")
+    return IndexEntry(entry.media_type, entry.digest, entry.size, foreign=data)
 
 
 def damaged_index(path: str, why: str) -> IntegrityError:
@@ -95,7 +97,7 @@ def decode_index(data: bytes, path: str) -> list[IndexEntry]:
     """The entries; IntegrityError for what is no index, Unsupported for one of a later version."""
     try:
         index = msgspec.json.decode(data, type=_IndexFile)
-    except msgspec.DecodeError as e:
+    except ValueError as e:
         raise damaged_index(path, str(e)) from e
     if index.schema_version != SCHEMA_VERSION:
         raise Unsupported(

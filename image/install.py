@@ -21,7 +21,7 @@ from scow.image.content import IMAGE_ID, BlobIngest, IndexEntry, Lease
 from scow.image.digest import DiffID, Digest, hex_of, quote, verify_bytes
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.dropped import drop_incoming, is_spared
-from scow.image.files import write_derived
+from scow.image.files import checked, write_derived
 from scow.image.manifest import (
     Descriptor,
     Manifest,
@@ -432,4 +432,4 @@ def _lower_names(store: ImageStore, config: ConfigDocument) -> tuple[str, ...]:
 
 def _write_summary(store: ImageStore, summary: SummaryFile) -> None:
     path = os.path.join(store.content.summary_dir, hex_of(summary.manifest_digest) + ".json")
-    write_derived(path, msgspec.json.encode(summary))
+    write_derived(path, checked(msgspec.json.encode(summary)))

@@ -42,7 +42,7 @@ def read_info(root_dir: str, name: str) -> LayerInfo:
         raise NotFound(f"no such layer: '{name}'")
     try:
         info = msgspec.json.decode(data, type=LayerInfo)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise _damaged(name, f"bad layer.json: {error}") from error
     chain = hex_of(chain_ids(info.stack)[-1]) if info.stack else ""
     if name not in (hex_of(info.diff_id), f"chain-{chain}"):
@@ -63,7 +63,7 @@ def read_needs(root_dir: str, diff_id: DiffID) -> LowerNeeds:
         return LowerNeeds()
     try:
         return msgspec.msgpack.decode(data, type=LowerNeeds)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise _damaged(hex_of(diff_id), f"bad needs-lower: {error}") from error
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from scow.image.digest import DiffID, Digest
-from scow.image.files import read_exactly, storage_errors
+from scow.image.files import read_exactly, storage_errors, write_all
 from scow.native.failpoint import failpoint
 from scow.native.fd import Closing
 
@@ -58,8 +58,10 @@ class Lease(Closing):
         self._held.layers += layers or []
         with self._store.locked(), storage_errors(self._path):
             failpoint("lease.hold")
-            data = msgspec.json.encode(self._held)
-            os.pwrite(self._fd, data, 0)  # only ever longer than what was there
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            write_all(
+                self._fd, msgspec.json.encode(self._held)
+            )  # only ever longer than what is there
 
     def finish(self) -> None:
         """All of it is named by the index now: the record has no further use."""
@@ -108,7 +110,7 @@ def read_lease(path: str) -> LeaseRecord | None:
         try:
             data = read_exactly(fd, min(status.st_size, MAX_LEASE_BYTES))
             held = msgspec.json.decode(data, type=_Held)
-        except (msgspec.DecodeError, OSError):
+        except (ValueError, OSError):
             held = _Held()  # its process died before or while it wrote: then it holds nothing
         age_s = time.time() - status.st_mtime
         return LeaseRecord(path, is_alive, age_s, frozenset(held.blobs), frozenset(held.layers))

@@ -135,7 +135,7 @@ def parse_document(data: bytes, media_type: str | None, what: str = "manifest") 
         raise Unsupported(f"unsupported {what}: schemaVersion is {probe.schema_version}, not 2")
     try:
         wire = msgspec.json.decode(data, type=_WireDocument)
-    except (msgspec.DecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         text = str(e)
         raise InvalidArgument(f"invalid {what}: {text[:1].lower()}{text[1:]}") from e
     own_type = _agreed_type(wire, media_type, what)

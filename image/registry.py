@@ -410,6 +410,6 @@ def error_words(body: bytes) -> str:
     """The first error's message or code of the spec's JSON; "" for anything else."""
     try:
         errors = msgspec.json.decode(body, type=_ErrorBody).errors
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return ""
     return quote(errors[0].message or errors[0].code, 200) if errors else ""

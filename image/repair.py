@@ -9,18 +9,25 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from scow.image.artifacts import artifact_entry
-from scow.image.content import IMAGE_ID, INDEX_COPY, LAYOUT, LAYOUT_TEXT, IndexEntry
+from scow.image.content import (
+    IMAGE_ID,
+    INDEX,
+    INDEX_COPY,
+    LAYOUT,
+    LAYOUT_TEXT,
+    MAX_INDEX_BYTES,
+    ContentStore,
+    IndexEntry,
+)
 from scow.image.digest import Digest, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
-from scow.image.files import sync_directory
+from scow.image.files import checked, read_file, sync_directory, unchecked
 from scow.image.install import install_image, read_image_document
 from scow.image.policy import drops_blobs
 from scow.image.progress import SilentProgress
 from scow.image.reference import parse_reference
-from scow.native.errors import InvalidArgument, NotFound, ScowError
+from scow.native.errors import IntegrityError, InvalidArgument, NotFound, ScowError
 
 if TYPE_CHECKING:
     from scow.image.store import ImageStore
@@ -46,7 +53,8 @@ def set_aside(store: ImageStore, path: str, *, keep: bool = True) -> None:
         os.unlink(path)
         sync_directory(os.path.dirname(path))
         return
-    directory = os.path.join(store.content.root, "aside")
+    above = store.root if path == store.content.root else store.content.root
+    directory = os.path.join(above, "aside")
     os.makedirs(directory, mode=0o700, exist_ok=True)
     target = os.path.join(directory, f"{os.path.basename(path)}.{os.urandom(4).hex()}")
     try:
@@ -62,6 +70,32 @@ def write_layout(store: ImageStore) -> None:
     os.makedirs(store.content.ingest_dir, mode=0o700, exist_ok=True)
     with store.content.locked():
         store.content.replace_file(LAYOUT, LAYOUT_TEXT)
+
+
+def compare_copy(content: ContentStore) -> tuple[str, bool]:
+    """What is wrong with an index that can be read, "" for nothing, and whether its copy is right."""
+    try:
+        with content.locked():
+            return _compare_copy(content)
+    except OSError:  # read-only: then nobody writes meanwhile
+        return _compare_copy(content)
+
+
+def _compare_copy(content: ContentStore) -> tuple[str, bool]:
+    index, copy = (os.path.join(content.root, name) for name in (INDEX, INDEX_COPY))
+    try:
+        copied = read_file(copy, MAX_INDEX_BYTES)
+        data = read_file(index, MAX_INDEX_BYTES)
+        if copied in (b"", checked(data)) or copied.endswith(b"}"):
+            return "", True  # never synced, or an older scow's
+        unchecked(copied, copy)
+    except FileNotFoundError:
+        return "", True
+    except (OSError, IntegrityError):
+        return "", False
+    if os.stat(index).st_mtime_ns > os.stat(copy).st_mtime_ns:
+        return "", True  # another program's change, or one that was cut short
+    return f"'{index}' is not as it was written", True
 
 
 def recovered_entries(store: ImageStore) -> list[IndexEntry]:
@@ -88,7 +122,7 @@ def _entries_from_blobs(store: ImageStore) -> list[IndexEntry]:
                 continue
             data = store.content.read_blob(digest, MAX_DOCUMENT_BYTES)
             document = read_image_document(data, digest, None, f"blob {digest}")
-        except (ScowError, NotFound, msgspec.DecodeError, OSError):
+        except (ScowError, NotFound, ValueError, OSError):
             continue  # a layer, a config, or damaged
         if document.manifest.artifact:
             entries.append(artifact_entry(document))
@@ -125,13 +159,3 @@ def fetch_again(store: ImageStore, entry: IndexEntry, entries: list[IndexEntry])
             origin=source if drops_blobs() else "",
         )
         lease.finish()
-
-
-def mark_lost(store: ImageStore, entry: IndexEntry) -> None:
-    """Take the names of an image that cannot be had again; the collector takes the rest."""
-    with store.content.locked():
-        entries = [
-            e.annotated(name="", deleting="yes") if e.digest == entry.digest else e
-            for e in store.content.read_index()
-        ]
-        store.content.write_index(entries, removes=True)

@@ -16,7 +16,7 @@ import msgspec
 from scow.image.config import ImageConfig
 from scow.image.content import ContentStore, IndexEntry
 from scow.image.digest import DiffID, Digest, hex_of, parse_digest, quote
-from scow.image.files import read_file
+from scow.image.files import read_file, unchecked
 from scow.image.reference import Reference, parse_reference
 from scow.native.errors import IntegrityError, InvalidArgument, InvalidState, NotFound, ScowError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scow.image.progress import ProgressSink
     from scow.image.verify import Users
 
-SUMMARY_FORMAT = 1
+SUMMARY_FORMAT = 2
 MAX_SUMMARY_BYTES = 8 << 20
 StringList = list[str]
 EntryList = list[IndexEntry]  # inside the class `list` is the method
@@ -230,10 +230,11 @@ class ImageStore:
         digest = parse_digest(entry.digest)
         path = os.path.join(self.content.summary_dir, hex_of(digest) + ".json")
         try:
-            summary = msgspec.json.decode(read_file(path, MAX_SUMMARY_BYTES), type=SummaryFile)
+            data = unchecked(read_file(path, MAX_SUMMARY_BYTES), path)
+            summary = msgspec.json.decode(data, type=SummaryFile)
             if summary.format == SUMMARY_FORMAT and summary.manifest_digest == digest:
                 return summary
-        except (OSError, msgspec.DecodeError, IntegrityError):
+        except (OSError, ValueError, IntegrityError):
             pass  # derived data: whatever is wrong with it, it is made again
         from scow.image.install import rebuild_summary
 

@@ -7,20 +7,22 @@ What belongs here: reading everything and saying what is wrong. What must not: h
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from scow.image.content import INDEX, LAYOUT, LAYOUT_TEXT, IndexEntry
+from scow.image.content import INDEX, INDEX_COPY, LAYOUT, LAYOUT_TEXT, IndexEntry
 from scow.image.digest import DiffID, Digest, chain_ids, hex_of, parse_digest
 from scow.image.dropped import borrowing, fetch_dropped, layers_of, noted_blobs, read_note
-from scow.image.files import read_file, sync_directory
+from scow.image.files import read_file, sync_directory, unchecked
 from scow.image.gc import collect, delete_blobs, named_by
 from scow.image.install import rebuild_summary
 from scow.image.repair import (
+    compare_copy,
     fetch_again,
-    mark_lost,
     recovered_entries,
     set_aside,
     stored_blobs,
@@ -31,7 +33,6 @@ from scow.native.errors import (
     IntegrityError,
     InvalidArgument,
     NotFound,
-    RegistryError,
     ScowError,
     Unsupported,
 )
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from scow.image.store import ImageStore
 
 _FILES = (LAYOUT, INDEX, "lock")
-_DIRECTORIES = ("blobs", "blobs/sha256", "blobs/sha512", "ingest", "summaries", "dropped")
+_DIRECTORIES = ("", "blobs", "blobs/sha256", "blobs/sha512", "ingest", "summaries", "dropped")
+_OF_LAYERS = ("", ".staging", ".trash", ".locks", ".empty", ".aside")
+_TEMPORARY = re.compile(r".*\.([0-9]+)\.[0-9]+\.new")  # see files.py
 
 
 class Users(msgspec.Struct, frozen=True):
@@ -62,11 +65,11 @@ def verify_store(
     """One line per fault; with `repair` it ends in "(mended)", or says why it is not.
 
     Mending means: a layer is unpacked again from its blob; what is damaged or gone is fetched again
-    from where the image came; an image that cannot be had again loses its names; a damaged index is
-    made from its copy and from the manifests; what is no file where one should be, and the
-    like, is set aside. With `quick` nothing inside layers is looked at.
+    from where the image came; a damaged index is made from its copy and from the manifests; what is
+    no file where one should be, and the like, is set aside. No image is removed: of one that cannot
+    be had again there may be something to save. With `quick` nothing inside layers is looked at.
     """
-    if not os.path.exists(store.content.root):
+    if not os.path.lexists(store.content.root):
         return []
     return _Check(store, repair=repair, quick=quick, users=users).run()
 
@@ -92,6 +95,7 @@ class _Check:
         self.damaged: set[Digest] = set()
         self.bad_layers: set[DiffID] = set()
         self.is_index_good = True
+        self.bad_summaries: set[str] = set()
 
     def found(self, text: str, *, mended: bool | None = None) -> None:
         is_mended = self.repair if mended is None else mended
@@ -130,19 +134,37 @@ class _Check:
     # -- the files themselves ---------------------------------------------------------------------
 
     def _shape(self) -> None:
-        for text in self.store.layers.leftovers(remove=self.repair):
-            self.found(text)
-        for name in (*_FILES, *_DIRECTORIES):
-            path = os.path.join(self.content.root, name)
-            is_right = os.path.isfile(path) if name in _FILES else os.path.isdir(path)
+        images, layers = self.content.root, os.path.join(self.store.root, "layers")
+        places = [(images, name, False) for name in _DIRECTORIES]
+        places += [(images, name, True) for name in _FILES]
+        places += [(layers, name, False) for name in _OF_LAYERS]
+        for base, name, is_file in places:
+            path = os.path.join(base, name).rstrip("/")
+            is_right = os.path.isfile(path) if is_file else os.path.isdir(path)
             if not is_right and os.path.lexists(path):
-                self.found(f"'{path}' is not a {'file' if name in _FILES else 'directory'}")
+                self.found(f"'{path}' is not a {'file' if is_file else 'directory'}")
                 if self.repair:
                     set_aside(self.store, path)
-        if self.repair:
-            for name in _DIRECTORIES:
-                os.makedirs(os.path.join(self.content.root, name), mode=0o700, exist_ok=True)
-        path = os.path.join(self.content.root, LAYOUT)
+        for base, name, is_file in places if self.repair else ():
+            if not is_file:
+                os.makedirs(os.path.join(base, name), mode=0o700, exist_ok=True)
+        for path in (images, layers):
+            self._closed(path)
+        if all(os.path.isdir(os.path.join(layers, name)) for name in _OF_LAYERS[:-1]):
+            for text in self.store.layers.leftovers(remove=self.repair):
+                self.found(text)
+        self._layout(os.path.join(images, LAYOUT))
+
+    def _closed(self, path: str) -> None:
+        """Whoever may look into images and layers may run their set-id programs (CVE-2021-41091)."""
+        info = os.stat(path) if os.path.isdir(path) else None
+        if info and (info.st_uid != os.geteuid() or info.st_mode & 0o077):
+            self.found(f"'{path}' is open to others")
+            if self.repair:
+                os.chown(path, os.geteuid(), -1)
+                os.chmod(path, 0o700)
+
+    def _layout(self, path: str) -> None:
         try:
             # Not by its bytes: skopeo, which may write here too, puts a blank into it.
             if msgspec.json.decode(read_file(path, 1 << 20)) == msgspec.json.decode(LAYOUT_TEXT):
@@ -158,22 +180,29 @@ class _Check:
             write_layout(self.store)
 
     def _index(self) -> None:
+        path = os.path.join(self.content.root, INDEX)
         try:
             self.entries = self.content.read_index()
-            return
+            fault, is_copy_good = compare_copy(self.content)
         except Unsupported as e:
             self.found(e.message, mended=False)
             self.is_index_good = False
             return
         except IntegrityError as e:
-            self.found(e.message)
-        self.is_index_good = self.repair
-        if self.repair:
-            path = os.path.join(self.content.root, INDEX)
+            fault, is_copy_good = e.message, True
+        if fault:
+            self.found(fault)
+            self.is_index_good = self.repair
+        elif not is_copy_good:
+            self.found(f"'{path}' has a damaged copy")
+            if self.repair:
+                set_aside(self.store, os.path.join(self.content.root, INDEX_COPY), keep=False)
+        if self.repair and (fault or not is_copy_good):
             with self.content.locked():
-                self.entries = recovered_entries(self.store)
-                set_aside(self.store, path)
-                self.content.write_index(self.entries)
+                if fault:
+                    self.entries = recovered_entries(self.store)
+                    set_aside(self.store, path)
+                self.content.write_index(self.entries if fault else self.content.read_index())
 
     def _blobs(self) -> None:
         for digest in [] if self.quick else stored_blobs(self.store):
@@ -191,6 +220,9 @@ class _Check:
     # -- images -----------------------------------------------------------------------------------
 
     def _images(self) -> None:
+        for entry in self.entries:
+            if entry.image_id and not entry.is_deleting:
+                self._summary_file(entry)
         seen: set[str] = set()
         for entry in self.entries:
             if entry.is_deleting:
@@ -232,27 +264,28 @@ class _Check:
     def _mend(self, entry: IndexEntry) -> str:
         """Make an image whole again; "" for done, else what became of it."""
         try:
-            why = self._mend_layers(entry)
-        except RegistryError as e:
+            self._mend_layers(entry)
+            if self._missing(entry):
+                fetch_again(self.store, entry, self.entries)
+        except NotFound as e:
+            rest = "'scow rmi' removes what is left"
+            if self._is_usable(entry):
+                rest = "only save and push need it"
+            return f" (not mended: {e}; {rest})"
+        except (ScowError, OSError) as e:
             return f" (not mended: {e})"
         self.damaged -= {d for d in self.damaged if self.content.has_blob(d)}
-        if self._missing(entry):
-            try:
-                fetch_again(self.store, entry, self.entries)
-            except NotFound as e:
-                why = e.message
-            except (ScowError, OSError) as e:
-                return f" (not mended: {e})"
-            self.damaged -= {d for d in self.damaged if self.content.has_blob(d)}
-            if self._missing(entry):
-                users = self.users.of_image(entry.image_id) if self.users else []
-                if users:
-                    return f" (not mended: {why}; container {users[0][:12]} uses it)"
-                mark_lost(self.store, entry)
-                return f" (removed: {why})"
-        return ""
+        return " (not mended: it came again, and lacks it still)" if self._missing(entry) else ""
 
-    def _mend_layers(self, entry: IndexEntry) -> str:
+    def _is_usable(self, entry: IndexEntry) -> bool:
+        """Whether only compressed layers lack, which no container needs."""
+        summary = self.store.read_summary(entry)
+        return summary is not None and (
+            all(self.content.has_blob(parse_digest(text)) for text in summary.blobs[:2])
+            and all(self._has_layer(diff_id) for diff_id in summary.diff_ids)
+        )
+
+    def _mend_layers(self, entry: IndexEntry) -> None:
         """Unpack again what can be had from blobs that are here."""
         summary = self.store.read_summary(entry)
         for diff_id, text in layers_of(summary) if summary else []:
@@ -260,7 +293,7 @@ class _Check:
                 continue
             if self._compare(diff_id, parse_digest(text)) is None:
                 self.store.layers.remove(diff_id)  # what is no layer is in the way of a new one
-        return "it cannot be fetched again, its registry is not known"
+        self.damaged -= {d for d in self.damaged if self.content.has_blob(d)}
 
     # -- layers -----------------------------------------------------------------------------------
 
@@ -269,14 +302,19 @@ class _Check:
         for entry in self.entries:
             summary = self.store.read_summary(entry) if entry.image_id else None
             blobs |= dict(layers_of(summary)) if summary else {}
-        for diff_id in sorted(self.store.layers.list()):
-            if diff_id not in blobs or self.store.layers.is_sealed(diff_id):
+        for diff_id in sorted(filter(self._has_layer, blobs)):
+            if self.store.layers.is_sealed(diff_id):
                 continue
             blob = parse_digest(blobs[diff_id])
+            was_sealed = self.store.layers.has_seal(diff_id)
             try:
                 differing = self._compare(diff_id, blob)
-                if differing is None and read_note(self.content, blob):
-                    self.found(f"layer {diff_id} is damaged, and its blob is not kept here")
+                if differing is None and was_sealed:
+                    self.found(
+                        f"layer {diff_id} is damaged, and its blob is not kept here", mended=False
+                    )
+                elif not differing and was_sealed:
+                    self.found(f"the seal of layer {diff_id} was damaged", mended=True)
             except (ScowError, OSError) as e:
                 self.found(f"layer {diff_id} cannot be checked: {e}", mended=False)
                 continue
@@ -295,25 +333,30 @@ class _Check:
             if entry.image_id and not entry.is_deleting and not self._missing(entry):
                 summary = self.store.read_summary(entry)
                 if summary and not self.bad_layers.intersection(summary.diff_ids):
-                    self._summary(entry)
+                    with suppress(ScowError, OSError):  # blobs lack: that is told of the image
+                        digest = parse_digest(entry.digest)
+                        if rebuild_summary(self.store, digest, entry.media_type) != summary:
+                            self._bad_summary(entry)
 
-    def _summary(self, entry: IndexEntry) -> None:
+    def _summary_file(self, entry: IndexEntry) -> None:
         digest = parse_digest(entry.digest)
         path = os.path.join(self.content.summary_dir, hex_of(digest) + ".json")
         try:
             data = read_file(path, MAX_SUMMARY_BYTES)
-            known = msgspec.json.decode(data, type=SummaryFile)
+            if data:  # it is not synced: after a power cut it may be empty
+                msgspec.json.decode(unchecked(data, path), type=SummaryFile)
+            return
         except FileNotFoundError:
             return
-        except (OSError, msgspec.DecodeError, IntegrityError):
-            known = None
+        except (OSError, ValueError, IntegrityError):
+            self._bad_summary(entry)
         if os.path.isdir(path):
             set_aside(self.store, path)
-        try:
-            if rebuild_summary(self.store, digest, entry.media_type) != known:
-                self.found(f"the summary of image {entry.image_id} was damaged", mended=True)
-        except (ScowError, OSError):
-            return  # blobs or layers lack: that is told of the image
+
+    def _bad_summary(self, entry: IndexEntry) -> None:
+        if entry.digest not in self.bad_summaries:
+            self.bad_summaries.add(entry.digest)
+            self.found(f"the summary of image {entry.image_id} was damaged", mended=True)
 
     def _compare(self, diff_id: DiffID, blob: Digest) -> list[str] | None:
         """Where a layer differs from what its blob unpacks to; None without that blob.
@@ -357,11 +400,16 @@ class _Check:
         if not os.path.isdir(self.content.ingest_dir):
             return
         with self.content.locked():
-            leased = {lease.path for lease in self.content.leases() if lease.is_alive}
+            # A blob that a live lease names may be claimed at any moment.
+            alive = [lease for lease in self.content.leases() if lease.is_alive]
+            wanted = {self.content.ingest_path(Digest(text)) for x in alive for text in x.blobs}
+            wanted |= {lease.path for lease in alive}
             for directory in (self.content.ingest_dir, self.content.summary_dir):
                 for name in sorted(os.listdir(directory)):
                     path = os.path.join(directory, name)
-                    if path in leased or name.endswith(".json") or self.content.is_claimed(path):
+                    if path in wanted or name.endswith(".json") or _is_being_written(name):
+                        continue
+                    if self.content.is_claimed(path):
                         continue
                     self.found(f"'{path}' was left by a pull that did not end well")
                     if self.repair and not os.path.isfile(path):
@@ -374,6 +422,8 @@ class _Check:
         """Content that no image, lease or container stands on."""
         with self.content.locked():
             entries = self.content.read_index()
+            if not all(entry.digest for entry in entries):
+                return  # what is no entry may have been one
             own = [entry for entry in entries if entry.image_id]
             summaries = [self.store.read_summary(entry) for entry in own]
             if None in summaries:
@@ -385,15 +435,20 @@ class _Check:
                 self.found(f"blob {digest} belongs to no image")
             if self.repair:
                 delete_blobs(self.store, [*stray])
-            if self.users is None:
-                return
-            stacks = {*self.users.stacks, *(s.diff_ids for s in summaries if s)}
-            chains = {hex_of(c) for s in stacks for c in chain_ids([DiffID(d) for d in s])}
-            for name in self.store.layers.strays(layers | self.users.layers, chains):
-                self.found(f"layer '{name}' belongs to no image")
-                if self.repair:
-                    self.store.layers.discard(name)
+            if self.users is not None:
+                stacks = {*self.users.stacks, *(s.diff_ids for s in summaries if s)}
+                chains = {hex_of(c) for s in stacks for c in chain_ids([DiffID(d) for d in s])}
+                for name in self.store.layers.strays(layers | self.users.layers, chains):
+                    self.found(f"layer '{name}' belongs to no image")
+                    if self.repair:
+                        self.store.layers.discard(name)
         if self.repair:
             self.store.layers.empty_trash()
-            if not self.users.running:
+            if self.users is not None and not self.users.running:
                 self.store.layers.drop_aside()
+
+
+def _is_being_written(name: str) -> bool:
+    """Whether this is a temporary file of a process that is alive."""
+    made = _TEMPORARY.fullmatch(name)
+    return made is not None and os.path.exists(f"/proc/{made[1]}")

@@ -299,7 +299,7 @@ class _Restoration(Creation):
                 before = msgspec.json.decode(file.read(_DESCRIPTORS_LIMIT), type=list[str])
         except FileNotFoundError:
             before = []
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise InvalidArgument(f"'{images}/{DESCRIPTORS}' is damaged: {error}") from error
         for fd, target in enumerate(before[:3]):
             if target.startswith("pipe:"):

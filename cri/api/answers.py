@@ -119,7 +119,7 @@ def _user(directory: str) -> User | None:
     try:
         with open(f"{directory}/user.json", "rb") as file:
             return msgspec.json.decode(file.read(), type=User)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, ValueError):
         return None  # not started yet, or torn by a power loss
 
 

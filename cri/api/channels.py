@@ -195,7 +195,7 @@ class _Relay:
     async def _resize(self, data: bytes) -> None:
         try:
             size = msgspec.json.decode(data, type=Size)
-        except msgspec.DecodeError:
+        except ValueError:
             return  # as a terminal does with a size that makes no sense: it stays as it is
         if 0 < size.Width < 65536 and 0 < size.Height < 65536:
             await self._until(lambda: self._connection.resize(size.Height, size.Width))
