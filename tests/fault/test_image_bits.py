@@ -14,7 +14,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fixtures import victim
 from fixtures.fake_registry import FakeRegistry
 from fixtures.handmade import Entry, directory, file, pack
 from fixtures.state import State
@@ -208,7 +207,6 @@ DIRECTORIES = """
 
 @pytest.mark.parametrize("whole", [ALWAYS], indirect=True)
 def test_a_file_where_a_directory_should_be(whole: Path, root: Path, tmp_path: Path) -> None:
-    victim.preload()
     state = State(str(root), str(tmp_path / "run"))
     state.log = str(tmp_path / "victim.log")
     for place in DIRECTORIES:
