@@ -33,9 +33,9 @@ def _login(values: Values) -> int:
         password = ask_password()
     if not user or not password:
         raise UsageError("login: user name and password must not be empty")
-    check_login(server, Credentials(user, password), **how)
-    place = store_login(server, Credentials(user, password), login_path())
-    if place.startswith("'"):
+    kept = check_login(server, Credentials(user, password), **how)
+    place = store_login(server, kept, login_path())
+    if place.startswith("'") and not kept.identity_token:
         warn(f"the password is kept in {place}, readable for its owner (base64 is no encryption)")
     print("Login Succeeded")
     return 0
@@ -73,7 +73,7 @@ LOGIN = Command(
     _login,
     description="The login is tried, then kept where Docker, Podman and skopeo find it, too: in "
     "$REGISTRY_AUTH_FILE, or in config.json below $DOCKER_CONFIG or ~/.docker, or in the credential "
-    "helper that this file names.",
+    "helper that this file names. Where the registry gives a token for the password, that is kept.",
     arguments=(REGISTRY,),
     options=(
         text("-u", "--username", metavar="USER", help="The user name"),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_TOKEN_BYTES = 64 << 10
 MAX_CHALLENGE_BYTES = 16 << 10
+CLIENT_ID = "scow"
 DEFAULT_LIFETIME_S = 60  # distribution-spec: what holds where expires_in is missing
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
@@ -102,6 +103,7 @@ class _TokenAnswer(msgspec.Struct):
     token: str | None = None
     access_token: str | None = None
     expires_in: float | None = None
+    refresh_token: str | None = None
 
 
 class Authenticator:
@@ -113,6 +115,8 @@ class Authenticator:
     def __init__(
         self, transport: Transport, host: str, find_credentials: Callable[[], Credentials | None]
     ) -> None:
+        self.wants_identity = False  # ask for what can be kept instead of the password
+        self.identity_token = ""  # what the registry gave, then or when it changes the one it gave
         self._transport = transport
         self._host = host
         self._find_credentials = find_credentials
@@ -158,6 +162,8 @@ class Authenticator:
             credentials = self._find_credentials()
             if credentials is None or not credentials.username:
                 raise self.denied("authentication required")
+            if credentials.identity_token and not credentials.password:
+                raise self.denied("it wants a password, and the login is a token")
             return basic_header(credentials), float("inf")
         if not challenges:
             raise self.denied("authentication required, but it does not say how")
@@ -173,32 +179,46 @@ class Authenticator:
         service = challenge.parameters.get("service", "")
         query = {"service": service} if service else {}
         if credentials is not None and credentials.identity_token:
-            form = query | {
-                "scope": scope,
-                "grant_type": "refresh_token",
-                "refresh_token": credentials.identity_token,
-                "client_id": "scow",
+            identity = self.identity_token or credentials.identity_token
+            proof = {"grant_type": "refresh_token", "refresh_token": identity}
+            response = self._transport.post(realm, self._form(query, scope, proof))
+            return self._read_token(response, "the login has ended, or was taken back")
+        if credentials is None or not credentials.username:
+            response = self._get(realm, query, scope, "")
+            return self._read_token(response, "authentication required")
+        response = self._get(
+            realm, {**query, "account": credentials.username}, scope, basic_header(credentials)
+        )
+        if response.status in (404, 405):
+            response.close()  # it knows OAuth2 only
+            proof = {
+                "grant_type": "password",
+                "username": credentials.username,
+                "password": credentials.password,
             }
-            response = self._transport.post(realm, form)
-        else:
-            authorization = ""
-            if credentials is not None and credentials.username:
-                authorization = basic_header(credentials)
-                query["account"] = credentials.username
-            joiner = "&" if "?" in realm else "?"
-            # Several scopes are one parameter each here, but one list with spaces in a form.
-            pairs = [*query.items(), *(("scope", one) for one in scope.split())]
-            response = self._transport.get(
-                realm + joiner + urlencode(pairs), authorization=authorization
-            )
-        with response:
-            return self._read_token(response, is_anonymous=credentials is None)
+            response = self._transport.post(realm, self._form(query, scope, proof))
+        return self._read_token(response, "the user name or password is wrong")
 
-    def _read_token(self, response: Response, *, is_anonymous: bool) -> tuple[str, float]:
+    def _get(self, realm: str, query: dict[str, str], scope: str, authorization: str) -> Response:
+        """Docker's older form: several scopes are one parameter each."""
+        if self.wants_identity and authorization:
+            query = {**query, "client_id": CLIENT_ID, "offline_token": "true"}
+        pairs = [*query.items(), *(("scope", one) for one in scope.split())]
+        joiner = "&" if "?" in realm else "?"
+        return self._transport.get(realm + joiner + urlencode(pairs), authorization=authorization)
+
+    def _form(self, query: dict[str, str], scope: str, proof: dict[str, str]) -> dict[str, str]:
+        """OAuth2's: several scopes are one list with spaces."""
+        offline = {"access_type": "offline"} if self.wants_identity else {}
+        return {**query, "scope": scope, **proof, "client_id": CLIENT_ID, **offline}
+
+    def _read_token(self, response: Response, refusal: str) -> tuple[str, float]:
+        with response:
+            return self._parse_token(response, refusal)
+
+    def _parse_token(self, response: Response, refusal: str) -> tuple[str, float]:
         if response.status in (400, 401, 403):
-            raise self.denied(
-                "authentication required" if is_anonymous else "the user name or password is wrong"
-            )
+            raise self.denied(refusal)
         if response.status != 200:
             raise RegistryError(
                 f"token service {quote(response.host)} of registry {quote(self._host)} "
@@ -213,6 +233,8 @@ class Authenticator:
         token = answer.token or answer.access_token
         if not token or len(token) > MAX_TOKEN_BYTES:
             raise RegistryError(f"token service {quote(response.host)} sent no usable token")
+        if answer.refresh_token and len(answer.refresh_token) <= MAX_TOKEN_BYTES:
+            self.identity_token = answer.refresh_token
         lifetime_s = DEFAULT_LIFETIME_S if answer.expires_in is None else answer.expires_in
         # A little early, so that it does not end between here and there.
         return f"Bearer {_clean(token)}", max(lifetime_s - 5, 5)

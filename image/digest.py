@@ -49,6 +49,14 @@ def parse_digest(text: str) -> Digest:
     return Digest(text)
 
 
+def is_unknown_digest(text: str) -> bool:
+    """Whether this is a digest by its grammar, of an algorithm that scow does not know (blake3)."""
+    import re  # indexes only: the start of a container needs none of it
+
+    match = re.fullmatch(r"([a-z0-9]+(?:[+._-][a-z0-9]+)*):[A-Za-z0-9=_-]+", text)
+    return match is not None and match[1] not in HEX_LENGTHS
+
+
 def parse_diff_id(text: str) -> DiffID:
     """Like `parse_digest`, for the digest of an uncompressed layer."""
     return DiffID(parse_digest(text))

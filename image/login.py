@@ -82,8 +82,11 @@ def check_login(
     plain_http: bool = False,
     tls_verify: bool = True,
     patience: Patience | None = None,
-) -> None:
-    """Raise PermissionDenied or RegistryError unless the registry takes the credentials."""
+) -> Credentials:
+    """Raise PermissionDenied or RegistryError unless the registry takes the credentials.
+
+    Returns what to keep: a token that can be taken back, where the registry gives one for a password.
+    """
     registry = RegistryLists(
         Reference(server.host, "", None, None),
         plain_http=plain_http,
@@ -92,7 +95,10 @@ def check_login(
         credentials=credentials,
     )
     with registry:
+        registry.origin.auth.wants_identity = True
         registry.ping()
+        token = registry.origin.auth.identity_token
+    return Credentials(credentials.username, identity_token=token) if token else credentials
 
 
 def login_path() -> str:
@@ -109,16 +115,20 @@ def store_login(server: Server, credentials: Credentials, path: str) -> str:
         for key in server.keys:
             auths.pop(key, None)
         if helper is not None:
+            token = credentials.identity_token  # helpers' word for it is a user of this name
             secret = {
                 "ServerURL": server.key,
-                "Username": credentials.username,
-                "Secret": credentials.password,
+                "Username": "<token>" if token else credentials.username,
+                "Secret": token or credentials.password,
             }
             _run(helper, "store", json.dumps(secret))
             auths[server.key] = {}  # as Docker does: so that one sees where there are logins
             return f"credential helper '{helper}'"
         pair = f"{credentials.username}:{credentials.password}".encode()
-        auths[server.key] = {"auth": base64.b64encode(pair).decode("ascii")}
+        entry = {"auth": base64.b64encode(pair).decode("ascii")}
+        if credentials.identity_token:
+            entry["identitytoken"] = credentials.identity_token
+        auths[server.key] = entry
     return f"'{path}'"
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
-from scow.image.digest import Digest, parse_digest, quote, verify_bytes
+from scow.image.digest import Digest, is_unknown_digest, parse_digest, quote, verify_bytes
 from scow.image.document import decode_document
 from scow.image.media_types import (
     CONFIG_TYPES,
@@ -47,9 +47,17 @@ class Platform:
     os: str
     architecture: str
     variant: str = ""
+    os_features: tuple[str, ...] = ()  # what it cannot run without
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+        text = "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+        return f"{text} with {', '.join(self.os_features)}" if self.os_features else text
+
+
+def platform_of(words: dict[str, str] | None) -> Platform:
+    """What an entry of the store's index says of its image; an artifact has nothing there."""
+    known = words or {}
+    return Platform(known.get("os", ""), known.get("architecture", ""), known.get("variant", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,7 @@ class _WirePlatform(msgspec.Struct):
     os: str = ""
     architecture: str = ""
     variant: str | None = None
+    os_features: list[str] | None = msgspec.field(default=None, name="os.features")
 
 
 class _WireDescriptor(msgspec.Struct, rename="camel"):
@@ -178,7 +187,11 @@ def _make_index(wire: _WireDocument, media_type: str, what: str) -> Index:
         )
     return Index(
         media_type,
-        tuple(_make_descriptor(d, f"{what}: manifests[{i}]") for i, d in enumerate(entries)),
+        tuple(
+            _make_descriptor(d, f"{what}: manifests[{i}]")
+            for i, d in enumerate(entries)
+            if not is_unknown_digest(d.digest)  # nobody's choice here, and no reason to take none
+        ),
     )
 
 
@@ -213,7 +226,10 @@ def _make_descriptor(wire: _WireDescriptor, what: str) -> Descriptor:
     platform = None
     if wire.platform is not None:
         platform = Platform(
-            wire.platform.os, wire.platform.architecture, wire.platform.variant or ""
+            wire.platform.os,
+            wire.platform.architecture,
+            wire.platform.variant or "",
+            tuple(wire.platform.os_features or ()),
         )
     return Descriptor(
         wire.media_type,
@@ -352,13 +368,16 @@ def acceptable_platforms(wanted: Platform) -> list[Platform]:
 
 
 def platform_matches(offered: Platform, wanted: Platform) -> bool:
-    """Whether an image for `offered` runs where `wanted` is asked for."""
+    """Whether an image for `offered` runs where `wanted` is asked for.
+
+    scow has none of the features of systems that there are names for: containerd's `erofs` layers, say.
+    """
     return _normal(offered) in acceptable_platforms(wanted)
 
 
 def _normal(platform: Platform) -> Platform:
     default = _DEFAULT_VARIANT.get(platform.architecture, "")
-    return Platform(platform.os, platform.architecture, platform.variant or default)
+    return replace(platform, variant=platform.variant or default)
 
 
 def is_attestation(entry: Descriptor) -> bool:

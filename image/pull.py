@@ -24,6 +24,7 @@ from scow.image.manifest import (
     parse_document,
     parse_platform,
     platform_matches,
+    platform_of,
 )
 from scow.image.policy import drops_blobs
 from scow.image.progress import ProgressSink, SilentProgress
@@ -122,7 +123,7 @@ class _Resolution:
         """What the same digest of the same repository led to before, for the same platform."""
         repo_digest = str(reference.with_digest(found))
         for entry in self._store.content.read_index():
-            offered = Platform(**(entry.platform or {"os": "", "architecture": ""}))
+            offered = platform_of(entry.platform)
             if entry.repo_digest == repo_digest and not entry.is_deleting:
                 digest = parse_digest(entry.digest)
                 fits = entry.artifact_type or platform_matches(offered, self._platform)

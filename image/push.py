@@ -35,6 +35,7 @@ from scow.image.manifest import (
     candidates,
     parse_platform,
     platform_matches,
+    platform_of,
 )
 from scow.image.media_types import DOCKER_LAYER, OCI_LAYER
 from scow.image.reference import Reference, parse_reference
@@ -245,7 +246,7 @@ def _for_platform(
 
 
 def _platform_of(entry: IndexEntry) -> Platform:
-    return Platform(**(entry.platform or {"os": "", "architecture": ""}))
+    return platform_of(entry.platform)
 
 
 def _came_from_index(entry: IndexEntry, reference: Reference) -> bool:

@@ -22,7 +22,7 @@ from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.endpoint import Endpoint
 from scow.image.hosts import Capability, find_hosts
 from scow.image.install import Chunks
-from scow.image.manifest import Descriptor
+from scow.image.manifest import FOREIGN_LAYER, Descriptor
 from scow.image.media_types import ACCEPT, DOCKER_SCHEMA1, INDEX_TYPES, MANIFEST_TYPES
 from scow.image.rate_limit import explain_limit, read_warnings
 from scow.image.reference import Reference
@@ -372,7 +372,13 @@ class Registry(Closing):
                 hint="check the name, and the credentials in ~/.docker/config.json",
             )
         if status == 404 and blob is not None:
-            return NotFound(f"registry {host} has no blob {blob.digest} of {image}")
+            is_foreign = FOREIGN_LAYER.fullmatch(blob.media_type)
+            return NotFound(
+                f"registry {host} has no blob {blob.digest} of {image}",
+                hint="it is a foreign layer, at an address of its own: scow does not go there"
+                if is_foreign
+                else None,
+            )
         if status == 404:
             return NotFound(f"no such image {image}, or no access to it{because}")
         if status == 429:

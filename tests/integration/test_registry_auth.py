@@ -22,6 +22,7 @@ from fixtures.registry import Registry
 from fixtures.tokens import TokenServer, make_certificate
 from scow.image import hosts, tls
 from scow.image.credentials import Credentials
+from scow.image.login import Server, check_login, store_login
 from scow.image.progress import SilentProgress
 from scow.image.pull import pull_image
 from scow.image.store import Image, ImageStore
@@ -257,8 +258,41 @@ def test_token_by_identity_token(
     pull(store, reference)
     assert [each["method"] for each in server.log] == ["POST"]
     log_in(home, token_registry.host, identitytoken="stale")
-    with pytest.raises(PermissionDenied, match="wrong"):
+    with pytest.raises(PermissionDenied, match="the login has ended, or was taken back"):
         pull(store, reference)
+
+
+@pytest.mark.parametrize("only_oauth", [False, True])
+def test_login_keeps_a_token_instead_of_the_password(
+    store: ImageStore,
+    server: TokenServer,
+    token_registry: Registry,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    only_oauth: bool,
+) -> None:
+    """As `docker login` does, and in the same words, so that docker and skopeo can go on with it."""
+    monkeypatch.setattr(server, "identity", "can be taken back")
+    monkeypatch.setattr(server, "only_oauth", only_oauth)
+    where = Server(token_registry.host)
+    server.log.clear()
+    with pytest.raises(PermissionDenied, match="user name or password is wrong"):
+        check_login(where, Credentials(tokens.USER, "wrong"))
+    kept = check_login(where, Credentials(tokens.USER, tokens.PASSWORD))
+    assert kept == Credentials(tokens.USER, identity_token=server.identity)
+    assert [each["method"] for each in server.log] == ["POST" if only_oauth else "GET"]
+    assert server.log[0]["client_id"] == ["scow"]
+    path = home / ".docker/config.json"
+    store_login(where, kept, str(path))
+    assert json.loads(path.read_text())["auths"][token_registry.host] == {
+        "auth": pair(tokens.USER, ""),
+        "identitytoken": server.identity,
+    }
+    server.log.clear()
+    pull(store, f"{token_registry.host}/private/app:1")
+    assert [(each["method"], each["refresh_token"]) for each in server.log] == [
+        ("POST", [server.identity])
+    ]
 
 
 def test_registry_token(

@@ -156,6 +156,37 @@ def test_several_scopes(registry: FakeRegistry, identity: str) -> None:
         assert asked == {"a": ["b"], "service": ["s"], "scope": scope.split()}
 
 
+@pytest.mark.parametrize("identity", ["", "first"])
+def test_an_identity_token_that_changes(registry: FakeRegistry, identity: str) -> None:
+    """The next one is used from then on; one that nobody asked for is not."""
+    tokens = Tokens(registry, refresh_token="next")
+    given = Credentials("me", "" if identity else "sesame", identity_token=identity)
+    reference = parse_reference(f"{registry.host}/team/app")
+    with Registry(reference, patience=QUICK, credentials=given) as client:
+        for scope in (SCOPE, f"{SCOPE},push"):
+            client.origin.request("HEAD", "manifests/latest", {}, scope=scope).close()
+    sent = [parse_qs(text).get("refresh_token") for text in tokens.asked]
+    assert sent == ([["first"], ["next"]] if identity else [None, None])
+    assert not any("offline" in text for text in tokens.asked)
+
+
+def test_a_login_by_token_where_a_password_is_wanted(registry: FakeRegistry) -> None:
+    def hook(handler: Handler) -> bool:
+        handler.reply(401, b"", {"WWW-Authenticate": 'Basic realm="r"'})
+        return True
+
+    registry.hooks.append(hook)
+    given = Credentials("me", identity_token="secret")
+    reference = parse_reference(f"{registry.host}/team/app")
+    with (
+        Registry(reference, patience=QUICK, credentials=given) as client,
+        pytest.raises(PermissionDenied, match="wants a password") as caught,
+    ):
+        client.head_manifest("latest")
+    assert "secret" not in str(caught.value)
+    assert len(registry.log) == 1
+
+
 def test_challenges_in_several_headers(registry: FakeRegistry) -> None:
     """Bearer is preferred to Basic, whatever the order; what is unknown is passed over."""
     tokens = Tokens(registry)

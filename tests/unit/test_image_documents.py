@@ -206,6 +206,38 @@ def test_platform_choice(wanted: str, offered: list[str | None], chosen: int) ->
     assert found[0].digest == f"sha256:{chosen:064x}"
 
 
+def test_what_needs_more_of_the_system_is_no_choice() -> None:
+    """containerd puts images of erofs layers beside the ordinary ones like this."""
+    index = {"schemaVersion": 2, "manifests": [
+        descriptor(mediaType=OCI_MANIFEST, digest=f"sha256:{number:064x}", platform=platform)
+        for number, platform in enumerate((
+            {"os": "linux", "architecture": "amd64", "os.features": ["erofs"]},
+            {"os": "linux", "architecture": "amd64", "os.features": []},
+        ))
+    ]}  # fmt: skip
+    parsed = parse_document(encode(index), OCI_INDEX)
+    assert isinstance(parsed, Index)
+    (found,) = candidates(parsed, parse_platform("amd64"), "'x'")
+    assert found.digest == f"sha256:{1:064x}"
+    with pytest.raises(NotFound) as caught:
+        candidates(Index(OCI_INDEX, parsed.manifests[:1]), parse_platform("amd64"), "'x'")
+    assert caught.value.hint == "available: linux/amd64 with erofs"
+
+
+def test_an_entry_with_a_digest_of_tomorrow_is_passed_over() -> None:
+    entries = [
+        descriptor(mediaType=OCI_MANIFEST, digest="blake3:" + "a" * 64),
+        descriptor(mediaType=OCI_MANIFEST),
+    ]
+    parsed = parse_document(encode({"schemaVersion": 2, "manifests": entries}), OCI_INDEX)
+    assert isinstance(parsed, Index)
+    assert [entry.digest for entry in parsed.manifests] == [SHA]
+    for wrong in ("blake3", "sha256:zz", "Sha256:" + "a" * 64, "md5:../x"):
+        entries[0] = descriptor(mediaType=OCI_MANIFEST, digest=wrong)
+        with pytest.raises(InvalidArgument, match="digest"):
+            parse_document(encode({"schemaVersion": 2, "manifests": entries}), OCI_INDEX)
+
+
 def test_no_platform_lists_those_there_are() -> None:
     with pytest.raises(NotFound) as caught:
         candidates(index_of("linux/arm64", "unknown/unknown"), parse_platform("linux/s390x"), "'x'")

@@ -194,6 +194,21 @@ def test_a_helper_keeps_it(home: Path, helper: Path, key: str) -> None:
     assert not erase_login(HOST, str(path))
 
 
+def test_a_helper_keeps_a_token(home: Path, helper: Path) -> None:
+    """By the word that stands for the user in the protocol of docker's helpers."""
+    path = home / ".docker/config.json"
+    path.parent.mkdir()
+    path.write_text('{"credsStore": "chest"}')
+    store_login(HOST, Credentials("sailor", identity_token="kept"), str(path))
+    assert json.loads((helper / "stored").read_text()) == {
+        "ServerURL": str(HOST),
+        "Username": "<token>",
+        "Secret": "kept",
+    }
+    assert find_credentials(str(HOST), "app") == Credentials(identity_token="kept")
+    assert "kept" not in path.read_text()
+
+
 def test_a_helper_that_refuses(home: Path, helper: Path) -> None:
     path = home / "config.json"
     path.write_text('{"credsStore": "chest"}')

@@ -346,6 +346,22 @@ def test_artifact(store: ImageStore, registry: FakeRegistry) -> None:
     assert pull(store, registry).artifact_type == helm["mediaType"]
 
 
+def test_a_foreign_layer_that_is_elsewhere(
+    store: ImageStore, registry: FakeRegistry, other: FakeRegistry
+) -> None:
+    """badinput.md D10: its address is not asked, whoever is there."""
+    top = registry.add_image(b"x")
+    document = json.loads(registry.manifests[top["digest"]][1])
+    layer = document["layers"][0]
+    layer["mediaType"] = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+    layer["urls"] = [f"http://{other.host}/v2/team/app/blobs/{layer['digest']}"]
+    registry.add_manifest(document, tag="latest")
+    other.blobs[layer["digest"]] = registry.blobs.pop(layer["digest"])
+    error = refused(store, registry, NotFound, "has no blob")
+    assert "foreign layer" in (error.hint or "")
+    assert other.log == []
+
+
 def test_config_faults(store: ImageStore, registry: FakeRegistry) -> None:
     registry.add_image(b"x", config={"rootfs": {"type": "layers", "diff_ids": []}})
     refused(store, registry, InvalidArgument, "0 diff ids for 1 layers")
