@@ -190,6 +190,9 @@ REFUSED: dict[str, tuple[Callable[[Layout], None], str, type[ScowError]]] = {
     "D5 no image in it": (index_of(3, "text/html"), "not available", NotFound),
     "D6 missing": (with_config(digest=digest(b"none")), "no file", BAD),
     "D6 wrong size": (with_config(size=3), "expected 3 bytes", SPOILT),
+    "D6 size one more": (
+        lambda layout: with_config(size=layout.config(TAR)["size"] + 1)(layout), r"expected \d+ bytes, got \d", SPOILT,
+    ),
     "D6 is a layer": (
         lambda layout: with_config(**(layout.blob(TAR, CONFIG)))(layout), "invalid config|not UTF-8|offset", BAD,
     ),
@@ -242,6 +245,10 @@ ACCEPTED: dict[str, Callable[[Layout], Any]] = {
     "D4 no layers": many_layers(0),
     "D4 127 layers": many_layers(127),
     "D5 3 deep": nested(3),
+    "D5 attestation beside it": lambda layout: (
+        layout.image(TAR),
+        layout.add(b"{}", name="", platform={"os": "unknown", "architecture": "unknown"}),
+    ),
     "D8 cosmetic": config_document(created="yesterday", history=[1, 2, 3], author=7),
     "D9 other architecture": config_document(architecture="s390x"),
     "D10 inline": inline(TAR),

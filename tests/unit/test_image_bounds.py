@@ -164,10 +164,12 @@ def test_sizes_of_members_that_no_file_has(tmp_path: Path, size: bytes) -> None:
 
 
 def test_a_damaged_header_of_an_archive(tmp_path: Path) -> None:
-    """D11: what does not add up is no member."""
+    """D11: what does not add up, or is longer than the archive, is no member."""
     good = header(b"x")
     with pytest.raises(IntegrityError, match="damaged at offset 512"):
         index_of(tmp_path, good + b"y" + good[1:] + END)
+    with pytest.raises(IntegrityError, match="cut off: it should have at least 6024 bytes"):
+        index_of(tmp_path, good + header(b"y", size=5000) + bytes(512))
 
 
 @pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
