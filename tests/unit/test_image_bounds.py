@@ -215,6 +215,27 @@ def test_the_docker_config_is_checked_like_any_other(store: ImageStore, tmp_path
         store.load(tar_of(files))
 
 
+def test_a_directory_whose_blobs_are_links(store: ImageStore, tmp_path: Path) -> None:
+    """D11: a link of a layout leads to files of the layout; one that leads out leads nowhere."""
+    layout = Layout()
+    tar = entry(b"f") + END
+    layout.image(tar)
+    place = tmp_path / "layout"
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": layout.entries}
+    for name, data in {"index.json": encode(index), **layout.files}.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(data)
+    blob = place / "blobs" / sha(tar).replace(":", "/")
+    blob.rename(tmp_path / "outside")
+    blob.symlink_to(tmp_path / "outside")
+    with pytest.raises(InvalidArgument, match=r"cannot read .*: no such file"):
+        store.load(str(place))
+    blob.unlink()
+    (tmp_path / "outside").rename(place / "elsewhere")
+    blob.symlink_to("../../elsewhere")
+    assert store.load(str(place)) == ["Loaded image: evil:1"]
+
+
 # --- images ------------------------------------------------------------------------------------------------
 
 
