@@ -190,6 +190,9 @@ REFUSED: dict[str, tuple[Callable[[Layout], None], str, type[ScowError]]] = {
     "D5 no image in it": (index_of(3, "text/html"), "not available", NotFound),
     "D6 missing": (with_config(digest=digest(b"none")), "no file", BAD),
     "D6 wrong size": (with_config(size=3), "expected 3 bytes", SPOILT),
+    "D6 size one more": (
+        lambda layout: with_config(size=layout.config(TAR)["size"] + 1)(layout), r"expected \d+ bytes, got \d", SPOILT,
+    ),
     "D6 is a layer": (
         lambda layout: with_config(**(layout.blob(TAR, CONFIG)))(layout), "invalid config|not UTF-8|offset", BAD,
     ),
@@ -238,6 +241,10 @@ ACCEPTED: dict[str, Callable[[Layout], Any]] = {
     "D6 cosign": artifact(
         "application/vnd.oci.empty.v1+json",
         artifactType="application/vnd.dev.cosign.artifact.sig.v1+json",
+    ),
+    "D5 attestation beside it": lambda layout: (
+        layout.image(TAR),
+        layout.add(b"{}", name="", platform={"os": "unknown", "architecture": "unknown"}),
     ),
     "D8 cosmetic": config_document(created="yesterday", history=[1, 2, 3], author=7),
     "D9 other architecture": config_document(architecture="s390x"),

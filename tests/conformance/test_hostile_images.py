@@ -585,7 +585,7 @@ def test_proc_files_that_lxcfs_gives_may_be_covered(host: Host, tmp_path: Path) 
 
 
 def test_programs_of_an_image_are_never_run_for_the_host(host: Host, tmp_path: Path) -> None:
-    """CVE-2022-1227, CVE-2019-14271: nothing of the image but what the user asked for."""
+    """CVE-2022-1227, CVE-2019-14271, CVE-2014-9357, CVE-2026-41567: nothing of the image but what the user asked for."""
     trojan = (
         f"#!/bin/busybox sh\n/bin/busybox echo ran $0 >> {tmp_path}/ran\nexec /bin/busybox true\n"
     )
@@ -623,8 +623,19 @@ def test_programs_of_an_image_are_never_run_for_the_host(host: Host, tmp_path: P
         ("stats", "--no-stream", "box"),
         ("ps",),
         ("exec", "box", "/bin/true"),
+        ("diff", "box"),
+        ("commit", "box", "copy:1"),
+        ("export", "-o", f"{tmp_path}/box.tar", "box"),
+        ("cp", "box:/etc/ld.so.preload", f"{tmp_path}/out"),
+        ("cp", f"{tmp_path}/out", "box:/in"),
+        ("save", "-o", f"{tmp_path}/image.tar", "copy:1"),
+        ("load", "-i", f"{tmp_path}/image.tar"),
     ):
         scow.ok(*words)
+    with tarfile.open(tmp_path / "in.tar.xz", "w:xz") as tar:
+        tar.addfile(tarfile.TarInfo("unpacked"))
+    scow("cp", "-", "box:/", stdin=(tmp_path / "in.tar.xz").read_bytes())
+    scow.ok("rmi", "copy:1")
     scow.ok("stop", "-t", "0", "box")
     scow.ok("rm", "box")
     assert not (tmp_path / "ran").exists()

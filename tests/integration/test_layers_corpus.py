@@ -167,6 +167,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "E25 long component": (pax((b"path", b"n" * 256)) + entry(b"x"), "too long"),
     "E25 long path": (pax((b"path", b"d/" * 2100)) + entry(b"x"), "longer than 4095"),
     "E25 GNU long name": (entry(b"L", b"a/" * 4000, kind=b"L") + entry(b"x"), "longer than 4095"),
+    "E25 GNU long name without an end": (
+        entry(b"L", b"a/" * 2048, kind=b"L") + entry(b"x"),
+        "longer than 4095",
+    ),
+    "E26 size wraps": (entry(b"x", size=b"\x80\x01" + bytes(10)), "bad size"),
     "E26 truncated data": (header(b"x", size=5000) + bytes(512), "ends in the middle"),
     "E26 truncated padding": (header(b"x", size=5) + b"12345", "ends in the middle"),
     "E26 garbage after the end": (entry(b"x") + END + b"garbage" * 100, "after the end"),

@@ -164,10 +164,12 @@ def test_sizes_of_members_that_no_file_has(tmp_path: Path, size: bytes) -> None:
 
 
 def test_a_damaged_header_of_an_archive(tmp_path: Path) -> None:
-    """D11: what does not add up is no member."""
+    """D11: what does not add up, or is longer than the archive, is no member."""
     good = header(b"x")
     with pytest.raises(IntegrityError, match="damaged at offset 512"):
         index_of(tmp_path, good + b"y" + good[1:] + END)
+    with pytest.raises(IntegrityError, match="cut off: it should have at least 6024 bytes"):
+        index_of(tmp_path, good + header(b"y", size=5000) + bytes(512))
 
 
 @pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
@@ -211,6 +213,27 @@ def test_the_docker_config_is_checked_like_any_other(store: ImageStore, tmp_path
     files = {"manifest.json": encode([{"Config": "c.json", "Layers": []}]), "c.json": config}
     with pytest.raises(InvalidArgument, match="config of the image: duplicate key"):
         store.load(tar_of(files))
+
+
+def test_a_directory_whose_blobs_are_links(store: ImageStore, tmp_path: Path) -> None:
+    """D11: a link of a layout leads to files of the layout; one that leads out leads nowhere."""
+    layout = Layout()
+    tar = entry(b"f") + END
+    layout.image(tar)
+    place = tmp_path / "layout"
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": layout.entries}
+    for name, data in {"index.json": encode(index), **layout.files}.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(data)
+    blob = place / "blobs" / sha(tar).replace(":", "/")
+    blob.rename(tmp_path / "outside")
+    blob.symlink_to(tmp_path / "outside")
+    with pytest.raises(InvalidArgument, match=r"cannot read .*: no such file"):
+        store.load(str(place))
+    blob.unlink()
+    (tmp_path / "outside").rename(place / "elsewhere")
+    blob.symlink_to("../../elsewhere")
+    assert store.load(str(place)) == ["Loaded image: evil:1"]
 
 
 # --- images ------------------------------------------------------------------------------------------------

@@ -318,6 +318,7 @@ def test_content_type_lies(store: ImageStore, registry: FakeRegistry) -> None:
 
 
 def test_digest_header_differs(store: ImageStore, registry: FakeRegistry) -> None:
+    """F7: the bytes decide."""
     registry.add_image(b"x")
     media_type, data = registry.manifests["latest"]
     headers = {"Content-Type": media_type, "Docker-Content-Digest": "sha256:" + "0" * 64}
@@ -440,6 +441,7 @@ def test_range_ignored(store: ImageStore, registry: FakeRegistry) -> None:
 
 @pytest.mark.parametrize("span", ["bytes 0-9/10", "garbage", "", "bytes 150001-299999/300000"])
 def test_wrong_content_range(store: ImageStore, registry: FakeRegistry, span: str) -> None:
+    """F6: what is not the range that was asked for is not appended."""
     digest = add_big(registry)
 
     def answer(handler: Handler, data: bytes, count: int) -> bool:
@@ -539,6 +541,7 @@ def test_good_chunks(store: ImageStore, registry: FakeRegistry) -> None:
 
 
 def test_stall_and_slow_loris(store: ImageStore, registry: FakeRegistry) -> None:
+    """F5: silence, and next to nothing."""
     digest = add_big(registry)
 
     def stall(handler: Handler, data: bytes, count: int) -> bool:
@@ -614,6 +617,7 @@ def test_content_encoding_is_not_decoded(store: ImageStore, registry: FakeRegist
 def test_full_disk(
     store: ImageStore, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F11: said, and nothing is left."""
     import errno
 
     from scow.image import content
@@ -667,6 +671,7 @@ def test_statuses(
     kind: type[ScowError],
     says: str,
 ) -> None:
+    """F4: each in words of its own, and soon."""
     answer_all(registry, (status, headers))
     started = time.monotonic()
     error = refused(store, registry, kind, says)
@@ -696,6 +701,8 @@ def test_registry_words_are_shown_safely(store: ImageStore, registry: FakeRegist
 
 @pytest.mark.parametrize("bad", [b"X" * 70_000, b"a: b\r\n" * 10_000])
 def test_endless_headers(store: ImageStore, registry: FakeRegistry, bad: bytes) -> None:
+    """F8: one of 70,000 bytes, 10,000 of a few."""
+
     def hook(handler: Handler) -> bool:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + bad + b"\r\n\r\n")
         handler.close_connection = True
@@ -709,6 +716,7 @@ def test_endless_headers(store: ImageStore, registry: FakeRegistry, bad: bytes) 
 
 
 def test_refused_and_unknown_host(store: ImageStore) -> None:
+    """F1: each in words of its own."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -721,6 +729,7 @@ def test_refused_and_unknown_host(store: ImageStore) -> None:
 def test_plain_http_where_tls_is_needed(
     store: ImageStore, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F1: HTTP only where it was allowed in so many words."""
     from scow.image import hosts as module
 
     registry.add_image(b"x")
@@ -779,6 +788,7 @@ def test_redirect_to_another_host_loses_credentials(
 def test_redirects_that_are_refused(
     store: ImageStore, registry: FakeRegistry, target: str, says: str
 ) -> None:
+    """F2: nothing more internal, nothing less safe, and not for ever."""
     registry.add_image(b"x")
     redirect_blobs(registry, lambda path: target)
     refused(store, registry, RegistryError, says)
@@ -905,6 +915,7 @@ def test_basic_refused(store: ImageStore, registry: FakeRegistry, no_credentials
 def test_odd_challenges(
     store: ImageStore, registry: FakeRegistry, challenge: str, kind: type[ScowError], says: str
 ) -> None:
+    """F3: guessing whom a challenge means would be guessing whom to give a password."""
     need_basic(registry, challenge)
     refused(store, registry, kind, says)
 
@@ -979,11 +990,13 @@ def test_bearer_expired_token_is_renewed(store: ImageStore, registry: FakeRegist
     ],
 )
 def test_bad_tokens(store: ImageStore, registry: FakeRegistry, answer: bytes, says: str) -> None:
+    """F3: tokens are documents of strangers, too."""
     need_bearer(registry, answer=answer)
     refused(store, registry, RegistryError, says)
 
 
 def test_refused_for_ever(store: ImageStore, registry: FakeRegistry) -> None:
+    """F3: one more try, and that is all."""
     asked = need_bearer(registry, answer=b'{"token":"other"}')
     refused(store, registry, PermissionDenied, "does not exist, or needs other credentials")
     assert len(asked) == 1
@@ -1085,6 +1098,7 @@ def test_broken_helpers(
     script: str | None,
     says: str,
 ) -> None:
+    """F10: never "no credentials"."""
     from scow.image import credentials
 
     monkeypatch.setattr(credentials, "HELPER_TIMEOUT_S", 0.3 if script == "sleep 60" else 20.0)
@@ -1147,6 +1161,7 @@ def test_credential_files(
     ],
 )
 def test_broken_credential_files(no_credentials: Path, text: str) -> None:
+    """F10: going on without would look like a wrong password."""
     no_credentials.write_text(text)
     with pytest.raises(InvalidArgument, match="credentials file"):
         find_credentials("h", "a")

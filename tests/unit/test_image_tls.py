@@ -112,6 +112,7 @@ def get(server: Server, **options: bool) -> int:
 
 
 def test_self_signed(server: Server, certs_d: Path) -> None:
+    """F1: said as what it is."""
     with pytest.raises(TransportError, match="is self-signed") as caught:
         get(server)
     assert "certs.d" in (caught.value.hint or "")
@@ -174,6 +175,7 @@ def test_client_certificates_are_for_their_host_only(
 
 
 def test_wrong_name(tmp_path: Path, certs_d: Path) -> None:
+    """F1: said as what it is."""
     certificate, key = make_certificate(tmp_path, "other", "DNS:other.example")
     for server in serve(certificate, key):
         place = certs_d / host_of(server)
@@ -224,6 +226,7 @@ def make_dated(directory: Path, start: str, end: str) -> tuple[Path, Path]:
     ],
 )
 def test_dates(tmp_path: Path, certs_d: Path, start: str, end: str, says: str) -> None:
+    """F1: and the clock may be at fault."""
     certificate, key = make_dated(tmp_path, start, end)
     for server in serve(certificate, key):
         place = certs_d / host_of(server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,23 @@ def test_a_fifo_for_passwd_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "etc/passwd")
     with pytest.raises(InvalidArgument):
         resolve_user(Root(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)), "root", None)
+
+
+def test_the_limit_of_a_file(tmp_path: Path) -> None:
+    """CVE-2026-47262: a gigabyte of hole is not read, and short lines do not multiply in memory."""
+    (tmp_path / "etc").mkdir()
+    root = Root(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY))
+    with open(tmp_path / "etc/passwd", "wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(InvalidArgument, match="File too large"):
+        resolve_user(root, "root", None)
+    row = b"last:x:7:7:,:/:/bin/sh\n"
+    (tmp_path / "etc/passwd").write_bytes(b"xy\n" * 200_000 + row)
+    (tmp_path / "etc/group").write_bytes(b"g:x:9:" + b"ab," * 200_000 + b"last\n")
+    tracemalloc.start()
+    try:
+        user = resolve_user(root, "last", None)
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    finally:
+        tracemalloc.stop()
+    assert (user.uid, user.groups) == (7, (7, 9))
