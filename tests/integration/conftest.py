@@ -27,7 +27,7 @@ def cri(tmp_path: Path, images: ImageFactory) -> Iterator[Cri]:
 
 @pytest.fixture
 def oci(tmp_path: Path) -> Iterator[Runtime]:
-    """scow-oci, each command in an interpreter of its own, with a state directory of this test's."""
+    """scow-oci with a state directory of this test's own."""
     kernel.need(kernel.mount_refused)
     runtime = Runtime(SCOW_OCI, tmp_path / "state")
     yield runtime

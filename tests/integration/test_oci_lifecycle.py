@@ -34,7 +34,8 @@ def oci(
     """The command as it is installed, served by a warm process; and an interpreter of its own."""
     if request.param == "warm":
         monkeypatch.setenv(warm.VARIABLE, str(request.getfixturevalue("warm_process").directory))
-    runtime = Runtime(FRONT if request.param == "warm" else SCOW_OCI, tmp_path / "state")
+    argv = FRONT if request.param == "warm" else SCOW_OCI
+    runtime = Runtime(argv, tmp_path / "state", cold=True)
     yield runtime
     runtime.remove_all()
 
