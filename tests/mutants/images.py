@@ -247,7 +247,7 @@ MUTANTS = [
     m("F1 CVE-2019-10214 CVE-2018-12608", "image/endpoint.py", "        except TransportError:\n            if not self._upgrade():\n                raise",
       "        except TransportError:\n            if self.transport.base_url.startswith('https://'):\n                self.transport = self._connect(self.transport.base_url.replace('https://', 'http://'))\n            elif not self._upgrade():\n                raise", TLS, "never_leads"),
     m("F1 CVE-2018-12608", "image/tls.py", "    if not tls_verify:\n", "    if True:\n", TLS, "self_signed or wrong_name or dates"),
-    m("F1", "image/tls.py", "ssl.TLSVersion.TLSv1_2", "ssl.TLSVersion.MINIMUM_SUPPORTED", "tests/integration/test_registry_faults.py", "old_tls"),
+    m("F1", "image/tls.py", "ssl.TLSVersion.TLSv1_2", "ssl.TLSVersion.MINIMUM_SUPPORTED", TLS, "before_1_2"),
     m("F2", "image/transport.py", "for _ in range(MAX_REDIRECTS + 1):", "for _ in range(50):", FETCH, "redirects_that"),
     m("F2 CVE-2020-15157 CVE-2026-12566", "image/transport.py", "trusted = trusted and parts[:2] == first[:2]", "trusted = trusted", FETCH, "loses_credentials"),
     m("F2", "image/transport.py", "            self.check(url, f\"redirect of {quote(first.netloc)}\")\n", "", FETCH, "redirects_that"),
