@@ -236,7 +236,6 @@ MUTANTS = [
     m("D11", "image/docker_archive.py", "if len(images) > MAX_INDEX_ENTRIES:", "if False:", BOUNDS, "too_many_images"),
     m("D11", "image/docker_archive.py", "        if name not in self._layers:\n", "        if True:\n", BOUNDS, "named_often"),
     m("D11", "image/docker_archive.py", "if len(stem) == 64 and stem != hex_of(config_descriptor.digest):", "if False:", FILES, "config_named"),
-    m("D11", "image/docker_archive.py", 'check_document(config, f"config of {what}")', "pass", BOUNDS, "docker_config"),
     m("D11 CVE-2026-50195", "image/loaded.py", "if loser := _loser(entries, image.entry, name):", "if loser := None:", DOCUMENTS, "moves_is_told"),
     m("CVE-2025-6032 CVE-2026-41567 CVE-2014-9357 CVE-2019-14271-images", "image/pack.py", "import os\n", "import os\nimport subprocess\n", "tests/unit/test_cli_import.py", "one_door"),
     m("CVE-2025-6032", "cli/commit.py", "        from scow.image.transport import Transport\n", "        from scow.image.transport import Transport\n        import requests\n", "tests/unit/test_cli_import.py", "one_door"),
