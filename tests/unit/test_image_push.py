@@ -656,6 +656,7 @@ def test_a_subject_is_put_on_the_list_where_the_registry_keeps_none(
     index = json.loads(server.manifests[f"team/app/{tag}"])
     assert [m["digest"] for m in index["manifests"]] == digests
     assert index["manifests"][0]["annotations"] == {"n": names[0]}
+    assert index["manifests"][0]["artifactType"] == OCI_CONFIG, "of the config, for want of another"
     with RegistryLists(parse_reference(names[0]), patience=QUICK) as registry:
         found = registry.referrers(Digest("sha256:" + "5" * 64))
     assert [d.digest for d in found] == digests

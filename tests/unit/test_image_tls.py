@@ -16,7 +16,7 @@ from scow.image import hosts as hosts_module
 from scow.image import tls
 from scow.image.reference import parse_reference
 from scow.image.registry import Registry
-from scow.image.tls import TlsFiles
+from scow.image.tls import NO_FILES, TlsFiles, make_tls_context
 from scow.image.transport import Patience, Transport, TransportError
 from scow.native.errors import NotFound, RegistryError
 
@@ -254,3 +254,8 @@ def test_tls_failure_never_leads_to_http(server: Server, monkeypatch: pytest.Mon
         client.head_manifest("latest")
     assert client.transport.base_url.startswith("https://")
     assert server.seen == []  # type: ignore[attr-defined]  # set in serve()
+
+
+def test_no_tls_before_1_2() -> None:
+    """F1: whatever the OpenSSL of the distribution would take."""
+    assert make_tls_context(True, NO_FILES).minimum_version == ssl.TLSVersion.TLSv1_2

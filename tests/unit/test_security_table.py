@@ -43,6 +43,7 @@ CHECKLIST = [f"E{n}" for n in range(1, 41)] + [f"{c}{n}" for c in "DF" for n in 
 WITHOUT_A_DEFENCE = {
     "CVE-2026-53488-images": "labels are read by nobody",
     "user-namespace": "owners that must be right, not an input that is refused",
+    "E2": "without its slash or with it: the root is the layer's either way (chroot)",
     "E38": "names of owners are read by nobody",
 }
 FILES = [
