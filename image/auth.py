@@ -20,6 +20,7 @@ import msgspec
 from scow.image.credentials import Credentials
 from scow.image.digest import quote
 from scow.image.document import decode_document
+from scow.image.transport import TransportError
 from scow.native.errors import InvalidArgument, PermissionDenied, RegistryError
 
 if TYPE_CHECKING:
@@ -188,11 +189,23 @@ class Authenticator:
             joiner = "&" if "?" in realm else "?"
             # Several scopes are one parameter each here, but one list with spaces in a form.
             pairs = [*query.items(), *(("scope", one) for one in scope.split())]
-            response = self._transport.get(
-                realm + joiner + urlencode(pairs), authorization=authorization
-            )
+            url = realm + joiner + urlencode(pairs)
+            return self._get_token(url, authorization, is_anonymous=credentials is None)
         with response:
-            return self._read_token(response, is_anonymous=credentials is None)
+            return self._read_token(response, is_anonymous=False)
+
+    def _get_token(self, url: str, authorization: str, *, is_anonymous: bool) -> tuple[str, float]:
+        """Ask again where the answer is cut."""
+        attempts = self._transport.patience.attempts
+        for attempt in range(attempts):
+            with self._transport.get(url, authorization=authorization) as response:
+                try:
+                    return self._read_token(response, is_anonymous=is_anonymous)
+                except TransportError as e:
+                    if not e.is_transient or attempt + 1 == attempts:
+                        raise
+            self._transport.pause(attempt)
+        raise AssertionError("unreachable")
 
     def _read_token(self, response: Response, *, is_anonymous: bool) -> tuple[str, float]:
         if response.status in (400, 401, 403):
@@ -202,11 +215,14 @@ class Authenticator:
         if response.status != 200:
             raise RegistryError(
                 f"token service {quote(response.host)} of registry {quote(self._host)} "
-                f"answered {response.status}"
+                f"answered {response.status}",
+                hint="try again later" if response.status in (429, 500, 502, 503, 504) else None,
             )
         try:
             answer = decode_document(
-                response.read(2 * MAX_TOKEN_BYTES), _TokenAnswer, "token of the registry"
+                response.read(2 * MAX_TOKEN_BYTES),
+                _TokenAnswer,
+                f"token of service {quote(response.host)} for registry {quote(self._host)}",
             )
         except InvalidArgument as e:
             raise RegistryError(e.message) from e

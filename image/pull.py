@@ -6,6 +6,8 @@ HTTP, files, formats; each has its own module.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scow.image.digest import Digest, parse_digest, quote
@@ -28,7 +30,7 @@ from scow.image.policy import drops_blobs
 from scow.image.progress import ProgressSink, SilentProgress
 from scow.image.reference import Reference, parse_reference
 from scow.image.registry import Registry
-from scow.image.transport import Patience
+from scow.image.transport import Patience, TransportError
 from scow.native.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def pull_image(
         warn=sink.warning,
         credentials=credentials,
     )
-    with registry, store.content.lease() as lease:
+    with _hinting(), registry, store.content.lease() as lease:
         resolution = _Resolution(store, registry, asked or host_platform())
         top_digest, document = resolution.resolve(reference)
         sink.resolved(reference.familiar, top_digest)
@@ -87,6 +89,19 @@ def pull_image(
     if drops:  # what came before that was the policy, or with an attempt that was cut
         drop_blobs(store, [layer.digest for layer in document.manifest.layers])
     return store.get(str(reference.with_digest(top_digest)) if reference.digest else tag)
+
+
+@contextmanager
+def _hinting() -> Iterator[None]:
+    """What to do about a network that fails now and then."""
+    try:
+        yield
+    except TransportError as e:
+        if e.is_transient and not e.hint:
+            e.hint = (
+                "it was tried several times; what has come stays, pull again to go on from there"
+            )
+        raise
 
 
 class _Resolution:
