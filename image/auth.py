@@ -20,6 +20,7 @@ import msgspec
 from scow.image.credentials import Credentials
 from scow.image.digest import quote
 from scow.image.document import decode_document
+from scow.image.transport import TransportError
 from scow.native.errors import InvalidArgument, PermissionDenied, RegistryError
 
 if TYPE_CHECKING:
@@ -183,29 +184,36 @@ class Authenticator:
             proof = {"grant_type": "refresh_token", "refresh_token": identity}
             response = self._transport.post(realm, self._form(query, scope, proof))
             return self._read_token(response, "the login has ended, or was taken back")
-        if credentials is None or not credentials.username:
-            response = self._get(realm, query, scope, "")
-            return self._read_token(response, "authentication required")
-        response = self._get(
-            realm, {**query, "account": credentials.username}, scope, basic_header(credentials)
-        )
-        if response.status in (404, 405):
-            response.close()  # it knows OAuth2 only
-            proof = {
-                "grant_type": "password",
-                "username": credentials.username,
-                "password": credentials.password,
-            }
-            response = self._transport.post(realm, self._form(query, scope, proof))
-        return self._read_token(response, "the user name or password is wrong")
+        login = credentials if credentials is not None and credentials.username else None
+        return self._get(realm, query, scope, login)
 
-    def _get(self, realm: str, query: dict[str, str], scope: str, authorization: str) -> Response:
-        """Docker's older form: several scopes are one parameter each."""
-        if self.wants_identity and authorization:
-            query = {**query, "client_id": CLIENT_ID, "offline_token": "true"}
-        pairs = [*query.items(), *(("scope", one) for one in scope.split())]
-        joiner = "&" if "?" in realm else "?"
-        return self._transport.get(realm + joiner + urlencode(pairs), authorization=authorization)
+    def _get(
+        self, realm: str, query: dict[str, str], scope: str, login: Credentials | None
+    ) -> tuple[str, float]:
+        """By Docker's older form; by OAuth2's where the service knows that one only."""
+        refusal = "the user name or password is wrong" if login else "authentication required"
+        authorization = basic_header(login) if login else ""
+        more = {"account": login.username} if login else {}
+        if login and self.wants_identity:
+            more |= {"client_id": CLIENT_ID, "offline_token": "true"}
+        # Several scopes are one parameter each.
+        pairs = [*query.items(), *more.items(), *(("scope", one) for one in scope.split())]
+        url = realm + ("&" if "?" in realm else "?") + urlencode(pairs)
+        attempts = self._transport.patience.attempts
+        for attempt in range(attempts):
+            with self._transport.get(url, authorization=authorization) as response:
+                if login and response.status in (404, 405):
+                    break
+                try:
+                    return self._parse_token(response, refusal)
+                except TransportError as e:  # the answer was cut
+                    if not e.is_transient or attempt + 1 == attempts:
+                        raise
+            self._transport.pause(attempt)
+        assert login is not None  # the loop ends in no other way
+        proof = {"username": login.username, "password": login.password}
+        form = self._form(query, scope, {"grant_type": "password", **proof})
+        return self._read_token(self._transport.post(realm, form), refusal)
 
     def _form(self, query: dict[str, str], scope: str, proof: dict[str, str]) -> dict[str, str]:
         """OAuth2's: several scopes are one list with spaces."""
@@ -222,11 +230,14 @@ class Authenticator:
         if response.status != 200:
             raise RegistryError(
                 f"token service {quote(response.host)} of registry {quote(self._host)} "
-                f"answered {response.status}"
+                f"answered {response.status}",
+                hint="try again later" if response.status in (429, 500, 502, 503, 504) else None,
             )
         try:
             answer = decode_document(
-                response.read(2 * MAX_TOKEN_BYTES), _TokenAnswer, "token of the registry"
+                response.read(2 * MAX_TOKEN_BYTES),
+                _TokenAnswer,
+                f"token of service {quote(response.host)} for registry {quote(self._host)}",
             )
         except InvalidArgument as e:
             raise RegistryError(e.message) from e

@@ -244,7 +244,7 @@ def _install_blobs(
     from scow.image.stall import LOOK_S, StallWatch
     from scow.image.workers import Workers
 
-    stop = threading.Event()
+    stop: threading.Event = getattr(source, "stop", None) or threading.Event()
     watch = StallWatch(progress)
     with (
         Fetcher(source, stop) as fetcher,

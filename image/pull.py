@@ -6,6 +6,8 @@ HTTP, files, formats; each has its own module.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scow.image.digest import Digest, parse_digest, quote
@@ -30,7 +32,7 @@ from scow.image.policy import drops_blobs
 from scow.image.progress import ProgressSink, SilentProgress
 from scow.image.reference import Reference, parse_reference
 from scow.image.registry import Registry
-from scow.image.transport import Patience
+from scow.image.transport import Patience, TransportError
 from scow.native.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def pull_image(
         warn=sink.warning,
         credentials=credentials,
     )
-    with registry, store.content.lease() as lease:
+    with _hinting(), registry, store.content.lease() as lease:
         resolution = _Resolution(store, registry, asked or host_platform())
         top_digest, document = resolution.resolve(reference)
         sink.resolved(reference.familiar, top_digest)
@@ -92,6 +94,19 @@ def pull_image(
 
 
 MAX_RESOLVED = 100  # documents on the way to one image: indexes may lead to a thousand more each
+
+
+@contextmanager
+def _hinting() -> Iterator[None]:
+    """What to do about a network that fails now and then."""
+    try:
+        yield
+    except TransportError as e:
+        if e.is_transient and not e.hint:
+            e.hint = (
+                "it was tried several times; what has come stays, pull again to go on from there"
+            )
+        raise
 
 
 class _Resolution:

@@ -10,12 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from scow.image.digest import Digest
 from scow.image.manifest import Descriptor
+from scow.image.workers import Workers
 from scow.native.errors import ScowError
 
 if TYPE_CHECKING:
@@ -46,15 +47,16 @@ class Fetcher:
         self._source = source
         self._stop = stop
         self._free = threading.Semaphore(MAX_PARTS)
-        self._pool: ThreadPoolExecutor | None = None
+        # Not concurrent.futures' pool: it would wait for a connection that is silent.
+        self._pool: Workers | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Fetcher:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.__exit__(kind, *exc)
 
     def open_blob(self, descriptor: Descriptor, offset: int) -> Chunks:
         """The blob's bytes from `offset` on, in order."""
@@ -113,7 +115,7 @@ class Fetcher:
     ) -> Future[bytes]:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(MAX_PARTS, thread_name_prefix="scow-part")
+                self._pool = Workers(MAX_PARTS, "scow-part")
         return self._pool.submit(lambda: b"".join(self._part(source, descriptor, offset, end)))
 
     def _part(

@@ -83,6 +83,7 @@ class Registry(Closing):
         one line each for what goes wrong on the way to a good end, from any thread.
         """
         self.reference = reference
+        self.stop = stop or threading.Event()  # set: nothing is tried again
         self.has_ranges = True  # until it shows that it has not
         self._scope = f"repository:{reference.path}:{self._actions}" if reference.path else ""
         self._warn = warn
@@ -96,7 +97,7 @@ class Registry(Closing):
                 host,
                 reference,
                 patience=patience,
-                stop=stop,
+                stop=self.stop,
                 warn=self._warn_once,
                 credentials=credentials,
             )
@@ -388,7 +389,8 @@ class Registry(Closing):
             )
         if status >= 500:
             return RegistryError(
-                f"registry {host} failed with status {status} for {image}{because}"
+                f"registry {host} failed with status {status} for {image}{because}",
+                hint="that is a fault over there, and may be over soon: pull again to go on",
             )
         return RegistryError(f"registry {host} answered status {status} for {image}{because}")
 

@@ -8,6 +8,7 @@ not: what is asked for, and credentials beyond passing a header to the host that
 
 from __future__ import annotations
 
+import errno
 import http.client
 import random
 import socket
@@ -22,6 +23,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.exceptions import InvalidSchema, InvalidURL
 
 from scow.image import answer
 from scow.image.digest import quote
@@ -37,6 +39,8 @@ MAX_CONNECTIONS = 8
 USER_AGENT = "scow"
 QUIET_WAIT_S = 3.0  # who waits longer is told why
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
+_LENGTHS = frozenset({"content-length", "transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Response(Closing):
 
     def chunks(self) -> Iterator[bytes]:
         """The body as sent, never decompressed; ends early only with a TransportError."""
-        waited_s, window_bytes = 0.0, 0
+        waited_s, window_bytes, is_empty = 0.0, 0, True
         while True:
             asked = time.monotonic()
             try:
@@ -97,7 +101,15 @@ class Response(Closing):
             # Only the time that we waited for the registry: an unpacker may be slow for long.
             waited_s += time.monotonic() - asked
             if not chunk:
+                # http.client takes an end amid the headers for the end of the headers.
+                if (
+                    is_empty
+                    and self.status == 200
+                    and not _LENGTHS & {*map(str.lower, self.headers)}
+                ):
+                    raise self._failed(closed_early(f"registry {quote(self.host)}"))
                 return
+            is_empty = False
             yield chunk
             window_bytes += len(chunk)
             if waited_s > self._patience.stall_window_s:
@@ -198,6 +210,7 @@ class Transport:
         self._tls_verify = tls_verify
         self._tls_files = tls_files
         self._adapters: dict[str, _Adapter] = {}
+        self._reached: set[str] = set()  # who has answered: then a refusal may be over soon
         self._lock = threading.Lock()
 
     def get(
@@ -323,6 +336,11 @@ class Transport:
                 timeout=(self.patience.connect_s, self.patience.idle_s),
                 proxies=proxies_for(url),
             )
+        except (InvalidURL, InvalidSchema) as e:  # `url` is right, split_url() says
+            raise TransportError(
+                f"the proxy for registry {quote(host)} is not one that scow can use",
+                hint="HTTPS_PROXY and HTTP_PROXY have the form http://HOST:PORT",
+            ) from e
         except (
             requests.RequestException,
             urllib3.exceptions.HTTPError,
@@ -330,7 +348,8 @@ class Transport:
             OSError,
             UnicodeError,
         ) as e:
-            raise explain(e, host) from e
+            raise explain(e, host, was_reached=host in self._reached) from e
+        self._reached.add(host)
         return Response(raw, url, self.patience)
 
     def _adapter(self, url: str) -> _Adapter:
@@ -374,12 +393,17 @@ def proxies_for(url: str) -> dict[str, str]:
 # -- errors in words ------------------------------------------------------------------------------
 
 
-def explain(error: BaseException, host: str) -> TransportError:
-    """What happened, in words that tell a user one failure from another."""
+def explain(error: BaseException, host: str, *, was_reached: bool = False) -> TransportError:
+    """What happened, in words that tell a user one failure from another.
+
+    Whoever answered before (`was_reached`) is worth another try: a network comes and goes.
+    """
     causes = list(_causes(error))
     who = f"registry {quote(host)}"
+    where = "check host and port, this host's network and firewall, and whether it needs a proxy"
     if any(isinstance(cause, requests.exceptions.ProxyError) for cause in causes):
         who = f"the proxy for {who}"
+        where = "check the proxy in HTTPS_PROXY and HTTP_PROXY; NO_PROXY names hosts that need none"
     for cause in causes:
         if isinstance(cause, ssl.SSLError):
             return _explain_tls(cause, who)
@@ -387,26 +411,38 @@ def explain(error: BaseException, host: str) -> TransportError:
             return TransportError(
                 f"cannot find {who}: {(cause.strerror or 'no address').lower()}",
                 hint="check the name, and this host's DNS",
+                is_transient=was_reached or cause.errno == socket.EAI_AGAIN,
             )
         if isinstance(cause, ConnectionRefusedError):
-            return TransportError(f"cannot connect to {who}: connection refused")
+            text = f"cannot connect to {who}: connection refused"
+            return TransportError(text, hint=where, is_transient=was_reached)
     for cause in causes:
         if isinstance(cause, requests.exceptions.ConnectTimeout):
-            return TransportError(f"cannot connect to {who}: no answer (timeout)")
+            text = f"cannot connect to {who}: no answer (timeout)"
+            return TransportError(text, hint=where, is_transient=was_reached)
         if isinstance(cause, TimeoutError | urllib3.exceptions.ReadTimeoutError):
             return TransportError(f"{who} stopped answering (timeout)", is_transient=True)
         if isinstance(cause, ConnectionError | http.client.IncompleteRead):
-            return TransportError(f"{who} closed the connection too early", is_transient=True)
+            return closed_early(who)
         if isinstance(cause, OSError) and cause.errno:
-            return TransportError(f"cannot talk to {who}: {(cause.strerror or '').lower()}")
+            return TransportError(
+                f"cannot talk to {who}: {(cause.strerror or '').lower()}",
+                hint=where if cause.errno in _UNREACHABLE else None,
+                is_transient=was_reached and cause.errno in _UNREACHABLE,
+            )
     for cause in causes:
         if isinstance(cause, urllib3.exceptions.IncompleteRead):
-            return TransportError(f"{who} closed the connection too early", is_transient=True)
+            return closed_early(who)
         if isinstance(cause, http.client.HTTPException | urllib3.exceptions.InvalidHeader):
             text = " ".join(str(cause).split())
             return TransportError(f"{who} sent a malformed answer: {quote(text, 100)}")
     text = " ".join(str(causes[-1]).split())  # the innermost, without what urllib3 put around it
     return TransportError(f"cannot talk to {who}: {quote(text, 200)}")
+
+
+def closed_early(who: str) -> TransportError:
+    """The error for an answer that ends before its end."""
+    return TransportError(f"{who} closed the connection too early", is_transient=True)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

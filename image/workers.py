@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 GRACE_S = 10.0  # after a failure; what has not ended by then is left behind
+HASTE_S = 2.0  # after a signal: somebody waits, and the process is about to end
 
 
 class Workers:
@@ -54,11 +55,12 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         for future in self._futures:
             future.cancel()
         for _ in self._threads:
             self._work.put(None)
-        deadline = time.monotonic() + GRACE_S
+        is_signal = kind is not None and not issubclass(kind, Exception)
+        deadline = time.monotonic() + (HASTE_S if is_signal else GRACE_S)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
