@@ -221,7 +221,7 @@ MUTANTS = [
     m("D11", "image/tarindex.py", "if count > MAX_MEMBERS:", "if False:", BOUNDS, "members"),
     m("D11", "image/tarindex.py", "if size > MAX_HEADER_DATA:", "if False:", FILES, "huge_headers"),
     m("D11", "image/tarindex.py", "if name_bytes > MAX_NAME_BYTES:", "if False:", BOUNDS, "names_of_an_archive"),
-    m("D11", "image/tarindex.py", "if member.size > limit:", "if False:", DOCUMENTS, "D11"),
+    m("D11", "image/tarindex.py", "if member.size > limit:", "if False:", BOUNDS, "too_large_is_not_read"),
     m("D11", "image/tarindex.py", "if data + size > end:", "if False:", BOUNDS, "damaged_header"),
     m("D11", "image/tarindex.py", "for _ in range(MAX_LINK_HOPS):", "while True:", ARCHIVES, "bad_archives"),
     m("D11", "image/tarindex.py", "if value >= 1 << 62:", "if False:", BOUNDS, "sizes_of_members"),
@@ -298,6 +298,6 @@ MUTANTS = [
     m("F10", "image/credentials.py", "    timer.start()\n", "", FETCH, "broken_helpers"),
     m("F10", "image/credentials.py", "if mode & 0o077 and any(", "if False and any(", FETCH, "credential_files"),
     m("F11", "image/content.py", "keep = self._keep and os.fstat(fd).st_size >= KEEP_PARTIAL_BYTES", "keep = False", FETCH, "partial_blob_is_continued"),
-    m("name-and-digest", "image/pull.py", "if entry.repo_digest == repo_digest and not entry.is_deleting:", "if entry.repo_digest.endswith(found) and not entry.is_deleting:", FETCH, "no_proof"),
+    m("name-and-digest", "image/pull.py", "if entry.repo_digest == repo_digest and not entry.is_deleting:", "if entry.repo_digest.endswith(found) and not entry.is_deleting:", NAMES, "only_says"),
     m("short-names", "image/reference.py", 'DEFAULT_HOST = "docker.io"', 'DEFAULT_HOST = "other.example"', "tests/unit/test_reference_grammar.py", ""),
 ]  # fmt: skip

@@ -163,6 +163,13 @@ def test_sizes_of_members_that_no_file_has(tmp_path: Path, size: bytes) -> None:
         index_of(tmp_path, header(b"x", size=size) + END)
 
 
+def test_a_document_of_an_archive_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    """D11: its header tells how large it is; the descriptor is closed here, so that reading would fail."""
+    index = index_of(tmp_path, entry(b"index.json", b"x" * 100) + END)
+    with pytest.raises(InvalidArgument, match=r"'index.json' has 100 bytes, more than 99"):
+        index.read("index.json", 99)
+
+
 def test_a_damaged_header_of_an_archive(tmp_path: Path) -> None:
     """D11: what does not add up, or is longer than the archive, is no member."""
     good = header(b"x")

@@ -102,6 +102,24 @@ def test_digest_of_another_repository(store: ImageStore, registry: FakeRegistry)
         pull_image(store, f"{registry.host}/evil/app@{wanted}", patience=QUICK)
 
 
+def test_a_registry_that_only_says_that_it_has_it(
+    store: ImageStore, registry: FakeRegistry
+) -> None:
+    """C3, name-and-digest: what is here from elsewhere is not given the name of who knows its digest."""
+    wanted = registry.add_image(b"x")["digest"]
+    pull(store, registry)
+    registry.hooks.append(
+        lambda h: (
+            h.command == "HEAD"
+            and "/evil/" in h.path
+            and (h.reply(200, b"", {"Docker-Content-Digest": wanted}) or True)
+        )
+    )
+    for name in ("evil/app", f"evil/app@{wanted}"):
+        with pytest.raises(NotFound, match="no such image"):
+            pull_image(store, f"{registry.host}/{name}", patience=QUICK)
+
+
 def test_digest_of_an_index_and_of_one_manifest(store: ImageStore, registry: FakeRegistry) -> None:
     """C3: both are names for the same image."""
     one = registry.add_image(b"x")
