@@ -352,6 +352,8 @@ def console(world: World, box: Bundle) -> tuple[int, str]:
     ends = 0
     # EIO: nobody has it open any more. n_tty_read looks for the end after it has looked for data, and
     # what came in between is there for the next read.
+    os.set_blocking(fds[0], True)  # else EAGAIN would count as an end
+    os.write(fds[0], b"\x04")  # end of file, for who reads the console
     while ends < 2:
         try:
             text += os.read(fds[0], 4096)
