@@ -189,7 +189,7 @@ MUTANTS = [
     m("D3 CVE-2014-8179", "image/digest.py", "if size is not None and len(data) != size:", "if False:", DOCUMENTS, "D6"),
     m("D3 CVE-2014-6408", "image/digest.py", "    if actual != digest:\n", "    if False:\n", DOCUMENTS + " " + FETCH, "D10 or config_faults"),
     m("D3", "image/manifest.py", "if not 0 <= wire.size <= MAX_BLOB_BYTES:", "if False:", PARSED, "wrong_manifests"),
-    m("D4", "image/manifest.py", "if len(wire.layers) > MAX_LAYERS:", "if False:", PARSED, "wrong_manifests"),
+    m("D4", "image/manifest.py", "if len(wire.layers) > limit:", "if False:", PARSED, "wrong_manifests"),
     m("D5", "image/manifest.py", "if len(entries) > MAX_INDEX_ENTRIES:", "if False:", PARSED, "ten_thousand"),
     m("D5", "image/pull.py", "if depth > MAX_INDEX_DEPTH:", "if False:", FETCH, "nested_indexes"),
     m("D5", "image/pull.py", "if self._looked_at > MAX_RESOLVED:", "if False:", BOUNDS, "fan_out"),
