@@ -24,6 +24,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from scow.image.digest import (
     Digest,
@@ -60,6 +61,7 @@ from scow.native.errors import (
 from scow.native.failpoint import failpoint
 from scow.native.fd import Closing
 
+T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
 MAX_INDEX_BYTES = 64 << 20
 KEEP_PARTIAL_BYTES = 1 << 20  # less is not worth a resume
@@ -241,6 +243,15 @@ class ContentStore:
         finally:
             os.close(fd)
 
+    def with_reserve(self, write: Callable[[], T]) -> T:
+        """Do what must also work on a full disk: who saves an image elsewhere is about to make room."""
+        try:
+            return write()
+        except ResourceExhausted:
+            if not self._give_up([RESERVE]):
+                raise
+            return write()
+
     def _give_up(self, names: list[str]) -> bool:
         """Take the first of these files from the list and from the disk; False where none is there."""
         while names:
@@ -321,7 +332,7 @@ class ContentStore:
         """Begin a lease: what it names stays until it is closed or its process dies."""
         with self.locked():
             self.keep_reserve()
-            return open_lease(self)
+            return self.with_reserve(lambda: open_lease(self))
 
     def leases(self) -> list[LeaseRecord]:
         """Every lease, alive or left by a pull that failed or died. The caller holds `locked()`."""

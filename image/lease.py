@@ -56,12 +56,14 @@ class Lease(Closing):
         """Add content; do so before looking whether it is there."""
         self._held.blobs += blobs or []
         self._held.layers += layers or []
-        with self._store.locked(), storage_errors(self._path):
+        with self._store.locked():
+            self._store.with_reserve(self._write)
+
+    def _write(self) -> None:
+        with storage_errors(self._path):
             failpoint("lease.hold")
             os.lseek(self._fd, 0, os.SEEK_SET)
-            write_all(
-                self._fd, msgspec.json.encode(self._held)
-            )  # only ever longer than what is there
+            write_all(self._fd, msgspec.json.encode(self._held))  # only ever longer than before
 
     def finish(self) -> None:
         """All of it is named by the index now: the record has no further use."""
