@@ -244,7 +244,7 @@ class ContentStore:
             os.close(fd)
 
     def with_reserve(self, write: Callable[[], T]) -> T:
-        """Do what must also work on a full disk: who saves an image elsewhere is about to make room."""
+        """Do what must also work on a full disk."""
         try:
             return write()
         except ResourceExhausted:
@@ -328,11 +328,16 @@ class ContentStore:
 
     # -- leases -----------------------------------------------------------------------------------
 
-    def lease(self) -> Lease:
-        """Begin a lease: what it names stays until it is closed or its process dies."""
+    def lease(self, *, spends_reserve: bool = False) -> Lease:
+        """Begin a lease: what it names stays until it is closed or its process dies.
+
+        With `spends_reserve` also on a full disk: who saves an image elsewhere is about to make room.
+        """
         with self.locked():
             self.keep_reserve()
-            return self.with_reserve(lambda: open_lease(self))
+            if spends_reserve:
+                return self.with_reserve(lambda: open_lease(self, self.with_reserve))
+            return open_lease(self)
 
     def leases(self) -> list[LeaseRecord]:
         """Every lease, alive or left by a pull that failed or died. The caller holds `locked()`."""
