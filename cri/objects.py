@@ -66,23 +66,23 @@ class ObjectStore(Generic[R]):
     def prepare(self) -> None:
         """Make the directories, closed to everyone but root (CVE-2021-41091).
 
-        On a read-only disk what only looks goes on without them; `making` raises then.
+        On a full or read-only disk what only looks goes on without them; `making` raises then.
         """
         for path in (self.root, self.run):
-            with self._unless_read_only():
+            with self._unless_unwritable():
                 os.makedirs(path, mode=0o700, exist_ok=True)
                 if os.stat(path).st_mode & 0o777 != 0o700:
                     os.chmod(path, 0o700)
         for path in (self._objects, self._names, self._trash, f"{self.run}/{self.folder}"):
-            with self._unless_read_only():
+            with self._unless_unwritable():
                 os.makedirs(path, mode=0o700, exist_ok=True)
 
     @contextmanager
-    def _unless_read_only(self) -> Iterator[None]:
+    def _unless_unwritable(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno != errno.EROFS:
+            if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
                 raise
             self._unprepared = error
 

@@ -24,6 +24,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from scow.image.digest import (
     Digest,
@@ -60,6 +61,7 @@ from scow.native.errors import (
 from scow.native.failpoint import failpoint
 from scow.native.fd import Closing
 
+T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
 MAX_INDEX_BYTES = 64 << 20
 KEEP_PARTIAL_BYTES = 1 << 20  # less is not worth a resume
@@ -247,6 +249,15 @@ class ContentStore:
         finally:
             os.close(fd)
 
+    def with_reserve(self, write: Callable[[], T]) -> T:
+        """Do what must also work on a full disk."""
+        try:
+            return write()
+        except ResourceExhausted:
+            if not self._give_up([RESERVE]):
+                raise
+            return write()
+
     def _give_up(self, names: list[str]) -> bool:
         """Take the first of these files from the list and from the disk; False where none is there."""
         while names:
@@ -323,10 +334,15 @@ class ContentStore:
 
     # -- leases -----------------------------------------------------------------------------------
 
-    def lease(self) -> Lease:
-        """Begin a lease: what it names stays until it is closed or its process dies."""
+    def lease(self, *, spends_reserve: bool = False) -> Lease:
+        """Begin a lease: what it names stays until it is closed or its process dies.
+
+        With `spends_reserve` also on a full disk: who saves an image elsewhere is about to make room.
+        """
         with self.locked():
             self.keep_reserve()
+            if spends_reserve:
+                return self.with_reserve(lambda: open_lease(self, self.with_reserve))
             return open_lease(self)
 
     def leases(self) -> list[LeaseRecord]:

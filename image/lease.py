@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from scow.image.content import ContentStore
 
 MAX_LEASE_BYTES = 16 << 20
+Around = Callable[[Callable[[], None]], None]
 
 
 class _Held(msgspec.Struct):
@@ -44,8 +46,9 @@ class LeaseRecord(msgspec.Struct, frozen=True):
 class Lease(Closing):
     """A promise of the collector not to touch some content."""
 
-    def __init__(self, store: ContentStore, path: str, fd: int) -> None:
+    def __init__(self, store: ContentStore, path: str, fd: int, make_room: Around) -> None:
         self._store = store
+        self._make_room = make_room
         self._path = path
         self._fd = fd
         self._held = _Held()
@@ -56,12 +59,14 @@ class Lease(Closing):
         """Add content; do so before looking whether it is there."""
         self._held.blobs += blobs or []
         self._held.layers += layers or []
-        with self._store.locked(), storage_errors(self._path):
+        with self._store.locked():
+            self._make_room(self._write)
+
+    def _write(self) -> None:
+        with storage_errors(self._path):
             failpoint("lease.hold")
             os.lseek(self._fd, 0, os.SEEK_SET)
-            write_all(
-                self._fd, msgspec.json.encode(self._held)
-            )  # only ever longer than what is there
+            write_all(self._fd, msgspec.json.encode(self._held))  # only ever longer than before
 
     def finish(self) -> None:
         """All of it is named by the index now: the record has no further use."""
@@ -83,15 +88,15 @@ class Lease(Closing):
                 os.close(fd)
 
 
-def open_lease(store: ContentStore) -> Lease:
-    """Begin a lease; the caller holds the store's lock."""
+def open_lease(store: ContentStore, make_room: Around = lambda write: write()) -> Lease:
+    """Begin a lease; the caller holds the store's lock. `make_room` is around what it writes later."""
     path = os.path.join(store.ingest_dir, f"lease-{os.getpid()}-{time.monotonic_ns()}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with storage_errors(path):
         failpoint("lease.begin")
         fd = os.open(path, flags, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    return Lease(store, path, fd)
+    return Lease(store, path, fd, make_room)
 
 
 def read_lease(path: str) -> LeaseRecord | None:

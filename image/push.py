@@ -158,7 +158,7 @@ def push_image(
         warn=sink.warning,
         credentials=credentials,
     )
-    with borrowing(store), registry, store.content.lease() as lease:
+    with borrowing(store), registry, store.content.lease(spends_reserve=True) as lease:
         try:
             digest = parse_digest(entry.digest)
             data = store.content.read_blob(digest, MAX_DOCUMENT_BYTES)

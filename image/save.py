@@ -128,7 +128,7 @@ def _contents(
         raise InvalidArgument("nothing to save: no image was named")
     asked = parse_platform(platform) if platform else None
     contents = _Contents()
-    with borrowing(store), store.content.lease() as lease:
+    with borrowing(store), store.content.lease(spends_reserve=True) as lease:
         try:
             for name in names:
                 image, tags = _what_to_save(store, name)

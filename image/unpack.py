@@ -238,7 +238,11 @@ def _error(diff_id: DiffID, failure: _Failure) -> ScowError:
     else:
         where = f"byte {failure.offset}"
     if failure.error in _EXHAUSTED:
-        return ResourceExhausted(f"cannot unpack layer '{diff_id}': {where}: {failure.message}")
+        is_full = failure.error in (errno.ENOSPC, errno.EDQUOT)
+        return ResourceExhausted(
+            f"cannot unpack layer '{diff_id}': {where}: {failure.message}",
+            hint="`scow rmi` of images that are not needed makes room" if is_full else None,
+        )
     if failure.error in _HOST_FAULTS:
         return ScowError(f"cannot unpack layer '{diff_id}': {where}: {failure.message}")
     return IntegrityError(f"corrupt layer '{diff_id}': {where}: {failure.message}")

@@ -147,7 +147,8 @@ class _Check:
                     set_aside(self.store, path)
         for base, name, is_file in places if self.repair else ():
             if not is_file:
-                os.makedirs(os.path.join(base, name), mode=0o700, exist_ok=True)
+                with suppress(OSError):  # a full disk: what can be mended is mended without it
+                    os.makedirs(os.path.join(base, name), mode=0o700, exist_ok=True)
         for path in (images, layers):
             self._closed(path)
         if all(os.path.isdir(os.path.join(layers, name)) for name in _OF_LAYERS[:-1]):

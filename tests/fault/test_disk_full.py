@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fixtures.disk import Disk
+from fixtures.hostile import until
 from fixtures.state import State, expect_refusal
 
 pytestmark = pytest.mark.root
@@ -50,6 +50,17 @@ def state(disk: Disk, tmp_path: Path, busybox_root: Path) -> Iterator[State]:
 FILLS = ["bytes", "inodes"]
 
 
+def written(pid: str) -> int:
+    """How many bytes a process has written."""
+    with open(f"/proc/{pid}/io", encoding="ascii") as file:
+        return int(next(line for line in file if line.startswith("wchar")).split()[1])
+
+
+def holds_socket(pid: int) -> bool:
+    links = (f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd"))
+    return any(os.readlink(link).startswith("socket:") for link in links if os.path.lexists(link))
+
+
 def fill(disk: Disk, kind: str) -> None:
     if kind == "bytes":
         disk.fill()
@@ -61,18 +72,18 @@ def fill(disk: Disk, kind: str) -> None:
 def test_create_and_run_say_so_and_leave_nothing(disk: Disk, state: State, kind: str) -> None:
     fill(disk, kind)
     expect_refusal(state, "create", "--name", NAME, "--network", "none", *SLEEPER)
-    expect_refusal(state, "run", "-d", "--name", NAME, "-p", "18082:80", *SLEEPER)
+    expect_refusal(state, "run", "-d", "--name", NAME, "-p", "80", *SLEEPER)
     expect_refusal(state, "run", "--rm", "--name", NAME, "--network", "none", *SLEEPER)
     assert state.ok("ps", "-aq") == ""
     state.expect_clean()
     disk.free()
-    state.ok("run", "-d", "--name", NAME, "-p", "18082:80", *SLEEPER)
+    state.ok("run", "-d", "--name", NAME, "-p", "80", *SLEEPER)
     state.ok("rm", "-f", NAME)
 
 
 @pytest.mark.parametrize("kind", FILLS)
 def test_start_says_so_and_can_be_repeated(disk: Disk, state: State, kind: str) -> None:
-    state.ok("create", "--name", NAME, "-p", "18082:80", *SLEEPER)
+    state.ok("create", "--name", NAME, "-p", "80", *SLEEPER)
     fill(disk, kind)
     expect_refusal(state, "start", NAME)
     assert "Created" in state.ok("ps", "-a")
@@ -84,11 +95,9 @@ def test_start_says_so_and_can_be_repeated(disk: Disk, state: State, kind: str) 
 
 @pytest.mark.parametrize("kind", FILLS)
 def test_what_runs_can_be_seen_stopped_and_removed(disk: Disk, state: State, kind: str) -> None:
-    state.ok("run", "-d", "--name", NAME, "-p", "18082:80", *SLEEPER)
+    state.ok("run", "-d", "--name", NAME, "-p", "80", *SLEEPER)
     state.ok("run", "-d", "--name", "other", "--network", "none", *SLEEPER)
-    deadline = time.monotonic() + 60
-    while state.ok("logs", NAME) != "ready\n":
-        assert time.monotonic() < deadline
+    until(lambda: state.ok("logs", NAME) == "ready\n")
     fill(disk, kind)
     assert "Up" in state.ok("ps")
     assert state.ok("logs", NAME) == "ready\n"
@@ -103,11 +112,12 @@ def test_what_runs_can_be_seen_stopped_and_removed(disk: Disk, state: State, kin
 
 def test_a_full_log_does_not_hold_the_program(disk: Disk, state: State) -> None:
     state.ok("run", "-d", "--name", NAME, "--network", "none", *PRINTER)
-    deadline = time.monotonic() + 60
-    while "line 1\n" not in state.ok("logs", NAME):
-        assert time.monotonic() < deadline
+    until(lambda: "line 1\n" in state.ok("logs", NAME))
     disk.fill()
-    time.sleep(0.5)
+    # More than a pipe holds and the last block takes: the monitor has been refused, and reads on.
+    pid = state.ok("inspect", "-f", "{{.State.Pid}}", NAME).strip()
+    before = written(pid)
+    until(lambda: written(pid) > before + 200_000)
     assert "Up" in state.ok("ps")
     assert "line 1\n" in state.ok("logs", NAME)
     state.ok("stop", "-t", "60", NAME)
@@ -122,20 +132,16 @@ def test_a_full_log_does_not_hold_the_program(disk: Disk, state: State) -> None:
 @pytest.mark.parametrize("kind", FILLS)
 def test_a_run_that_ends_while_the_disk_is_full(disk: Disk, state: State, kind: str) -> None:
     state.ok(
-        "run",
-        "-d",
-        "--rm",
-        "--name",
-        NAME,
-        "-p",
-        "18082:80",
-        "busybox",
-        "sh",
-        "-c",
-        "sleep 2; exit 4",
-    )
+        "run", "-d", "--rm", "--name", NAME, "-p", "80", "busybox",
+        "sh", "-c", "trap 'exit 4' TERM; echo ready; while :; do sleep 0.05; done",
+    )  # fmt: skip
+    until(lambda: state.ok("logs", NAME) == "ready\n")
     fill(disk, kind)
-    assert state.ok("wait", NAME) == "4\n"
+    with state.scow.spawn("wait", NAME) as waiting:
+        until(lambda: holds_socket(waiting.pid))  # the monitor's: it is told of the end
+        state.ok("kill", "-s", "TERM", NAME)
+        out, errors = waiting.communicate(timeout=60)
+    assert out == b"4\n", errors
     state.expect_clean()
 
 

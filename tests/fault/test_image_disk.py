@@ -92,6 +92,41 @@ def test_what_needs_room_says_so(disk: Disk, state: State, kind: str, tmp_path: 
     assert state.ok("system", "check") == CLEAN
 
 
+@pytest.mark.parametrize("kind", ["bytes", "inodes"])
+def test_what_only_looks_works(disk: Disk, state: State, kind: str, tmp_path: Path) -> None:
+    """Nor does it fail to save what is there elsewhere: that is how room is made."""
+    before = state.ok("images")
+    assert not (disk.path / "root/pods").exists(), "so that there is something to be made"
+    disk.fill() if kind == "bytes" else disk.fill_inodes()
+    state.ok("save", "-o", str(tmp_path / "out.tar"), NAME)
+    (own,) = (disk.path / "root/layers").glob("*/diff/own")
+    with own.open("r+b") as file:
+        file.write(b"zz")
+    disk.fill() if kind == "bytes" else disk.fill_inodes()
+    found = state.forked("system", "check", "--repair")
+    assert found.status == 1, found
+    assert "no space left on device" in found.output.lower()
+    assert state.ok("images") == before, "nothing is lost"
+    disk.free()
+    assert "own' is damaged (mended)" in state.ok("system", "check", "--repair")
+    assert state.ok("system", "check") == CLEAN
+
+
+@pytest.mark.parametrize("kind", ["bytes", "inodes"])
+def test_names_go_without_a_reserve(disk: Disk, state: State, kind: str) -> None:
+    for number in range(3):
+        state.ok("tag", NAME, f"further:{number}")
+    reserve = disk.path / "root/images/reserve"
+    for number in range(3):
+        disk.fill() if kind == "bytes" else disk.fill_inodes()
+        reserve.unlink(missing_ok=True)
+        disk.fill() if kind == "bytes" else disk.fill_inodes()
+        assert not reserve.exists()
+        assert state.ok("rmi", f"further:{number}") == f"Untagged: further:{number}\n"
+    disk.free()
+    assert state.ok("system", "check") == CLEAN
+
+
 def test_a_read_only_disk(disk: Disk, state: State, archive: str) -> None:
     """What only looks works; the rest says in one line what it could not write."""
     assert state.ok("system", "check") == CLEAN

@@ -12,7 +12,7 @@ from fixtures.state import State
 
 pytestmark = pytest.mark.root
 
-PORT = "18080:80"
+PORT = "80"
 NAME = "victim"
 SLEEPER = ("busybox", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
 BRIDGED = ("--name", NAME, "--network", "bridge", "-p", PORT, "-v", "/data")

@@ -53,7 +53,7 @@ def remove(state: State) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ("--network", "bridge", "-p", "18081:80"),
+        ("--network", "bridge", "-p", "80"),
         ("--network", "none", "--init"),
         ("--network", "none", "-u", "1000"),
         ("--network", "none", "--privileged"),

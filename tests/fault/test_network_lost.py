@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 import urllib.request
@@ -40,6 +41,12 @@ def fetch(port: int, patience_s: float = 30.0) -> bytes | None:
             time.sleep(0.05)
 
 
+def port_of(state: State, name: str) -> int:
+    """Where its port 80 is published."""
+    ports = json.loads(state.ok("inspect", name))[0]["NetworkSettings"]["Ports"]
+    return int(ports["80/tcp"][0]["HostPort"])
+
+
 def take(state: State, how: str) -> None:
     """Do what somebody else might."""
     table = table_name(state.run)
@@ -48,31 +55,32 @@ def take(state: State, how: str) -> None:
 
 @pytest.mark.parametrize("how", TAKEN)
 def test_repair_puts_it_back(state: State, how: str) -> None:
-    state.ok("run", "-d", "--name", "web", "-p", "18084:80", *SERVER)
-    assert fetch(18084) == b"hello\n"
+    state.ok("run", "-d", "--name", "web", "-p", "80", *SERVER)
+    port = port_of(state, "web")
+    assert fetch(port) == b"hello\n"
     take(state, how)
-    assert fetch(18084, 0.2) is None
+    assert fetch(port, 0.2) is None
     assert state.forked("system", "check").status == 1
     state.ok("system", "check", "--repair")
-    assert fetch(18084) == b"hello\n"
+    assert fetch(port) == b"hello\n"
     assert state.ok("system", "check") == "nothing damaged, nothing left behind\n"
     state.ok("rm", "-f", "web")
 
 
 @pytest.mark.parametrize("how", TAKEN)
 def test_the_next_start_puts_it_back(state: State, how: str) -> None:
-    state.ok("run", "-d", "--name", "web", "-p", "18084:80", *SERVER)
-    assert fetch(18084) == b"hello\n"
+    state.ok("run", "-d", "--name", "web", "-p", "80", *SERVER)
+    assert fetch(port_of(state, "web")) == b"hello\n"
     take(state, how)
-    state.ok("run", "-d", "--name", "other", "-p", "18085:80", *SERVER)
-    assert fetch(18085) == b"hello\n"
-    assert fetch(18084) == b"hello\n"
+    state.ok("run", "-d", "--name", "other", "-p", "80", *SERVER)
+    assert fetch(port_of(state, "other")) == b"hello\n"
+    assert fetch(port_of(state, "web")) == b"hello\n"
     state.ok("rm", "-f", "web", "other")
 
 
 @pytest.mark.parametrize("how", TAKEN)
 def test_stop_and_remove_without_it(state: State, how: str) -> None:
-    state.ok("run", "-d", "--name", "web", "-p", "18084:80", *SERVER)
+    state.ok("run", "-d", "--name", "web", "-p", "80", *SERVER)
     take(state, how)
     state.ok("stop", "-t", "0", "web")
     state.ok("rm", "web")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.root
 
 NAME = "stopped"
 SLEEPER = ("busybox", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
-BRIDGED = ("--name", NAME, "-p", "18083:80", "-v", "/data")
+BRIDGED = ("--name", NAME, "-p", "80", "-v", "/data")
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 NUMBERS = list(STATUS)
 
