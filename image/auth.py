@@ -20,7 +20,7 @@ import msgspec
 from scow.image.credentials import Credentials
 from scow.image.digest import quote
 from scow.image.document import decode_document
-from scow.image.transport import TransportError
+from scow.image.transport_errors import TransportError
 from scow.native.errors import InvalidArgument, PermissionDenied, RegistryError
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from urllib.parse import urlencode, urlsplit
 from scow.image.auth import Authenticator
 from scow.image.credentials import Credentials, find_credentials, find_headers
 from scow.image.digest import quote
-from scow.image.transport import Patience, Response, Transport, TransportError
+from scow.image.transport import Patience, Response, Transport
+from scow.image.transport_errors import TransportError
 
 if TYPE_CHECKING:
     from scow.image.hosts import Host

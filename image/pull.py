@@ -32,7 +32,8 @@ from scow.image.policy import drops_blobs
 from scow.image.progress import ProgressSink, SilentProgress
 from scow.image.reference import Reference, parse_reference
 from scow.image.registry import Registry
-from scow.image.transport import Patience, TransportError
+from scow.image.transport import Patience
+from scow.image.transport_errors import TransportError
 from scow.native.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:

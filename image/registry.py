@@ -26,7 +26,8 @@ from scow.image.manifest import FOREIGN_LAYER, Descriptor
 from scow.image.media_types import ACCEPT, DOCKER_SCHEMA1, INDEX_TYPES, MANIFEST_TYPES
 from scow.image.rate_limit import explain_limit, read_warnings
 from scow.image.reference import Reference
-from scow.image.transport import Patience, Response, Transport, TransportError
+from scow.image.transport import Patience, Response, Transport
+from scow.image.transport_errors import TransportError
 from scow.native.errors import (
     IntegrityError,
     InvalidArgument,

@@ -16,7 +16,8 @@ from scow.image.digest import Digest, digest_bytes, quote
 from scow.image.media_types import OCI_INDEX
 from scow.image.registry import MAX_ERROR_BYTES, error_words
 from scow.image.registry_list import RegistryLists, referrers_tag
-from scow.image.transport import Body, Response, TransportError
+from scow.image.transport import Body, Response
+from scow.image.transport_errors import TransportError
 from scow.native.errors import (
     IntegrityError,
     NotFound,

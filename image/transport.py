@@ -1,17 +1,15 @@
 """HTTP as registries need it: one door for every byte that an image costs.
 
-What belongs here: connections, TLS, redirects, retries, time limits and errors in words. What must
-not: what is asked for, and credentials beyond passing a header to the host that it is for.
+What belongs here: connections, TLS, redirects, retries, time limits. What must not: what is asked for,
+words for what went wrong, and credentials beyond passing a header to the host that it is for.
 `requests` does HTTP, but its adapter is driven directly: Session would read the bodies of redirects
 (without limit, CVE-2026-21441), take passwords from ~/.netrc and send them along.
 """
 
 from __future__ import annotations
 
-import errno
 import http.client
 import random
-import socket
 import ssl
 import threading
 import time
@@ -30,6 +28,7 @@ from scow.image.digest import quote
 from scow.image.rate_limit import retry_after_s
 from scow.image.targets import check_target, split_url
 from scow.image.tls import NO_FILES, TlsFiles, find_tls_files, make_tls_context
+from scow.image.transport_errors import TransportError, closed_early, explain
 from scow.native.errors import RegistryError, ScowError
 from scow.native.fd import Closing
 
@@ -39,7 +38,6 @@ MAX_CONNECTIONS = 8
 USER_AGENT = "scow"
 QUIET_WAIT_S = 3.0  # who waits longer is told why
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
 _LENGTHS = frozenset({"content-length", "transfer-encoding"})
 
 
@@ -54,16 +52,6 @@ class Patience:
     attempts: int = 4  # without progress in between
     backoff_s: float = 0.5  # doubled each time
     retry_after_limit_s: float = 60
-
-
-class TransportError(RegistryError):
-    """No usable answer; `is_transient` tells whether another try may help."""
-
-    def __init__(
-        self, message: str, *, hint: str | None = None, is_transient: bool = False
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.is_transient = is_transient
 
 
 class Body(Protocol):
@@ -388,115 +376,3 @@ def proxies_for(url: str) -> dict[str, str]:
     if host in ("localhost", "::1") or host.startswith("127."):
         return {}
     return dict(requests.utils.get_environ_proxies(url, no_proxy=None))
-
-
-# -- errors in words ------------------------------------------------------------------------------
-
-
-def explain(error: BaseException, host: str, *, was_reached: bool = False) -> TransportError:
-    """What happened, in words that tell a user one failure from another.
-
-    Whoever answered before (`was_reached`) is worth another try: a network comes and goes.
-    """
-    causes = list(_causes(error))
-    who = f"registry {quote(host)}"
-    where = "check host and port, this host's network and firewall, and whether it needs a proxy"
-    if any(isinstance(cause, requests.exceptions.ProxyError) for cause in causes):
-        who = f"the proxy for {who}"
-        where = "check the proxy in HTTPS_PROXY and HTTP_PROXY; NO_PROXY names hosts that need none"
-    for cause in causes:
-        if isinstance(cause, ssl.SSLError):
-            return _explain_tls(cause, who)
-        if isinstance(cause, socket.gaierror):
-            return TransportError(
-                f"cannot find {who}: {(cause.strerror or 'no address').lower()}",
-                hint="check the name, and this host's DNS",
-                is_transient=was_reached or cause.errno == socket.EAI_AGAIN,
-            )
-        if isinstance(cause, ConnectionRefusedError):
-            text = f"cannot connect to {who}: connection refused"
-            return TransportError(text, hint=where, is_transient=was_reached)
-    for cause in causes:
-        if isinstance(cause, requests.exceptions.ConnectTimeout):
-            text = f"cannot connect to {who}: no answer (timeout)"
-            return TransportError(text, hint=where, is_transient=was_reached)
-        if isinstance(cause, TimeoutError | urllib3.exceptions.ReadTimeoutError):
-            return TransportError(f"{who} stopped answering (timeout)", is_transient=True)
-        if isinstance(cause, ConnectionError | http.client.IncompleteRead):
-            return closed_early(who)
-        if isinstance(cause, OSError) and cause.errno:
-            return TransportError(
-                f"cannot talk to {who}: {(cause.strerror or '').lower()}",
-                hint=where if cause.errno in _UNREACHABLE else None,
-                is_transient=was_reached and cause.errno in _UNREACHABLE,
-            )
-    for cause in causes:
-        if isinstance(cause, urllib3.exceptions.IncompleteRead):
-            return closed_early(who)
-        if isinstance(cause, http.client.HTTPException | urllib3.exceptions.InvalidHeader):
-            text = " ".join(str(cause).split())
-            return TransportError(f"{who} sent a malformed answer: {quote(text, 100)}")
-    text = " ".join(str(causes[-1]).split())  # the innermost, without what urllib3 put around it
-    return TransportError(f"cannot talk to {who}: {quote(text, 200)}")
-
-
-def closed_early(who: str) -> TransportError:
-    """The error for an answer that ends before its end."""
-    return TransportError(f"{who} closed the connection too early", is_transient=True)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and all that it was made of; urllib3 and requests nest in three different ways."""
-    waiting, seen = [error], set[int]()
-    while waiting:
-        current = waiting.pop(0)
-        if id(current) in seen or len(seen) > 32:
-            continue
-        seen.add(id(current))
-        yield current
-        nested = [*current.args, getattr(current, "reason", None)]
-        nested += [current.__cause__, current.__context__]
-        waiting += [e for e in nested if isinstance(e, BaseException)]
-
-
-_CERTIFICATE_FAULTS = {
-    9: ("is not valid yet", "check this host's clock"),
-    10: ("has expired", "check this host's clock, or renew the certificate"),
-    18: ("is self-signed", "put its CA into /etc/scow/certs.d/HOST/ca.crt"),
-    19: ("is signed by an unknown CA", "put the CA into /etc/scow/certs.d/HOST/ca.crt"),
-    20: ("is signed by an unknown CA", "put the CA into /etc/scow/certs.d/HOST/ca.crt"),
-    62: ("is for another host name", None),
-    64: ("is for another address", None),
-}
-
-
-_CLIENT_CERTIFICATE_ALERTS = frozenset(
-    {
-        "SSLV3_ALERT_BAD_CERTIFICATE",
-        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
-        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
-        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
-        "TLSV1_ALERT_UNKNOWN_CA",
-    }
-)
-
-
-def _explain_tls(error: ssl.SSLError, who: str) -> TransportError:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        fault, hint = _CERTIFICATE_FAULTS.get(
-            error.verify_code, (f"is not trusted: {error.verify_message}", None)
-        )
-        return TransportError(f"the certificate of {who} {fault}", hint=hint)
-    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"):
-        return TransportError(
-            f"{who} does not speak TLS",
-            hint="it may be a plain HTTP registry; scow uses HTTP only where explicitly allowed",
-        )
-    if error.reason in _CLIENT_CERTIFICATE_ALERTS:
-        return TransportError(
-            f"{who} wants a client certificate, or another one",
-            hint="put it into /etc/scow/certs.d/HOST/ as client.cert and client.key",
-        )
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return TransportError(f"{who} closed the TLS connection too early", is_transient=True)
-    return TransportError(f"TLS with {who} failed: {(error.reason or 'error').lower()}")

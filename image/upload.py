@@ -15,7 +15,8 @@ from typing import Protocol
 from scow.image.digest import Digest, algorithm_of, hex_of, new_hasher
 from scow.image.registry_write import BLOB_TYPE, RegistryWriter, Session
 from scow.image.tee import Cancelled
-from scow.image.transport import Body, Response, TransportError
+from scow.image.transport import Body, Response
+from scow.image.transport_errors import TransportError
 from scow.native.errors import IntegrityError
 
 PIECE_BYTES = 1 << 20

@@ -17,7 +17,8 @@ from scow.image import tls
 from scow.image.reference import parse_reference
 from scow.image.registry import Registry
 from scow.image.tls import NO_FILES, TlsFiles, make_tls_context
-from scow.image.transport import Patience, Transport, TransportError
+from scow.image.transport import Patience, Transport
+from scow.image.transport_errors import TransportError
 from scow.native.errors import NotFound, RegistryError
 
 QUICK = Patience(connect_s=10, idle_s=10, attempts=2, backoff_s=0.01)

@@ -13,7 +13,8 @@ import pytest
 from fixtures.fake_registry import QUICK, FakeRegistry, Handler, HashingLayers, sha
 from scow.image.pull import pull_image
 from scow.image.store import ImageStore
-from scow.image.transport import Transport, TransportError, explain
+from scow.image.transport import Transport
+from scow.image.transport_errors import TransportError, explain
 from scow.native.errors import RegistryError
 
 
