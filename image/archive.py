@@ -17,6 +17,7 @@ from scow.image.digest import digest_bytes, hex_of, quote
 from scow.image.docker_archive import load_docker_images
 from scow.image.document import MAX_DOCUMENT_BYTES, decode_document
 from scow.image.dropped import take_back
+from scow.image.gc import leased
 from scow.image.install import (
     BlobSource,
     Chunks,
@@ -77,7 +78,7 @@ def load_archive(
 def _load(
     store: ImageStore, files: ArchiveFiles, asked: Platform | None, sink: ProgressSink
 ) -> list[str]:
-    with store.content.lease() as lease:
+    with leased(store) as lease:
         # A `docker save` of today is both kinds in one; its layout is the half with digests.
         if files.has("index.json") and files.has("oci-layout"):
             loaded = [_install(store, files, entry, lease, asked, sink) for entry in _named(files)]
@@ -105,7 +106,7 @@ def load_layout(
     if len(entries) != 1:
         raise InvalidArgument(f"'{path}' holds {len(entries)} images, not one")
     reference = parse_reference(name)
-    with store.content.lease() as lease:
+    with leased(store) as lease:
         wanted = (entries[0], reference)
         loaded = _install(store, files, wanted, lease, None, progress or SilentProgress())
         name_loaded(store, [loaded])

@@ -22,6 +22,7 @@ from scow.image.digest import DiffID, Digest, digest_bytes, new_hasher
 from scow.image.docker_archive import make_manifest
 from scow.image.document import MAX_DOCUMENT_BYTES, check_document
 from scow.image.files import storage_errors, write_all
+from scow.image.gc import leased
 from scow.image.install import Chunks, install_image, read_image_document
 from scow.image.manifest import Descriptor, host_platform, parse_platform
 from scow.image.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
@@ -204,7 +205,7 @@ def _install(
     what = "the new image"
     parsed = read_image_document(manifest, digest_bytes(manifest), OCI_MANIFEST, what)
     source = _WithConfig(blob, config, data)
-    with store.content.lease() as lease:
+    with leased(store) as lease:
         entry = install_image(
             store, source, parsed, lease, what=what, platform=None, progress=SilentProgress()
         )

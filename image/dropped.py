@@ -17,6 +17,7 @@ import msgspec
 
 from scow.image.digest import DiffID, Digest, parse_digest, quote
 from scow.image.files import checked, read_file, storage_errors, sync_directory, unchecked
+from scow.image.gc import leased, reachable
 from scow.image.manifest import Descriptor
 from scow.image.media_types import OCI_LAYER
 from scow.image.policy import drops_blobs
@@ -133,17 +134,16 @@ def _droppable(store: ImageStore) -> dict[Digest, Note]:
     foreign: set[str] = set()
     for entry, summary in _images(store):
         if summary is None:
-            from scow.image.gc import reachable
-
             foreign |= reachable(store.content, entry.digest)
             continue
         for diff_id, text in layers_of(summary):
             digest = parse_digest(text)
             known = read_note(store.content, digest)
             source = known.source if known else entry.repo_digest
-            if source and store.content.has_blob(digest) and store.layers.has(diff_id):
-                size = os.stat(store.content.blob_path(digest)).st_size
-                found.setdefault(digest, Note(source, diff_id, size))
+            if source and store.layers.has(diff_id):
+                with suppress(FileNotFoundError):
+                    size = os.stat(store.content.blob_path(digest)).st_size
+                    found.setdefault(digest, Note(source, diff_id, size))
     return {digest: note for digest, note in found.items() if digest not in foreign}
 
 
@@ -175,7 +175,7 @@ def layers_of(summary: SummaryFile) -> list[tuple[DiffID, str]]:
 
 def _compare(store: ImageStore, digest: Digest, note: Note) -> bool:
     """The blob is the only witness of its layer: before it goes, it is heard once."""
-    with store.content.lease() as lease:
+    with leased(store) as lease:
         lease.hold(blobs=[digest], layers=[note.diff_id])
         try:
             chunks = store.content.read_chunks(digest)

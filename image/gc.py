@@ -8,16 +8,17 @@ index can never cost a layer that a container stands on.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from scow.image.content import ContentStore, IndexEntry, LeaseRecord
-from scow.image.digest import DiffID, hex_of, parse_diff_id, parse_digest
+from scow.image.content import ContentStore, IndexEntry, Lease, LeaseRecord
+from scow.image.digest import DiffID, hex_of, parse_diff_id, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.files import sync_directory
-from scow.native.errors import InvalidArgument, ScowError
+from scow.native.errors import InvalidArgument, NotFound, ScowError
 from scow.native.failpoint import failpoint
 
 if TYPE_CHECKING:
@@ -33,32 +34,50 @@ class Collected(msgspec.Struct, frozen=True):
     freed_bytes: int = 0
 
 
-def collect(store: ImageStore, *, now: bool = True, measure: bool = False) -> Collected:
+@contextmanager
+def leased(store: ImageStore, *, spends_reserve: bool = False) -> Generator[Lease]:
+    """Hold content while the block runs; what others removed meanwhile goes with the lease."""
+    with store.content.lease(spends_reserve=spends_reserve) as lease:
+        try:
+            yield lease
+        finally:
+            if lease.is_finished:
+                with suppress(ScowError, OSError):  # the next one does it
+                    collect(store, now=False, over=lease)
+
+
+def collect(
+    store: ImageStore, *, now: bool = True, measure: bool = False, over: Lease | None = None
+) -> Collected:
     """Finish removals and drop what failed pulls left.
 
     With `now` false, the leftovers of failed pulls stay a day for a retry to use. With `measure` the
-    files of deleted layers are counted before they go, which takes as long again.
+    files of deleted layers are counted before they go, which takes as long again. `over` is a lease of
+    the caller's that counts no more.
     """
     content = store.content
     if not os.path.isdir(content.ingest_dir):
         return Collected()
     with content.locked():
         entries = content.read_index()
-        leases = content.leases()
+        leases = [lease for lease in content.leases() if over is None or lease.path != over.path]
         dead = [lease for lease in leases if _is_over(lease, now=now)]
         deleting = [entry for entry in entries if entry.is_deleting]
         if not dead and not deleting:
             return Collected()
         kept = [entry for entry in entries if not entry.is_deleting]
-        blobs, layers = named_by(store, kept, (lease for lease in leases if lease not in dead))
+        live = [lease for lease in leases if lease not in dead]
+        # Its entry is all that remembers what somebody still needs of a removed image.
+        held = [entry for entry in deleting if is_held(store, entry, live)]
+        blobs, layers = named_by(store, kept, live)
         old_blobs, old_layers = named_by(store, deleting, dead)
         deleted = _delete_layers(store, sorted(old_layers - layers))
         freed = delete_blobs(store, sorted(old_blobs - blobs))
-        _delete_summaries(store, deleting, kept)
+        _delete_summaries(store, deleting, [*kept, *held])
         # The entries go last: until then another run would do all of this again.
-        if deleting:
+        if len(held) < len(deleting):
             failpoint("gc.entries")
-            content.write_index(kept, removes=True)
+            content.write_index([*kept, *held], removes=True)
         for lease in dead:
             failpoint("gc.lease")
             os.unlink(lease.path)
@@ -68,6 +87,25 @@ def collect(store: ImageStore, *, now: bool = True, measure: bool = False) -> Co
             freed += store.layers.trash_bytes()
         store.layers.empty_trash()  # seconds of work that nobody has to wait for
     return Collected(tuple(deleted), freed)
+
+
+def hold_image(store: ImageStore, lease: Lease, digest: str, what: str) -> None:
+    """Hold all of an image that was looked up just now; NotFound where it went meanwhile."""
+    blobs, _ = named_by(store, _entries_of(store, digest), ())
+    lease.hold(blobs=[parse_digest(text) for text in sorted(blobs)])
+    if not _entries_of(store, digest):  # a removal that comes from here on sees the lease
+        raise NotFound(f"no such image: {quote(what)} was removed meanwhile")
+
+
+def _entries_of(store: ImageStore, digest: str) -> list[IndexEntry]:
+    entries = store.content.read_index()
+    return [entry for entry in entries if entry.digest == digest and not entry.is_deleting][:1]
+
+
+def is_held(store: ImageStore, entry: IndexEntry, leases: Iterable[LeaseRecord]) -> bool:
+    """Whether one of these leases names anything of an image."""
+    blobs, layers = named_by(store, [entry], ())
+    return any(blobs & lease.blobs or layers & lease.layers for lease in leases)
 
 
 def _is_over(lease: LeaseRecord, *, now: bool) -> bool:

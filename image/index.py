@@ -6,6 +6,7 @@ umoci) may write into the same layout: what is not scow's is given back byte for
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 import msgspec
@@ -53,6 +54,15 @@ class IndexEntry(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True
     def is_deleting(self) -> bool:
         """Whether a removal began; such an entry exists only for the collector."""
         return DELETING in self.annotations
+
+    @property
+    def is_being_deleted(self) -> bool:
+        """Whether the process that removes it is alive, and so may be at it."""
+        return os.path.exists(f"/proc/{self.annotations.get(DELETING, 'none')}")
+
+    def deleted(self) -> IndexEntry:
+        """A copy for the collector, by this process."""
+        return self.annotated(name="", deleting=str(os.getpid()))
 
     def annotated(self, **changes: str) -> IndexEntry:
         """A copy with annotations set (name, repo_digest, deleting), or dropped where empty."""

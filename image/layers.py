@@ -212,7 +212,10 @@ class LayerStore:
         from scow.image.seal import is_sealed
 
         chains = [name for name in self._names() if name.startswith("chain-")]
-        return [name for name in chains if not is_sealed(self._file(name))]
+        found = [name for name in chains if not is_sealed(self._file(name))]
+        return [
+            name for name in found if os.path.lexists(self._file(name))
+        ]  # not removed meanwhile
 
     def drop_completion(self, name: str, *, keep_old: bool) -> None:
         """Take a thin layer away: `stack` makes it again where it is needed."""
@@ -221,10 +224,21 @@ class LayerStore:
         else:
             self.discard(name)
 
-    def strays(self, diff_ids: set[str], chains: set[str]) -> Paths:
-        """What lies here and is neither one of these layers nor completes one of these stacks."""
+    def strays(self, diff_ids: set[str], chains: set[str], leased: set[str]) -> Paths:
+        """What lies here and is neither one of these layers nor completes one of these stacks.
+
+        A pull under way may have completed any stack of layers that are all `leased`.
+        """
         known = {hex_of(DiffID(d)) for d in diff_ids} | {f"chain-{c}" for c in chains}
-        return [name for name in self._names() if not name.startswith(".") and name not in known]
+        found = [name for name in self._names() if not name.startswith(".") and name not in known]
+        return [name for name in found if not self._is_leased(name, leased)]
+
+    def _is_leased(self, name: str, leased: set[str]) -> bool:
+        try:
+            stack = read_info(self.root_dir, name).stack
+        except (NotFound, IntegrityError):
+            return False
+        return bool(stack) and leased.issuperset(stack)
 
     def leftovers(self, *, remove: bool) -> Paths:
         """A line for each thing of a dead attempt that still takes space."""
@@ -238,9 +252,9 @@ class LayerStore:
                     self._throw_away(self._file(".locks"), name)
         for name in os.listdir(self._file(".staging")):
             with self._locked(name, wait=False) as lock:
-                if not lock.closed:
+                if not lock.closed and os.path.lexists(self._file(".staging", name)):
                     found.append(f"layer '{name}' was not unpacked to the end")
-        trash = os.listdir(self._file(".trash"))
+        trash = [n for n in os.listdir(self._file(".trash")) if not fs.is_in_use(n)]
         found += [f"{len(trash)} removed layers still take space"] if trash else []
         if remove and found:
             self.sweep()

@@ -49,7 +49,8 @@ class Lease(Closing):
     def __init__(self, store: ContentStore, path: str, fd: int, make_room: Around) -> None:
         self._store = store
         self._make_room = make_room
-        self._path = path
+        self.path = path
+        self.is_finished = False
         self._fd = fd
         self._held = _Held()
 
@@ -63,14 +64,14 @@ class Lease(Closing):
             self._make_room(self._write)
 
     def _write(self) -> None:
-        with storage_errors(self._path):
+        with storage_errors(self.path):
             failpoint("lease.hold")
             os.lseek(self._fd, 0, os.SEEK_SET)
             write_all(self._fd, msgspec.json.encode(self._held))  # only ever longer than before
 
     def finish(self) -> None:
         """All of it is named by the index now: the record has no further use."""
-        self._held = _Held()
+        self.is_finished = True
 
     def close(self) -> None:
         """End the promise; closing twice is fine.
@@ -81,9 +82,9 @@ class Lease(Closing):
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
-                if not (self._held.blobs or self._held.layers):
+                if self.is_finished or not (self._held.blobs or self._held.layers):
                     failpoint("lease.end")
-                    os.unlink(self._path)
+                    os.unlink(self.path)
             finally:
                 os.close(fd)
 

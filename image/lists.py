@@ -19,7 +19,7 @@ import msgspec
 from scow.image.content import REF_NAME, IndexEntry
 from scow.image.digest import Digest, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES, decode_document
-from scow.image.gc import delete_blobs, named_by
+from scow.image.gc import delete_blobs, leased, named_by
 from scow.image.manifest import MAX_INDEX_ENTRIES, Index, parse_document
 from scow.image.media_types import DOCKER_LIST, DOCKER_MANIFEST, INDEX_TYPES, OCI_INDEX
 from scow.image.reference import Reference, parse_reference
@@ -236,7 +236,7 @@ def _write(
     entry = IndexEntry(
         file.media_type, digest, len(data), annotations={REF_NAME: str(reference), **named}
     )
-    with store.content.lease() as lease:
+    with leased(store) as lease:
         lease.hold(blobs=[digest])
         store.content.write_blob(data, digest)
         with store.content.locked():

@@ -15,6 +15,7 @@ import msgspec
 
 from scow.image.digest import digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES, decode_document
+from scow.image.gc import leased
 from scow.image.install import read_small_blob
 from scow.image.lists import (
     Change,
@@ -88,7 +89,7 @@ def add_to_list(
         raise AlreadyExists(
             f"list {quote(name)} is there already", hint="add to it with --amend, or remove it"
         )
-    with store.content.lease() as lease:
+    with leased(store) as lease:
         members: list[_Member] = []
         for image in images:
             members += _find(store, image, everything=everything, **how)

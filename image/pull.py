@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from scow.image.digest import Digest, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.dropped import drop_blobs
-from scow.image.gc import collect
+from scow.image.gc import leased
 from scow.image.install import ImageDocument, install_image, read_image_document
 from scow.image.manifest import (
     MAX_INDEX_DEPTH,
@@ -70,7 +70,7 @@ def pull_image(
         warn=sink.warning,
         credentials=credentials,
     )
-    with _hinting(), registry, store.content.lease() as lease:
+    with _hinting(), registry, leased(store) as lease:
         resolution = _Resolution(store, registry, asked or host_platform())
         top_digest, document = resolution.resolve(reference)
         sink.resolved(reference.familiar, top_digest)
@@ -88,7 +88,6 @@ def pull_image(
         tag = str(reference) if reference.tag and not reference.digest else ""
         store.add(entry.annotated(name=tag, repo_digest=repo_digest))
         lease.finish()
-    collect(store, now=False)
     if drops:  # what came before that was the policy, or with an attempt that was cut
         drop_blobs(store, [layer.digest for layer in document.manifest.layers])
     return store.get(str(reference.with_digest(top_digest)) if reference.digest else tag)

@@ -26,6 +26,7 @@ from scow.image.content import IndexEntry
 from scow.image.digest import Digest, digest_bytes, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.dropped import borrowing, fetch_blobs, read_note
+from scow.image.gc import hold_image, leased
 from scow.image.install import ImageDocument, read_image_document
 from scow.image.lists import find_list
 from scow.image.manifest import (
@@ -158,13 +159,12 @@ def push_image(
         warn=sink.warning,
         credentials=credentials,
     )
-    with borrowing(store), registry, store.content.lease(spends_reserve=True) as lease:
+    with borrowing(store), registry, leased(store, spends_reserve=True) as lease:
         try:
             digest = parse_digest(entry.digest)
+            hold_image(store, lease, digest, name)
             data = store.content.read_blob(digest, MAX_DOCUMENT_BYTES)
             document = read_image_document(data, digest, entry.media_type, quote(name))
-            manifest = document.manifest
-            lease.hold(blobs=[manifest.config.digest, *(d.digest for d in manifest.layers)])
             data, media_type = push_blobs(store, registry, document, compression, sink)
             pushed = Pushed(reference, digest_bytes(data), len(data))
             assert reference.tag is not None

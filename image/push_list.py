@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 from scow.image.digest import Digest, parse_digest, quote
-from scow.image.gc import named_by
+from scow.image.gc import leased, named_by
 from scow.image.install import ImageDocument
 from scow.image.lists import ImageList, ListEntry, get_list, members_here
 from scow.image.manifest import Index, Manifest, parse_document
@@ -52,7 +52,7 @@ def push_list(
     sink = progress or SilentPush()
     sink.begin(reference.repository)
     registry = RegistryWriter(reference, patience=patience, warn=sink.warning, **how)
-    with registry, store.content.lease() as lease:
+    with registry, leased(store) as lease:
         try:
             blobs, _ = named_by(store, [found.entry], [])
             lease.hold(blobs=[parse_digest(text) for text in sorted(blobs)])

@@ -23,6 +23,7 @@ from scow.image.content import (
 from scow.image.digest import Digest, parse_digest, quote
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.files import checked, read_file, sync_directory, unchecked
+from scow.image.gc import leased
 from scow.image.install import install_image, read_image_document
 from scow.image.policy import drops_blobs
 from scow.image.progress import SilentProgress
@@ -144,7 +145,7 @@ def fetch_again(store: ImageStore, entry: IndexEntry, entries: list[IndexEntry])
         raise NotFound("it cannot be fetched again, its registry is not known")
     reference = parse_reference(source)
     what = quote(reference.familiar)
-    with Registry(reference) as registry, store.content.lease() as lease:
+    with Registry(reference) as registry, leased(store) as lease:
         data, digest, media_type = registry.get_manifest(entry.digest)
         document = read_image_document(data, digest, media_type or entry.media_type, what)
         progress = SilentProgress()

@@ -20,6 +20,7 @@ from scow.image.digest import Digest, algorithm_of, hex_of
 from scow.image.document import MAX_DOCUMENT_BYTES
 from scow.image.dropped import borrowing, fetch_blobs
 from scow.image.files import write_all
+from scow.image.gc import hold_image, leased
 from scow.image.install import read_image_document
 from scow.image.loaded import CONTAINERD_NAME
 from scow.image.manifest import Descriptor, Platform, parse_platform, platform_matches
@@ -128,14 +129,13 @@ def _contents(
         raise InvalidArgument("nothing to save: no image was named")
     asked = parse_platform(platform) if platform else None
     contents = _Contents()
-    with borrowing(store), store.content.lease(spends_reserve=True) as lease:
+    with borrowing(store), leased(store, spends_reserve=True) as lease:
         try:
             for name in names:
                 image, tags = _what_to_save(store, name)
                 _check_platform(image, name, asked)
-                lease.hold(blobs=[image.manifest_digest])
+                hold_image(store, lease, image.manifest_digest, name)
                 _add_image(store, contents, image, tags)
-            lease.hold(blobs=list(contents.blobs))
             fetch_blobs(store, contents.blobs.values(), warn)
             yield contents
         finally:

@@ -63,7 +63,7 @@ class Layers(Protocol):
     def sync_names(self) -> None: ...
     def damaged_completions(self) -> Sequence[str]: ...
     def drop_completion(self, name: str, *, keep_old: bool) -> None: ...
-    def strays(self, diff_ids: set[str], chains: set[str]) -> Sequence[str]: ...
+    def strays(self, diff_ids: set[str], chains: set[str], leased: set[str]) -> Sequence[str]: ...
     def leftovers(self, *, remove: bool) -> Sequence[str]: ...
     def discard(self, name: str) -> object: ...
     def drop_aside(self) -> int: ...
@@ -146,7 +146,11 @@ class ImageStore:
         Raises NotFound, or InvalidArgument for what can be neither or is ambiguous.
         """
         entries = self._entries()
-        return self._load(find_entry(entries, name_or_id), entries)
+        try:
+            return self._load(find_entry(entries, name_or_id), entries)
+        except IntegrityError:
+            entries = self._entries()  # removed meanwhile, perhaps
+            return self._load(find_entry(entries, name_or_id), entries)
 
     def list(self) -> list[ImageSummary]:
         """Every image once, newest first; of a damaged one there is little to tell."""
@@ -321,7 +325,7 @@ class ImageStore:
                 nameless = entry.annotated(name="", repo_digest="")
                 self.content.write_index([*others, nameless], removes=True)
                 return [*lines, *(f"Untagged: {_familiar(d)}" for d in digests)], False
-            gone = [e.annotated(name="", deleting="yes") for e in doomed]
+            gone = [e.deleted() for e in doomed]
             self.content.write_index([*others, *gone], removes=True)
         lines += [f"Untagged: {_familiar(d)}" for d in digests]
         return [*lines, f"Deleted: {entry.image_id}"], True
@@ -454,7 +458,7 @@ def _left_alone(entries: list[IndexEntry], kept: list[IndexEntry]) -> list[Index
     """For the collector: manifests that lose their last entry, as the same image packed otherwise."""
     digests = {entry.digest for entry in kept}
     gone = {e.digest: e for e in entries if e.image_id and e.digest not in digests}
-    return [entry.annotated(name="", deleting="yes") for entry in gone.values()]
+    return [entry.deleted() for entry in gone.values()]
 
 
 def _is_nameless(entry: IndexEntry, image_id: str) -> bool:

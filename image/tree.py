@@ -12,6 +12,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
 from scow.image.digest import new_hasher
 from scow.native import sys
@@ -42,7 +43,9 @@ def disk_bytes(path: str, seen: set[Inode] | None = None) -> int:
         return 0
     total = _blocks(info, seen)
     if stat.S_ISDIR(info.st_mode):
-        total += sum(_blocks(below, seen) for below in scan_tree(path))
+        with suppress(FileNotFoundError, NotADirectoryError):  # it is being removed
+            for below in scan_tree(path):
+                total += _blocks(below, seen)
     return total
 
 

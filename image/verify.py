@@ -10,7 +10,8 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -18,7 +19,7 @@ from scow.image.content import INDEX, INDEX_COPY, LAYOUT, LAYOUT_TEXT, IndexEntr
 from scow.image.digest import DiffID, Digest, chain_ids, hex_of, parse_digest
 from scow.image.dropped import borrowing, fetch_dropped, layers_of, noted_blobs, read_note
 from scow.image.files import read_file, sync_directory, unchecked
-from scow.image.gc import collect, delete_blobs, named_by
+from scow.image.gc import collect, delete_blobs, is_held, leased, named_by
 from scow.image.install import rebuild_summary
 from scow.image.repair import (
     compare_copy,
@@ -40,6 +41,7 @@ from scow.native.errors import (
 if TYPE_CHECKING:
     from scow.image.store import ImageStore
 
+T = TypeVar("T")
 _FILES = (LAYOUT, INDEX, "lock")
 _DIRECTORIES = ("", "blobs", "blobs/sha256", "blobs/sha512", "ingest", "summaries", "dropped")
 _OF_LAYERS = ("", ".staging", ".trash", ".locks", ".empty", ".aside")
@@ -227,13 +229,21 @@ class _Check:
         seen: set[str] = set()
         for entry in self.entries:
             if entry.is_deleting:
-                self.found(f"image {entry.image_id} was not removed to the end")
+                if not self._locked(partial(self._is_under_way, entry)):
+                    self.found(f"image {entry.image_id} was not removed to the end")
             elif entry.image_id and entry.digest not in seen:
                 seen.add(entry.digest)
                 self._image(entry)
 
+    def _is_under_way(self, entry: IndexEntry) -> bool:
+        """Whether a removal goes on by itself: who began it is alive, or others need some of it still."""
+        live = [lease for lease in self.content.leases() if lease.is_alive]
+        if entry.is_being_deleted or is_held(self.store, entry, live):
+            return True
+        return entry not in self.content.read_index()
+
     def _image(self, entry: IndexEntry) -> None:
-        missing = self._missing(entry)
+        missing = self._missing(entry) and self._locked(partial(self._missing_still, entry))
         if not missing:
             return
         names = [e.name for e in self.entries if e.digest == entry.digest and e.name]
@@ -241,6 +251,20 @@ class _Check:
         outcome = self._mend(entry) if self.repair else ""
         for part in missing:
             self.found(f"image '{name}' lacks {part}{outcome}", mended=self.repair and not outcome)
+
+    def _missing_still(self, entry: IndexEntry) -> list[str]:
+        """The same, unless the image was removed meanwhile."""
+        entries = self.content.read_index()
+        is_here = any(e.digest == entry.digest and not e.is_deleting for e in entries)
+        return self._missing(entry) if is_here else []
+
+    def _locked(self, look: Callable[[], T]) -> T:
+        """Look while nobody changes the store; on a read-only disk nobody does."""
+        try:
+            with self.content.locked():
+                return look()
+        except OSError:
+            return look()
 
     def _missing(self, entry: IndexEntry) -> list[str]:
         summary = self.store.read_summary(entry)
@@ -306,19 +330,21 @@ class _Check:
         for diff_id in sorted(filter(self._has_layer, blobs)):
             if self.store.layers.is_sealed(diff_id):
                 continue
-            blob = parse_digest(blobs[diff_id])
             was_sealed = self.store.layers.has_seal(diff_id)
+            fault = ""
+            differing: list[str] | None = []
             try:
-                differing = self._compare(diff_id, blob)
-                if differing is None and was_sealed:
-                    self.found(
-                        f"layer {diff_id} is damaged, and its blob is not kept here", mended=False
-                    )
-                elif not differing and was_sealed:
-                    self.found(f"the seal of layer {diff_id} was damaged", mended=True)
+                differing = self._compare(diff_id, parse_digest(blobs[diff_id]))
             except (ScowError, OSError) as e:
-                self.found(f"layer {diff_id} cannot be checked: {e}", mended=False)
-                continue
+                fault = f"layer {diff_id} cannot be checked: {e}"
+            if not self._locked(partial(self._has_layer, diff_id)):
+                continue  # it was removed meanwhile
+            if differing is None and was_sealed:
+                fault = f"layer {diff_id} is damaged, and its blob is not kept here"
+            if fault:
+                self.found(fault, mended=False)
+            elif differing == [] and was_sealed:
+                self.found(f"the seal of layer {diff_id} was damaged", mended=True)
             if differing and not self.repair:
                 self.bad_layers.add(diff_id)
             for path in differing or ():
@@ -369,7 +395,7 @@ class _Check:
                 return None
         elif not self.content.has_blob(blob) or blob in self.damaged:
             return None
-        with self.content.lease() as lease:
+        with leased(self.store) as lease:
             lease.hold(blobs=[blob], layers=[diff_id])
             try:
                 if not self.content.has_blob(blob):
@@ -429,7 +455,8 @@ class _Check:
             summaries = [self.store.read_summary(entry) for entry in own]
             if None in summaries:
                 return  # what a damaged image needs is not known
-            blobs, layers = named_by(self.store, entries, self.content.leases())
+            leases = self.content.leases()
+            blobs, layers = named_by(self.store, entries, leases)
             known = [*stored_blobs(self.store), *noted_blobs(self.content)]
             stray = [digest for digest in dict.fromkeys(known) if digest not in blobs]
             for digest in stray:
@@ -439,7 +466,8 @@ class _Check:
             if self.users is not None:
                 stacks = {*self.users.stacks, *(s.diff_ids for s in summaries if s)}
                 chains = {hex_of(c) for s in stacks for c in chain_ids([DiffID(d) for d in s])}
-                for name in self.store.layers.strays(layers | self.users.layers, chains):
+                _, leased = named_by(self.store, (), leases)
+                for name in self.store.layers.strays(layers | self.users.layers, chains, leased):
                     self.found(f"layer '{name}' belongs to no image")
                     if self.repair:
                         self.store.layers.discard(name)

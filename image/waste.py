@@ -166,10 +166,14 @@ def find_waste(store: ImageStore, image: Image, *, keep: int = 10) -> Waste:
     shares: list[LayerShare] = []
     # overlayfs takes a layer once: of one that stands twice in the stack the upper place counts.
     for diff_id in reversed(dict.fromkeys(reversed(image.diff_ids))):
-        with Stack.at([os.path.join(base, hex_of(diff_id), "diff")]) as stack:
-            layer = _Layer(stack, root, keep)
-            layer.run()
-            shares.append(layer.share(diff_id))
+        try:
+            with Stack.at([os.path.join(base, hex_of(diff_id), "diff")]) as stack:
+                layer = _Layer(stack, root, keep)
+                layer.run()
+        except FileNotFoundError:
+            store.get(image.id)  # no such image: it was removed meanwhile
+            raise
+        shares.append(layer.share(diff_id))
     total = sum(share.bytes for share in shares)
     hidden = sum(share.hidden_bytes for share in shares)
     return Waste(tuple(shares), total, total - hidden, hidden)

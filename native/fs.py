@@ -275,13 +275,21 @@ def remove_tree(parent_fd: int, name: str) -> None:
 
 
 def move_to_trash(parent_fd: int, name: str, trash_fd: int) -> str | None:
-    """Take a name away in one step, under a new name in the trash; None when it is gone already."""
-    fresh = f"{name}.{os.urandom(8).hex()}"
+    """Take a name away in one step, under a new name in the trash; None when it is gone already.
+
+    The new name says whose it is: see `is_in_use`.
+    """
+    fresh = f"{name}.{os.urandom(8).hex()}.{os.getpid()}"
     try:
         os.rename(name, fresh, src_dir_fd=parent_fd, dst_dir_fd=trash_fd)
     except FileNotFoundError:
         return None
     return fresh
+
+
+def is_in_use(name: str) -> bool:
+    """Whether who put this into the trash is alive, and so may be about to delete it."""
+    return os.path.exists(f"/proc/{name.rpartition('.')[2]}")
 
 
 def empty_trash(trash_fd: int) -> None:

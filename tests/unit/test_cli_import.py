@@ -99,5 +99,6 @@ def test_there_is_one_door_to_the_network() -> None:
         "image/answer.py",
         "image/tls.py",  # urllib3's warning, silenced
         "image/transport.py",
+        "image/transport_errors.py",  # their exceptions, in words
     }
     assert found["runs"] == {"image/credentials.py"}
