@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scow.image.progress import ProgressSink
     from scow.image.ranges import Fetcher
 
-PARALLEL_BLOBS = 5  # a zstd layer takes its window beside, 8 MiB as most tools write it
+PARALLEL_BLOBS = 3  # as Docker; a zstd layer takes its window beside, 8 MiB as most tools write it
 
 
 class Cancelled(ScowError):
