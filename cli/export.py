@@ -25,7 +25,7 @@ def archive_output(verb: str, path: str | None, elsewhere: str) -> Iterator[IO[b
         sys.stdout.buffer.flush()
         return
     # Written beside the target and renamed, so that a failure leaves no half archive.
-    part = f"{path}.part.{os.getpid()}"
+    part = f"{path}.part.{os.urandom(4).hex()}"
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(part, flags, 0o644), "wb") as file:

@@ -97,7 +97,7 @@ def save_directory(
 @contextmanager
 def _fresh_directory(path: str) -> Iterator[str]:
     """A directory beside `path`, which takes its name when all went well."""
-    part = f"{path.rstrip('/')}.part.{os.getpid()}"
+    part = f"{path.rstrip('/')}.part.{os.urandom(4).hex()}"
     os.mkdir(part, 0o755)
     try:
         yield part
