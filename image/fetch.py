@@ -6,9 +6,7 @@ wanted.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -17,8 +15,8 @@ from scow.image.install import has_another_source
 from scow.image.manifest import Descriptor
 from scow.image.progress import ProgressSink, SilentProgress
 from scow.image.ranges import Fetcher
-from scow.image.stall import LOOK_S, StallWatch
-from scow.image.tee import PARALLEL_BLOBS, BlobTee, Turn
+from scow.image.stall import StallWatch
+from scow.image.tee import PARALLEL_BLOBS, BlobTee, Turn, stop_of
 from scow.image.workers import Workers
 from scow.native.errors import IntegrityError, ScowError
 
@@ -43,22 +41,14 @@ def fetch_all(
 
     The first failure ends all; `explain` may put it in better words.
     """
-    stop = threading.Event()
+    stop = stop_of(source)
     watch = StallWatch(progress or SilentProgress())
     # The largest first: else the end is one long blob alone.
     wanted = sorted({blob.digest: blob for blob in blobs}.values(), key=lambda blob: -blob.size)
     with Fetcher(source, stop) as fetcher, Workers(PARALLEL_BLOBS, "scow-blob") as pool:
         work = _Fetch(store, fetcher, watch, Turn(stop))
         waiting = {pool.submit(work.one, blob, explain) for blob in wanted}
-        try:
-            while waiting:
-                done, waiting = wait(waiting, LOOK_S, FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                watch.check()
-        except BaseException:
-            stop.set()  # the others end at their next chunk
-            raise
+        watch.see_to_end(waiting, stop)
 
 
 class _Fetch:

@@ -7,7 +7,6 @@ goes through one pass: source -> digest -> blob file, and the same bytes -> deco
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from scow.image.manifest import (
     platform_matches,
 )
 from scow.image.store import SUMMARY_FORMAT, SummaryFile
-from scow.image.tee import PARALLEL_BLOBS, BlobTee, Turn
+from scow.image.tee import PARALLEL_BLOBS, BlobTee, Turn, stop_of
 from scow.native.errors import IntegrityError, InvalidArgument, NotFound, ScowError, Unsupported
 
 if TYPE_CHECKING:
@@ -238,13 +237,11 @@ def _install_blobs(
     jobs: list[_LayerJob],
     progress: ProgressSink,
 ) -> None:
-    from concurrent.futures import FIRST_COMPLETED, wait
-
     from scow.image.ranges import Fetcher
-    from scow.image.stall import LOOK_S, StallWatch
+    from scow.image.stall import StallWatch
     from scow.image.workers import Workers
 
-    stop: threading.Event = getattr(source, "stop", None) or threading.Event()
+    stop = stop_of(source)
     watch = StallWatch(progress)
     with (
         Fetcher(source, stop) as fetcher,
@@ -257,16 +254,7 @@ def _install_blobs(
         waiting |= {
             pool.submit(_LayerInstall(store, fetcher, job, watch, turn).run) for job in jobs
         }
-        try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=LOOK_S, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                watch.check()
-        except BaseException:
-            # The first failure decides; the others end at their next chunk.
-            stop.set()
-            raise
+        watch.see_to_end(waiting, stop)
 
 
 class _LayerInstall:

@@ -74,15 +74,10 @@ def write_layout(store: ImageStore) -> None:
 
 
 def compare_copy(content: ContentStore) -> tuple[str, bool]:
-    """What is wrong with an index that can be read, "" for nothing, and whether its copy is right."""
-    try:
-        with content.locked():
-            return _compare_copy(content)
-    except OSError:  # read-only: then nobody writes meanwhile
-        return _compare_copy(content)
+    """What is wrong with an index that can be read, "" for nothing, and whether its copy is right.
 
-
-def _compare_copy(content: ContentStore) -> tuple[str, bool]:
+    The caller holds the store's lock, unless the disk is read-only.
+    """
     index, copy = (os.path.join(content.root, name) for name in (INDEX, INDEX_COPY))
     try:
         copied = read_file(copy, MAX_INDEX_BYTES)

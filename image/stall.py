@@ -6,8 +6,10 @@ What belongs here: what counts as progress. What must not: the network's own lim
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from scow.image.disk_sync import is_syncing
 from scow.image.progress import ProgressSink
@@ -61,6 +63,19 @@ class StallWatch:
         else:
             why, hint = "nothing was fetched or unpacked", "what is here stays; pull again to go on"
         raise DeadlineExceeded(f"the pull made no progress for {limit:.0f} s: {why}", hint=hint)
+
+    def see_to_end(self, waiting: Collection[Future[None]], stop: threading.Event) -> None:
+        """Wait for all; the first failure, or the clock, decides: the others end at their next chunk."""
+        left = {*waiting}
+        try:
+            while left:
+                done, left = wait(left, LOOK_S, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                self.check()
+        except BaseException:
+            stop.set()
+            raise
 
     def growing(self, path: str, then: Callable[[], bool]) -> Callable[[], bool]:
         """`then`, to be called while somebody else writes `path`: that counts, too."""

@@ -27,6 +27,11 @@ class Cancelled(ScowError):
     """This layer was given up because another one failed."""
 
 
+def stop_of(source: object) -> threading.Event:
+    """What ends all work on a source: its own event, which ends its waiting, too, or a new one."""
+    return getattr(source, "stop", None) or threading.Event()
+
+
 class Turn:
     """To be held while a blob's bytes come: as many layers as memory allows, and until one fails."""
 

@@ -186,7 +186,7 @@ class _Check:
         path = os.path.join(self.content.root, INDEX)
         try:
             self.entries = self.content.read_index()
-            fault, is_copy_good = compare_copy(self.content)
+            fault, is_copy_good = self._locked(partial(compare_copy, self.content))
         except Unsupported as e:
             self.found(e.message, mended=False)
             self.is_index_good = False
